@@ -1,0 +1,197 @@
+"""Every setting of a run, defined once: type, bounds, unit and meaning.
+
+The command line's options, the YAML files and the settings stored in a checkpoint are all made
+from these classes; nothing else defines an option. What a level recommends stands in `levels.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from newllm.errors import UserError, did_you_mean
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(_Settings):
+    """What is read and how it becomes tokens."""
+
+    dataset: str = Field(description="name of the data set")
+    data: str = Field("hub", description="where the rows are: hub, sample, or a file or folder")
+    tokenizer: Literal["bpe", "word1000"] = Field(
+        "bpe", description="lossless byte-level BPE, or the published 1,000 whitespace words"
+    )
+    vocab_size: int = Field(
+        4096, ge=300, le=65536, description="entries of the BPE vocabulary (word1000 has 1,000)"
+    )
+    max_seq_length: int = Field(
+        ge=2,
+        le=65536,
+        description="tokens a training row holds; longer documents go on in the next",
+    )
+    max_samples: int | None = Field(None, ge=1, description="use at most so many training rows")
+
+
+class ModelSettings(_Settings):
+    """The shape of the model."""
+
+    architecture: Literal["context", "original"] = Field(
+        "context", description="our stack of context blocks, or the first published architecture"
+    )
+    num_layers: int = Field(ge=1, le=128, description="number of blocks")
+    context_dim: int = Field(ge=8, le=16384, description="numbers in each context vector")
+    embed_dim: int = Field(ge=8, le=16384, description="width of the stream between blocks")
+    hidden_dim: int = Field(ge=8, le=65536, description="width of the feed-forward layers")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of activations dropped in training")
+
+
+class TrainingSettings(_Settings):
+    """How the weights are found."""
+
+    epochs: int = Field(ge=1, description="passes over the training rows")
+    minutes: float | None = Field(
+        None, gt=0, description="end within so many minutes of training, schedule included"
+    )
+    batch_size: int = Field(ge=1, description="rows in one optimizer step")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="rows computed at once; only speed and memory depend on it"
+    )
+    learning_rate: float = Field(
+        gt=0, le=1, description="peak rate of Adam(W); matrices under Muon take 10 times it"
+    )
+    weight_decay: float = Field(ge=0, description="decoupled decay of the weight matrices")
+    warmup_share: float = Field(ge=0, lt=1, description="share of training the rate rises linearly")
+    warmdown_share: float = Field(
+        ge=0, le=1, description="share of training, at its end, the rate falls linearly"
+    )
+    patience: int = Field(ge=1, description="epochs without improvement before training winds down")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of weights, order and dropout")
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> TrainingSettings:
+        if self.warmup_share + self.warmdown_share > 1:
+            raise ValueError("warmup_share and warmdown_share together exceed 1")
+        return self
+
+
+class RunSettings(_Settings):
+    """Where the run happens and what it leaves behind."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="arithmetic of the matrix products; auto: the fastest here"
+    )
+    out: str = Field("checkpoints", description="folder of all files of the run")
+    name: str | None = Field(None, description="name of the run (default: made from the settings)")
+    init_from: str | None = Field(None, description="checkpoint whose weights training starts from")
+    save_minutes: float = Field(
+        1.0, ge=0, description="save for --resume at least so often, besides after every epoch"
+    )
+    tensorboard: bool = Field(False, description="also write TensorBoard curves (needs the extra)")
+
+
+class Settings(RunSettings, TrainingSettings, ModelSettings, DataSettings):
+    """All settings of one training run, flat, with every value decided.
+
+    (Pydantic orders fields by the last base first: data, model, training, run.)
+    """
+
+    def model_settings(self) -> ModelSettings:
+        """The part that shapes the model."""
+        return ModelSettings(**self.model_dump(include=set(ModelSettings.model_fields)))
+
+    @property
+    def run_name(self) -> str:
+        """`new_llm_{dataset}_layers{N}[_original][_bpe]`, unless --name says otherwise."""
+        if self.name is not None:
+            return self.name
+        name = f"new_llm_{self.dataset}_layers{self.num_layers}"
+        name += "_original" if self.architecture == "original" else ""
+        return name + ("_bpe" if self.tokenizer == "bpe" else "")
+
+
+OPTION_NAMES = {"init_from": "from"}
+"""Settings whose public name (flag and YAML key) differs, being a word of Python's."""
+
+
+def option_name(field: str) -> str:
+    """The flag of a setting: `num_layers` -> `--num-layers`."""
+    return "--" + OPTION_NAMES.get(field, field).replace("_", "-")
+
+
+WITHOUT_EFFECT_ON_WEIGHTS = frozenset({"out", "name", "save_minutes", "tensorboard", "device"})
+"""Settings that may differ when a run is resumed."""
+
+
+def parse(values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> Settings:
+    """Validate fully decided values.
+
+    Args:
+        values: setting -> value.
+        where: setting -> where the value came from, for the message (default: the flag).
+
+    Raises:
+        UserError: naming every wrong setting and what it may be.
+    """
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(item, where or {}) for item in error.errors())) from None
+
+
+def _explain(item: Any, where: Mapping[str, str]) -> str:
+    if not item["loc"]:
+        return str(item["ctx"]["error"])
+    field = str(item["loc"][0])
+    if item["type"] == "extra_forbidden":
+        return f"unknown setting {field}{did_you_mean(field, Settings.model_fields)}"
+    message = item["msg"][0].lower() + item["msg"][1:]
+    return f"{where.get(field, option_name(field))} {item['input']}: {message}"
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Settings from a YAML file, as `NAME.yaml` of a run holds them.
+
+    Raises:
+        UserError: for a missing or malformed file and for unknown settings, with the nearest name.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such settings file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `setting: value` lines")
+    public = {OPTION_NAMES.get(field, field): field for field in Settings.model_fields}
+    result = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in public:
+            raise UserError(f"{path}: unknown setting {key}{did_you_mean(name, public)}")
+        result[public[name]] = value
+    return result
+
+
+def to_yaml(settings: Settings) -> str:
+    """The settings as YAML that `--config` reads back, each with its meaning as a comment."""
+    lines = []
+    for field, info in Settings.model_fields.items():
+        value = getattr(settings, field)
+        text = yaml.safe_dump({OPTION_NAMES.get(field, field): value}, allow_unicode=True).strip()
+        lines.append(f"{text}  # {info.description}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""From rows to batches: sources, conversations, tokenizers, rendering, shards, packing, loading."""

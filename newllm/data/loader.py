@@ -1,0 +1,94 @@
+"""Batches of one epoch, in an order that is a function of (seed, epoch, step) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from newllm.data.packing import Plan, plan_epoch
+from newllm.data.shards import EncodedSplit
+
+IGNORED = -100
+"""Target of positions that are not scored: padding, and what follows a document's last token."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's rows. All tensors are [B, T]."""
+
+    ids: Tensor
+    targets: Tensor
+    """The next token, `IGNORED` where there is none."""
+    reset: Tensor
+    """True where a document starts."""
+    assistant: Tensor
+    """True where the target is a token an assistant has to produce."""
+    scored: int
+    """Targets that count."""
+
+    def lanes(self, start: int, stop: int) -> Batch:
+        """The part of the batch in lanes start..stop."""
+        part = slice(start, stop)
+        targets = self.targets[part]
+        return Batch(
+            self.ids[part],
+            targets,
+            self.reset[part],
+            self.assistant[part],
+            int((targets != IGNORED).sum()),
+        )
+
+
+class EpochLoader:
+    """The batches of one epoch over a split; `batches(step)` starts anywhere."""
+
+    def __init__(
+        self,
+        split: EncodedSplit,
+        row_length: int,
+        lanes: int,
+        shuffle_seed: tuple[int, int] | None = None,
+        shared: bool = True,
+    ) -> None:
+        self.split, self.lanes = split, lanes
+        self.plan: Plan = plan_epoch(split.lengths - 1, row_length, lanes, shuffle_seed, shared)
+
+    def __len__(self) -> int:
+        """Steps in the epoch."""
+        return len(self.plan.steps)
+
+    def batches(self, first_step: int = 0) -> Iterator[Batch]:
+        """Batches from `first_step` on."""
+        return (self.batch(step) for step in range(first_step, len(self)))
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step."""
+        shape = (self.lanes, self.plan.row_length)
+        ids, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+        reset, assistant = np.zeros(shape, bool), np.zeros(shape, bool)
+        for lane, row in enumerate(self.plan.steps[step]):
+            end = 0
+            for segment in row:
+                # One more token than positions: inputs and their successors overlap by all but one.
+                tokens = self.split.tokens(segment.document, segment.start, segment.stop + 1)
+                end = segment.column + segment.stop - segment.start
+                place = (lane, slice(segment.column, end))
+                ids[place], targets[place] = tokens[:-1], tokens[1:]
+                assistant[place] = self.split.assistant(
+                    segment.document, segment.start + 1, segment.stop + 1
+                )
+                if segment.start == 0:
+                    reset[lane, segment.column] = True
+            if 0 < end < shape[1]:
+                reset[lane, end] = True  # padding after the last document starts from nothing
+        return Batch(
+            ids=torch.from_numpy(ids),
+            targets=torch.from_numpy(targets),
+            reset=torch.from_numpy(reset),
+            assistant=torch.from_numpy(assistant),
+            scored=int((targets != IGNORED).sum()),
+        )

@@ -1,0 +1,114 @@
+"""The one place where text becomes training tokens; the chat prompt is made by the same code.
+
+BPE:       <bos> <user> content <end> <assistant> content <end> ...
+word1000:  BOS words EOS, cut at the protocol's length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from newllm.data.conversations import Conversation, RowFormat
+from newllm.data.tokenizers import BPE, Tokenizer, Word1000, replace_surrogates
+
+
+@dataclass(frozen=True)
+class Document:
+    """One rendered row, ready to be stored."""
+
+    ids: list[int]
+    assistant: list[bool]
+    """True for the tokens an assistant has to produce: its content and the end of its turn."""
+    content_bytes: int
+    """UTF-8 bytes of all messages' contents, special tokens not counted."""
+    assistant_bytes: int
+    cut_tokens: int = 0
+    replaced_surrogates: int = 0
+
+
+class ChatRenderer:
+    """Conversations with role tokens, whole, for the BPE tokenizer."""
+
+    def __init__(self, tokenizer: BPE) -> None:
+        self.tokenizer = tokenizer
+
+    def documents(self, rows: Sequence[Conversation]) -> list[Document]:
+        """Render whole conversations; nothing is cut."""
+        texts, replaced = [], []
+        for conversation in rows:
+            clean = [replace_surrogates(message["content"]) for message in conversation]
+            texts += [text for text, _ in clean]
+            replaced.append(sum(count for _, count in clean))
+        encoded = iter(zip(texts, self.tokenizer.encode_batch(texts), strict=True))
+        documents = []
+        for conversation, surrogates in zip(rows, replaced, strict=True):
+            ids, assistant, content_bytes, assistant_bytes = [self.tokenizer.bos], [False], 0, 0
+            for message in conversation:
+                text, content = next(encoded)
+                answers = message["role"] == "assistant"
+                ids += [self.tokenizer.roles[message["role"]], *content, self.tokenizer.end]
+                assistant += [False, *[answers] * (len(content) + 1)]
+                size = len(text.encode())
+                content_bytes += size
+                assistant_bytes += size * answers
+            documents.append(
+                Document(
+                    ids, assistant, content_bytes, assistant_bytes, replaced_surrogates=surrogates
+                )
+            )
+        return documents
+
+    def prompt(self, messages: Conversation, start: bool = True) -> list[int]:
+        """Ids up to the point where the assistant speaks; the prefix training saw, id for id.
+
+        With `start=False` the messages go on in a conversation whose last turn is closed.
+        """
+        ids = self.documents([messages])[0].ids[0 if start else 1 :]
+        return [*ids, self.tokenizer.roles["assistant"]]
+
+
+class ProtocolRenderer:
+    """Flat texts of the word-1000 protocol, cut at its length."""
+
+    def __init__(self, tokenizer: Word1000, row_format: RowFormat, length: int) -> None:
+        self.tokenizer, self.row_format, self.length = tokenizer, row_format, length
+
+    def documents(self, rows: Sequence[str]) -> list[Document]:
+        """BOS words EOS of each text; a cut row has no EOS."""
+        documents = []
+        for text, words in zip(rows, self.tokenizer.encode_batch(rows), strict=True):
+            ids = [self.tokenizer.bos, *words, self.tokenizer.end]
+            kept = ids[: self.length]
+            size = len(text.encode("utf-8", errors="replace"))
+            documents.append(
+                Document(kept, [False] * len(kept), size, 0, cut_tokens=len(ids) - len(kept))
+            )
+        return documents
+
+    def prompt(self, messages: Conversation, start: bool = True) -> list[int]:
+        """The words before the answer to the last message, as the protocol writes them."""
+        text = self.row_format.protocol_prompt(messages[-1]["content"])
+        words = self.tokenizer.encode_batch([text])[0]
+        return [self.tokenizer.bos, *words] if start else words
+
+
+Renderer = ChatRenderer | ProtocolRenderer
+
+
+def make_renderer(tokenizer: Tokenizer, row_format: RowFormat, length: int) -> Renderer:
+    """The renderer that goes with a tokenizer; `length` matters to word1000 alone."""
+    if isinstance(tokenizer, BPE):
+        return ChatRenderer(tokenizer)
+    assert isinstance(tokenizer, Word1000)
+    return ProtocolRenderer(tokenizer, row_format, length)
+
+
+def render_rows(
+    renderer: Renderer, row_format: RowFormat, rows: Sequence[Mapping[str, Any]]
+) -> list[Document]:
+    """Render raw rows on the road that the renderer belongs to. Rows must be well-formed."""
+    if isinstance(renderer, ChatRenderer):
+        return renderer.documents([row_format.conversation(row) for row in rows])
+    return renderer.documents([row_format.protocol_text(row) for row in rows])

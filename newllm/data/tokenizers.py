@@ -1,0 +1,189 @@
+"""The two tokenizers: lossless byte-level BPE, and the published closed 1,000-word vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+PAD = 0
+
+
+class Tokenizer(Protocol):
+    """What the rest of the program knows of a tokenizer."""
+
+    kind: str
+    bos: int
+    end: int
+    """Ends a document (word1000) or a turn (BPE)."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without any special token."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def piece(self, token: int) -> bytes:
+        """UTF-8 bytes that one token adds to a running text (part of a character, maybe)."""
+        ...
+
+    def special_name(self, token: int) -> str | None:
+        """What a special token is called; None for tokens of text."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def replace_surrogates(text: str) -> tuple[str, int]:
+    """Lone surrogates (which are no Unicode text) replaced by U+FFFD, and how many there were."""
+    count = sum("\ud800" <= character <= "\udfff" for character in text)
+    if not count:
+        return text, 0
+    return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text), count
+
+
+class Word1000:
+    """The published protocol's tokenizer: lower-cased whitespace words, the 996 most frequent.
+
+    Lossy by design (every other word is UNK), kept exactly because the pass marks are in its units.
+    """
+
+    kind = "word1000"
+    bos, end, unk = 2, 3, 1
+    size = 1000
+    _SPECIAL = ("<PAD>", "<UNK>", "<BOS>", "<EOS>")
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+        self._ids = {word: i + len(self._SPECIAL) for i, word in enumerate(self.words)}
+
+    @classmethod
+    def train(cls, texts: Iterable[str]) -> Word1000:
+        """Count the words of the training texts; ties stand in order of first appearance."""
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text.lower().split())
+        return cls([word for word, _ in counts.most_common(cls.size - len(cls._SPECIAL))])
+
+    @property
+    def vocab_size(self) -> int:
+        """Always 1,000, also when the training texts have fewer words."""
+        return self.size
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[self._ids.get(word, self.unk) for word in text.lower().split()] for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self.piece(token) for token in ids).decode().strip()
+
+    def piece(self, token: int) -> bytes:
+        if token == self.unk:
+            return b" <UNK>"
+        index = token - len(self._SPECIAL)
+        return b" " + self.words[index].encode() if 0 <= index < len(self.words) else b""
+
+    def special_name(self, token: int) -> str | None:
+        return self._SPECIAL[token] if token < len(self._SPECIAL) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "words": self.words}
+
+
+class BPE:
+    """Byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2), lossless for any Unicode text.
+
+    Ids 0..5 are the special tokens; they belong to no text: the string "<|user|>" in a user's
+    message is encoded as its characters. Digits stand alone, which helps with arithmetic.
+    """
+
+    kind = "bpe"
+    special = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+    bos, end = 1, 2
+    roles = {"system": 3, "user": 4, "assistant": 5}  # noqa: RUF012 (a constant)
+    _SPLIT = (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]|\s+(?!\S)|\s+"
+    )
+
+    def __init__(self, definition: str) -> None:
+        """`definition` is the JSON of a `tokenizers.Tokenizer` without special tokens."""
+        self._tokenizer = tokenizers.Tokenizer.from_str(definition)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> BPE:
+        """Learn the merges from the contents of the training messages."""
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(cls._SPLIT), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - len(cls.special),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator((replace_surrogates(text)[0] for text in texts), trainer)
+        return cls(tokenizer.to_str())
+
+    @property
+    def vocab_size(self) -> int:
+        return self._tokenizer.get_vocab_size() + len(self.special)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        clean = [replace_surrogates(text)[0] for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
+        offset = len(self.special)
+        return [[token + offset for token in encoding.ids] for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self.piece(token) for token in ids).decode("utf-8", errors="replace")
+
+    def piece(self, token: int) -> bytes:
+        index = token - len(self.special)
+        return self._pieces[index] if 0 <= index < len(self._pieces) else b""
+
+    def special_name(self, token: int) -> str | None:
+        return self.special[token] if token < len(self.special) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "definition": self._tokenizer.to_str()}
+
+    @cached_property
+    def _pieces(self) -> list[bytes]:
+        byte_of = {character: byte for byte, character in _byte_alphabet()}
+        vocabulary = self._tokenizer.get_vocab()
+        pieces = [b""] * len(vocabulary)
+        for text, index in vocabulary.items():
+            pieces[index] = bytes(byte_of[character] for character in text)
+        return pieces
+
+
+def _byte_alphabet() -> Iterator[tuple[int, str]]:
+    """(byte, printable character standing for it) as byte-level BPE pairs them since GPT-2."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    yield from ((byte, chr(byte)) for byte in plain)
+    rest = (byte for byte in range(256) if byte not in plain)
+    yield from ((byte, chr(256 + i)) for i, byte in enumerate(rest))
+
+
+def from_dict(stored: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that `to_dict` described."""
+    return Word1000(stored["words"]) if stored["kind"] == "word1000" else BPE(stored["definition"])
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Sixteen hexadecimal digits that differ whenever the tokenizer does."""
+    text = json.dumps(tokenizer.to_dict(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

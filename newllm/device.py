@@ -1,0 +1,52 @@
+"""What the machine can do: device, thread count and the arithmetic that is fast on it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from newllm.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a `--device` setting; `auto` takes a GPU where there is one.
+
+    Raises:
+        UserError: unknown name, or a GPU that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(f"--device {name}: torch sees {found} CUDA device(s); use --device cpu")
+    return device
+
+
+@cache
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products run on hardware units made for them."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def pick_precision(setting: str, device: torch.device) -> str:
+    """`fp32`, `bf16` or `fp16` for a `--precision` setting.
+
+    Raises:
+        UserError: fp16 on a CPU, where it is slower than fp32 and overflows.
+    """
+    if setting == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16: only on a GPU; on a CPU use bf16 or fp32")
+    if setting != "auto":
+        return setting
+    if fast_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"

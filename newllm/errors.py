@@ -1,0 +1,28 @@
+"""The exceptions that the command line turns into one line and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what is wrong, where, what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class Stopped(Exception):
+    """A signal stopped the work after everything was saved; the message says how to go on."""
+
+    def __init__(self, exit_code: int, how_to_go_on: str) -> None:
+        super().__init__(how_to_go_on)
+        self.exit_code = exit_code
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """`" (did you mean NAME?)"` with the nearest valid name, or the list of valid names."""
+    names = list(valid)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f" (did you mean {nearest[0]}?)" if nearest else f" (valid: {', '.join(names)})"

@@ -1,0 +1,140 @@
+"""What a model scores: exact sums first, ratios last.
+
+Sums (nats, tokens, hits, bytes) are merged across batches; a ratio is taken once, at the end, so
+that no number depends on how rows were batched. Evaluation runs in fp32, whatever training used.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from newllm.data.loader import IGNORED, EpochLoader
+from newllm.data.shards import EncodedSplit
+from newllm.data.tokenizers import Tokenizer, Word1000
+from newllm.model import LanguageModel
+from newllm.model.loss import chunk_rows
+
+Record = dict[str, Any]
+"""The numbers of one epoch, as plain values."""
+
+EVALUATION_ROW = 256
+"""Positions read at a time; the state is carried, so that no document is cut."""
+EVALUATION_LANES = 32
+
+
+@dataclass
+class Sums:
+    """Totals over scored tokens."""
+
+    nats: float = 0.0
+    tokens: int = 0
+    hits: int = 0
+    unk_tokens: int = 0
+    assistant_nats: float = 0.0
+    assistant_tokens: int = 0
+
+    def __iadd__(self, other: Sums) -> Sums:
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+        return self
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The numbers of one evaluation, null where they would mean nothing."""
+
+    rows: int
+    tokens: int
+    nats: float
+    loss: float
+    """Nats per scored token."""
+    ppl: float
+    accuracy: float
+    """Share of scored tokens that the model's first choice hits, 0..1."""
+    unk_share: float | None
+    """Share of scored tokens that are the unknown word, 0..1 (word1000)."""
+    bpb: float | None
+    """Bits per UTF-8 byte of content; all nats count, whole documents, state carried (BPE)."""
+    bpb_assistant: float | None
+    """The same for what the assistant says alone."""
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        return asdict(self)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: LanguageModel,
+    split: EncodedSplit,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    lanes: int = EVALUATION_LANES,
+) -> Metrics:
+    """Score every document of a split, in fp32, on `device`.
+
+    Bits per byte divide by the bytes of the text itself, so they compare models with different
+    tokenizers (the argument of nanochat's `evaluate_bpb`): role and end tokens cost nats but add no
+    bytes. For word1000 they would count a lossy text, and are not given.
+    """
+    was_training = model.training
+    model.eval()
+    sums = Sums()
+    state = model.initial_state(lanes)
+    unk = tokenizer.unk if isinstance(tokenizer, Word1000) else None
+    for batch in EpochLoader(split, EVALUATION_ROW, lanes).batches():
+        hidden, state = model(batch.ids.to(device), state, batch.reset.to(device))
+        scored = batch.targets != IGNORED
+        sums += _score(model, hidden[scored.to(device)], batch.targets[scored],
+                       batch.assistant[scored], unk)  # fmt: skip
+    model.train(was_training)
+    return summarize(sums, split, lossless=unk is None)
+
+
+def _score(
+    model: LanguageModel, hidden: Tensor, targets: Tensor, assistant: Tensor, unk: int | None
+) -> Sums:
+    sums = Sums(tokens=len(targets), assistant_tokens=int(assistant.sum()))
+    sums.unk_tokens = int((targets == unk).sum()) if unk is not None else 0
+    targets, assistant = targets.to(hidden.device), assistant.to(hidden.device)
+    step = chunk_rows(model.vocab_size)
+    for start in range(0, len(targets), step):
+        part = slice(start, start + step)
+        logits = model.logits(hidden[part]).float()
+        nats = F.cross_entropy(logits, targets[part], reduction="none").double()
+        sums.nats += float(nats.sum())
+        sums.assistant_nats += float(nats[assistant[part]].sum())
+        sums.hits += int((logits.argmax(dim=-1) == targets[part]).sum())
+    return sums
+
+
+def summarize(sums: Sums, split: EncodedSplit, lossless: bool) -> Metrics:
+    """The ratios of finished sums; `lossless` says that the tokens hold the whole text."""
+    content, assistant = int(split.content_bytes.sum()), int(split.assistant_bytes.sum())
+    loss = sums.nats / sums.tokens
+    return Metrics(
+        rows=len(split),
+        tokens=sums.tokens,
+        nats=sums.nats,
+        loss=loss,
+        ppl=perplexity(loss),
+        accuracy=sums.hits / sums.tokens,
+        unk_share=None if lossless else sums.unk_tokens / sums.tokens,
+        bpb=bits_per_byte(sums.nats, content) if lossless else None,
+        bpb_assistant=bits_per_byte(sums.assistant_nats, assistant) if lossless else None,
+    )
+
+
+def bits_per_byte(nats: float, content_bytes: int) -> float | None:
+    """nats / ln 2 / bytes; None without any byte."""
+    return nats / math.log(2) / content_bytes if content_bytes else None
+
+
+def perplexity(loss: float) -> float:
+    """exp(nats per token); infinite rather than an error when it is absurd."""
+    return math.exp(loss) if loss < 700 else math.inf

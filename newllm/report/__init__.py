@@ -1,0 +1,1 @@
+"""Facts about checkpoints, data and the machine, for people and for programs."""

@@ -1,0 +1,69 @@
+"""`newllm doctor`: what this machine has, what is active, and how fast it is."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+
+import newllm
+from newllm.data.prepare import cache_folder
+from newllm.device import fast_bf16, pick_device, pick_precision
+from newllm.model.recurrence import active_kernel
+
+_PACKAGES = ("torch", "numpy", "numba", "tokenizers", "accelerate", "datasets")
+
+
+def check_machine() -> dict[str, Any]:
+    """Versions, device, active kernel, speed of matrix products, free disk."""
+    device = pick_device("auto")
+    cache = cache_folder()
+    existing = next(p for p in (cache, *cache.parents) if p.exists())
+    facts: dict[str, Any] = {
+        "newllm": newllm.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        **{name: metadata.version(name) for name in _PACKAGES},
+        "device": str(device),
+        "cpu threads": torch.get_num_threads(),
+        "recurrence kernel": active_kernel(device),
+        "precision (auto)": pick_precision("auto", device),
+        "fast bf16": fast_bf16(device),
+        "matrix products fp32": f"{_speed(device, torch.float32):,.0f} GFLOP/s",
+        "matrix products bf16": f"{_speed(device, torch.bfloat16):,.0f} GFLOP/s",
+        "Hub": "offline (HF_HUB_OFFLINE)" if _offline() else "used when --data hub",
+        "cache": f"{cache} ({shutil.disk_usage(existing).free / 1e9:,.1f} GB free)",
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["note"] = "no CUDA kernel yet: the recurrence runs as a plain loop on the GPU"
+    return facts
+
+
+def machine_table(facts: Mapping[str, Any]) -> str:
+    """The facts as text."""
+    width = max(map(len, facts))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def _speed(device: torch.device, dtype: torch.dtype) -> float:
+    """GFLOP/s of a product of the size that training has; the best of a few."""
+    rows, inner, columns = 4096, 384, 768
+    a = torch.randn(rows, inner, device=device, dtype=dtype)
+    b = torch.randn(inner, columns, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        float((a @ b)[0, 0])  # reading a value waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * rows * inner * columns / best / 1e9

@@ -1,0 +1,148 @@
+"""Facts about checkpoints, data and evaluations, as plain values and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+from newllm.data.prepare import Encoding, prepare_training
+from newllm.data.sources import open_source
+from newllm.data.tokenizers import Tokenizer
+from newllm.levels import find_level, resolve
+from newllm.trained import TrainedModel
+
+Facts = dict[str, Any]
+
+
+def checkpoint_facts(path: str) -> Facts:
+    """What `newllm info` says of a checkpoint."""
+    model = TrainedModel.load(path, "cpu")
+    state = model.model.initial_state(1).values()
+    return {
+        "file": path,
+        "parameters": model.parameters,
+        "state_bytes": sum(part.numel() * part.element_size() for part in state),
+        "tokenizer": model.tokenizer.kind,
+        "vocab_size": model.tokenizer.vocab_size,
+        "metrics": model.metrics,
+        "data": model.data,
+        "settings": model.settings.model_dump(),
+        "versions": model.versions,
+    }
+
+
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """`info` as text."""
+    metrics, data = facts["metrics"], facts["data"]
+    counts = data["accounting"]["train"]
+    state = f"{facts['state_bytes']:,} bytes, however long the text"
+    lines = {
+        "file": facts["file"],
+        "parameters": f"{facts['parameters']:,}",
+        "state": state,
+        "tokenizer": f"{facts['tokenizer']}, {facts['vocab_size']:,} entries",
+        "epoch": f"{metrics['epoch']} of {metrics['epochs']}",
+        "validation": _scores(metrics),
+        "data": f"{data['source']} ({counts['documents']:,} rows, {counts['tokens']:,} tokens)",
+        "fingerprint": data["fingerprint"],
+        "written": f"{facts['versions']['created']} by newllm {facts['versions']['newllm']}, "
+        f"torch {facts['versions']['torch']}",
+    }
+    lines |= {f"  {name}": value for name, value in facts["settings"].items()}
+    return _columns(lines)
+
+
+def evaluation_table(result: Mapping[str, Any]) -> str:
+    """`eval` as text."""
+    lines = {
+        "data": f"{result['dataset']}: {result['rows']:,} rows, {result['tokens']:,} tokens",
+        "protocol": f"{result['tokenizer']}, {result['protocol']}",
+        "scores": _scores(result),
+    }
+    if result["ngram_ppl"] is None:
+        lines["n-gram"] = "not available (the training rows are no longer in the cache)"
+    else:
+        lines["n-gram"] = f"PPL {result['ngram_ppl']:.2f}"
+    return _columns(lines)
+
+
+def data_facts(dataset: str, flags: Mapping[str, Any]) -> Facts:
+    """What `newllm data` says: accounting of both splits and a rendered example."""
+    settings = resolve(dataset, flags)
+    source = open_source(dataset, settings.data, find_level(dataset).hub_ids)
+    encoding = Encoding(
+        dataset,
+        settings.tokenizer,
+        settings.vocab_size,
+        settings.max_seq_length,
+        settings.max_samples,
+        settings.seed,
+    )
+    encoded = prepare_training(source, encoding)
+    split, tokenizer = encoded.splits["train"], encoded.tokenizer
+    example = split.tokens(0, 0, int(split.lengths[0])).tolist()
+    return {
+        "dataset": dataset,
+        "source": encoded.source,
+        "revision": encoded.revision,
+        "fingerprint": encoded.fingerprint,
+        "tokenizer": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "splits": {name: asdict(counts) for name, counts in encoded.accounting.items()},
+        "example": _show(tokenizer, example),
+        "example_assistant": split.assistant(0, 0, len(example)).tolist(),
+        "folder": str(encoded.folder),
+    }
+
+
+def data_table(facts: Mapping[str, Any]) -> str:
+    """`data` as text."""
+    lines: dict[str, Any] = {
+        "source": facts["source"],
+        "tokenizer": f"{facts['tokenizer']}, {facts['vocab_size']:,} entries",
+        "encoded in": facts["folder"],
+    }
+    for name, counts in facts["splits"].items():
+        lines[name] = f"{counts['rows']:,} rows, {counts['malformed']:,} malformed"
+        lines[f"  {name} conversations"] = f"{counts['documents']:,}"
+        lines[f"  {name} tokens"] = (
+            f"{counts['tokens']:,} ({counts['cut_tokens']:,} cut from {counts['cut_rows']:,} rows)"
+        )
+        if facts["tokenizer"] == "word1000":
+            share = counts["unk_tokens"] / max(1, counts["scored_tokens"])
+            lines[f"  {name} UNK share"] = f"{share:.1%} of the scored tokens"
+        else:
+            lines[f"  {name} bytes"] = (
+                f"{counts['content_bytes']:,}, of these the assistant's "
+                f"{counts['assistant_bytes']:,}"
+            )
+        if counts["replaced_surrogates"]:
+            lines[f"  {name} lone surrogates"] = f"{counts['replaced_surrogates']:,} replaced"
+        for number, place in enumerate(counts["malformed_examples"], start=1):
+            lines[f"  {name} malformed {number}"] = place
+    return f"{_columns(lines)}\n\nFirst training row, as the model reads it:\n{facts['example']}"
+
+
+def _show(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """The tokens' text, special tokens by name; runs of text are decoded together."""
+    parts = []
+    for special, run in groupby(ids, key=tokenizer.special_name):
+        tokens = list(run)
+        parts += [tokenizer.decode(tokens)] if special is None else [special] * len(tokens)
+    return (" " if tokenizer.kind == "word1000" else "").join(parts)
+
+
+def _scores(result: Mapping[str, Any]) -> str:
+    text = f"loss {result['loss']:.4f}, PPL {result['ppl']:.3f}, accuracy {result['accuracy']:.2%}"
+    if result["bpb"] is None:
+        return text + f", UNK share {result['unk_share']:.1%}"
+    assistant = result["bpb_assistant"]
+    text += f", {result['bpb']:.4f} bits per byte"
+    return text + (f" (assistant {assistant:.4f})" if assistant is not None else "")
+
+
+def _columns(lines: Mapping[str, Any]) -> str:
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())

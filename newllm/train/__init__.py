@@ -1,0 +1,1 @@
+"""Training: the loop, its optimizers and guards, checkpoints, and whole runs."""

@@ -1,0 +1,129 @@
+"""One record an epoch: the same numbers on the screen, in `metrics.jsonl` and in TensorBoard.
+
+On a terminal the training line is live; anywhere else (a file, a pipe, `nohup`) plain lines are
+written and flushed as they grow, so that `tail -f` shows where a run is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from newllm.evaluate.metrics import Record
+from newllm.files import write_text
+
+_MARKS = (20, 40, 60, 80, 100)
+
+
+def training_summary(record: Record) -> str:
+    """`0.2min | Loss: 2.85`."""
+    return f"{record['seconds'] / 60:.1f}min | Loss: {record['train_loss']:.2f}"
+
+
+def validation_line(record: Record) -> str:
+    """`Val: Loss=2.82 PPL=16.8 Acc=45.1% UNK=41.2% ✓` (BPB in place of UNK for BPE)."""
+    bpb, unk_share = record["bpb"], record["unk_share"]
+    last = f"UNK={unk_share:.1%}" if bpb is None else f"BPB={bpb:.3f}"
+    mark = " ✓" if record["best"] else ""
+    return (
+        f"  Val: Loss={record['loss']:.2f} PPL={record['ppl']:.1f} "
+        f"Acc={record['accuracy']:.1%} {last}{mark}"
+    )
+
+
+class EpochLog(Protocol):
+    """What the training loop reports to."""
+
+    def start_epoch(self, epoch: int, epochs: int, done_share: float) -> None: ...
+    def step(self, done_share: float, loss: float) -> None: ...
+    def end_training(self, record: Record) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class PlainLog:
+    """Flushed plain lines, for files and pipes."""
+
+    def start_epoch(self, epoch: int, epochs: int, done_share: float) -> None:
+        print(f"Epoch {epoch}/{epochs}\n  Training...", end="", flush=True)
+        self._marks = [mark for mark in _MARKS if mark > 100 * done_share]
+
+    def step(self, done_share: float, loss: float) -> None:
+        while self._marks and 100 * done_share >= self._marks[0]:
+            print(f" {self._marks.pop(0)}%", end="", flush=True)
+
+    def end_training(self, record: Record) -> None:
+        print(f" | {training_summary(record)}", flush=True)
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)
+
+
+class LiveLog:
+    """A progress bar with the running loss, replaced by the plain line when the epoch ends."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def start_epoch(self, epoch: int, epochs: int, done_share: float) -> None:
+        self.console.print(f"Epoch {epoch}/{epochs}", highlight=False)
+        self._bar = Progress(
+            TextColumn("  Training..."),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("Loss: {task.fields[loss]:.2f}"),
+            console=self.console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=1.0, loss=float("nan"))
+        self._bar.update(self._task, completed=done_share)
+        self._bar.start()
+
+    def step(self, done_share: float, loss: float) -> None:
+        self._bar.update(self._task, completed=done_share, loss=loss)
+
+    def end_training(self, record: Record) -> None:
+        self._bar.stop()
+        marks = " ".join(f"{mark}%" for mark in _MARKS)
+        self.note(f"  Training... {marks} | {training_summary(record)}")
+
+    def note(self, text: str) -> None:
+        if hasattr(self, "_bar"):
+            self._bar.stop()
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def make_log() -> EpochLog:
+    """Live on a terminal, plain elsewhere."""
+    console = Console()
+    return LiveLog(console) if console.is_terminal and not console.is_dumb_terminal else PlainLog()
+
+
+class MetricsFile:
+    """`NAME.metrics.jsonl`: one JSON line an epoch, never half a line, never one twice.
+
+    The records also travel in the resume file, and the file is rewritten from them when a run is
+    resumed, so that what is printed is what is stored.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
+        self.path = path
+        self._writer = None
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(tensorboard))
+
+    def write(self, history: list[Record]) -> None:
+        """Store all records so far."""
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in history))
+        if self._writer is not None and history:
+            record = history[-1]
+            for name, value in record.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    self._writer.add_scalar(name, value, record["epoch"])
+            self._writer.flush()

@@ -1,0 +1,79 @@
+"""What keeps a run safe: one writer, orderly stops, and no non-finite number in the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import filelock
+import torch
+from torch import Tensor
+
+from newllm.errors import UserError
+
+MAX_NONFINITE_STEPS = 20
+"""Steps in a row with a non-finite gradient after which a run gives up."""
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path, name: str) -> Iterator[None]:
+    """Hold the run's lock file; the lock dies with the process, however it ends.
+
+    Raises:
+        UserError: another process trains under this name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--out {folder}: not a folder; give another") from None
+    lock = filelock.FileLock(folder / f".{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(
+            f"{folder / name}: another process is writing this run; wait for it, stop it, "
+            "or choose another --name or --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a request that the training loop honours after its step.
+
+    A second signal of the same kind acts as usual (and the last save stands).
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Catch the signals inside the block."""
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        before = {kind: signal.signal(kind, self._handle) for kind in kinds}
+        self._before = before
+        try:
+            yield self
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, self._before[signal.Signals(number)])
+
+    @property
+    def exit_code(self) -> int:
+        """128 plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + (self.signal or 0)
+
+
+def all_finite(loss: Tensor, gradient_norm: Tensor) -> bool:
+    """Whether a step may be taken."""
+    return bool(torch.isfinite(loss) & torch.isfinite(gradient_norm))

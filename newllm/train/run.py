@@ -1,0 +1,313 @@
+"""One run from settings to verdict: data, model, training, files, resume."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import newllm
+from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, Settings, option_name, parse, to_yaml
+from newllm.data.prepare import Accounting, Encoded, Encoding, prepare_training
+from newllm.data.sources import open_source
+from newllm.data.tokenizers import from_dict
+from newllm.errors import Stopped, UserError
+from newllm.evaluate.floor import ngram_floor
+from newllm.evaluate.metrics import Metrics
+from newllm.files import write_text
+from newllm.levels import find_level, resolve
+from newllm.model.recurrence import active_kernel
+from newllm.train import checkpoint
+from newllm.train.epoch_log import EpochLog, MetricsFile, make_log
+from newllm.train.guards import StopRequest, run_lock
+from newllm.train.loop import Trainer
+from newllm.verdict import verdict_lines
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Every file of a run, by the run's name."""
+
+    folder: Path
+    name: str
+
+    @property
+    def best(self) -> Path:
+        return self.folder / f"best_{self.name}.pt"
+
+    @property
+    def final(self) -> Path:
+        return self.folder / f"{self.name}_final.pt"
+
+    @property
+    def resume(self) -> Path:
+        return self.folder / f"{self.name}_resume.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / f"{self.name}.metrics.jsonl"
+
+    @property
+    def settings(self) -> Path:
+        return self.folder / f"{self.name}.yaml"
+
+    def existing(self) -> list[Path]:
+        """Those files that are there, the resume file's predecessor included."""
+        files = (self.best, self.final, self.resume, self.metrics, self.settings)
+        return [p for p in (*files, checkpoint.previous_path(self.resume)) if p.exists()]
+
+
+def train(
+    dataset: str,
+    flags: Mapping[str, Any],
+    file: Mapping[str, Any] | None = None,
+    resume: bool = False,
+) -> Path:
+    """Train one model and print how it goes.
+
+    Args:
+        dataset: name of the data set.
+        flags: settings given by the user, by field name.
+        file: settings from a YAML file.
+        resume: go on where the run of this name stopped; settings that are not given are taken
+            from it.
+
+    Returns:
+        Path of the best checkpoint.
+
+    Raises:
+        UserError: anything the user can mend.
+        Stopped: a signal came; everything is saved.
+    """
+    settings = resolve(dataset, flags, file)
+    files = RunFiles(Path(settings.out), settings.run_name)
+    with run_lock(files.folder, files.name):
+        log = make_log()
+        stored = _find_resume(files, log) if resume else None
+        if stored is not None:
+            settings = _settings_of_resumed(stored, {**(file or {}), **flags}, settings)
+        else:
+            _set_aside(files, log)
+        return _Run(settings, files, log).train(stored)
+
+
+class _Run:
+    """What `train` needs in several places."""
+
+    def __init__(self, settings: Settings, files: RunFiles, log: EpochLog) -> None:
+        self.settings, self.files, self.log = settings, files, log
+        self.level = find_level(settings.dataset)
+        self.initial = _load_initial(settings)
+        self.data = self._encode()
+        self.metrics_file = MetricsFile(
+            files.metrics,
+            files.folder / "tensorboard" / files.name if settings.tensorboard else None,
+        )
+
+    def train(self, stored: dict[str, Any] | None) -> Path:
+        trainer = Trainer(
+            self.settings, self.data, self.log, save=self._save, save_best=self._save_best
+        )
+        if stored is not None:
+            self._refuse_changed_data(stored)
+            trainer.load_state_dict(stored["trainer"])
+        elif self.initial is not None:
+            _load_weights(trainer, self.initial, self.settings)
+        self._introduce(trainer, resumed=stored is not None)
+        write_text(self.files.settings, to_yaml(self.settings))
+        self.metrics_file.write(trainer.progress.history)
+        if not trainer.progress.finished:
+            stop = StopRequest()
+            with stop.listening():
+                if not trainer.fit(stop):
+                    raise Stopped(stop.exit_code, f"Stopped; to go on: {_resume_command()}")
+            self._write_model(self.files.final, trainer, trainer.progress.history[-1])
+        self._conclude(trainer)
+        return self.files.best
+
+    def _encode(self) -> Encoded:
+        settings = self.settings
+        source = open_source(settings.dataset, settings.data, self.level.hub_ids)
+        encoding = Encoding(
+            settings.dataset,
+            settings.tokenizer,
+            settings.vocab_size,
+            settings.max_seq_length,
+            settings.max_samples,
+            settings.seed,
+        )
+        given = from_dict(self.initial["tokenizer"]) if self.initial else None
+        if given is not None and given.kind != settings.tokenizer:
+            raise UserError(
+                f"--from {settings.init_from}: its tokenizer is {given.kind}, "
+                f"so give --tokenizer {given.kind}"
+            )
+        return prepare_training(source, encoding, given)
+
+    def _introduce(self, trainer: Trainer, resumed: bool) -> None:
+        settings, counts = self.settings, self.data.accounting
+        self.log.note(f"Run {self.files.name}: level {self.level.number}, {self.level.title}")
+        self.log.note(f"Data   {self.data.source}: {describe_counts(counts['train'])}")
+        self.log.note(f"       validation: {describe_counts(counts['validation'])}")
+        for name, facts in counts.items():
+            if facts.malformed:
+                self.log.note(
+                    f"       {facts.malformed} malformed {name} rows left out; "
+                    f"first: {facts.malformed_examples[0]}"
+                )
+        self.log.note(
+            f"Model  {settings.architecture}, {settings.num_layers} layer(s), context "
+            f"{settings.context_dim}, {trainer.parameters:,} parameters, {settings.tokenizer} "
+            f"vocabulary of {self.data.tokenizer.vocab_size:,}"
+        )
+        self.log.note(
+            f"Device {trainer.device.type}, {trainer.precision}, recurrence kernel "
+            f"{active_kernel(trainer.device)}, {torch.get_num_threads()} threads"
+        )
+        if resumed:
+            at = trainer.progress
+            self.log.note(f"Resumed at epoch {at.epoch + 1}, step {at.step}")
+
+    def _refuse_changed_data(self, stored: dict[str, Any]) -> None:
+        if stored["data"]["fingerprint"] != self.data.fingerprint:
+            raise UserError(
+                f"--resume: the data changed since the run began ({stored['data']['source']}); "
+                "restore it, or train anew without --resume"
+            )
+
+    def _describe_data(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.data.fingerprint,
+            "source": self.data.source,
+            "revision": self.data.revision,
+            "accounting": {name: asdict(facts) for name, facts in self.data.accounting.items()},
+        }
+
+    def _save(self, trainer: Trainer) -> None:
+        content = {
+            "kind": "resume",
+            "settings": self.settings.model_dump(),
+            "trainer": trainer.state_dict(),
+            "data": self._describe_data(),
+            "newllm_version": newllm.__version__,
+        }
+        checkpoint.save(self.files.resume, content, keep_previous=True)
+        self.metrics_file.write(trainer.progress.history)
+
+    def _save_best(self, trainer: Trainer, metrics: Metrics) -> None:
+        self._write_model(self.files.best, trainer, trainer.progress.history[-1])
+
+    def _write_model(self, path: Path, trainer: Trainer, record: dict[str, Any]) -> None:
+        """A self-contained checkpoint: enough to evaluate, chat and train on."""
+        content = {
+            "kind": "model",
+            "model": trainer.model.state_dict(),
+            "settings": self.settings.model_dump(),
+            "tokenizer": self.data.tokenizer.to_dict(),
+            "metrics": record,
+            "data": self._describe_data(),
+            "newllm_version": newllm.__version__,
+            "torch_version": str(torch.__version__),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        checkpoint.save(path, content)
+
+    def _conclude(self, trainer: Trainer) -> None:
+        history = trainer.progress.history
+        best = history[trainer.progress.best_epoch - 1]
+        self.log.note(
+            f"Finished: {len(history)} epochs, {trainer.progress.seconds / 60:.1f} minutes of "
+            f"training, {trainer.progress.trained_tokens:,} tokens"
+        )
+        floor = ngram_floor(self.data)
+        for line in verdict_lines(self.level, self.settings, best, floor, str(self.files.best)):
+            self.log.note(line)
+
+
+def describe_counts(counts: Accounting) -> str:
+    """`11,883 rows, 948,328 tokens (633,152 cut)`."""
+    cut = f" ({counts.cut_tokens:,} cut)" if counts.cut_tokens else ""
+    return f"{counts.documents:,} rows, {counts.tokens:,} tokens{cut}"
+
+
+def _find_resume(files: RunFiles, log: EpochLog) -> dict[str, Any] | None:
+    found = checkpoint.load_newest(files.resume)
+    if found is None:
+        log.note(f"Nothing to resume under {files.resume}; starting afresh.")
+        return None
+    content, warning = found
+    if warning:
+        log.note(warning)
+    return content
+
+
+def _settings_of_resumed(
+    stored: dict[str, Any], given: Mapping[str, Any], resolved: Settings
+) -> Settings:
+    """The stored settings; a given one may differ only where it cannot change the weights."""
+    before: dict[str, Any] = stored["settings"]
+    changed = [
+        f"{option_name(name)} {before[name]} -> {getattr(resolved, name)}"
+        for name in given
+        if name not in WITHOUT_EFFECT_ON_WEIGHTS
+        and name != "dataset"
+        and getattr(resolved, name) != before[name]
+    ]
+    if changed:
+        raise UserError(
+            f"--resume: the run began with other settings ({'; '.join(changed)}); "
+            "leave them as they were, or start another run with --name, --from its best file"
+        )
+    free = {name: getattr(resolved, name) for name in WITHOUT_EFFECT_ON_WEIGHTS}
+    return parse({**before, **free})
+
+
+def _set_aside(files: RunFiles, log: EpochLog) -> None:
+    """Move an earlier run of the same name out of the way, rather than over-writing it."""
+    existing = files.existing()
+    if not existing:
+        return
+    folder = files.folder / "replaced" / f"{files.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while folder.exists():
+        folder, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    folder.mkdir(parents=True)
+    for path in existing:
+        path.rename(folder / path.name)
+    log.note(f"An earlier run of this name was moved to {folder} (--resume would have gone on)")
+
+
+def _load_initial(settings: Settings) -> dict[str, Any] | None:
+    if settings.init_from is None:
+        return None
+    content = checkpoint.load(Path(settings.init_from))
+    if content["kind"] != "model":
+        raise UserError(f"--from {settings.init_from}: give a best_*.pt or *_final.pt file")
+    return content
+
+
+def _load_weights(trainer: Trainer, initial: dict[str, Any], settings: Settings) -> None:
+    shape = settings.model_settings().model_dump(exclude={"dropout"})
+    differing = [
+        f"{option_name(name)} {initial['settings'][name]}"
+        for name, value in shape.items()
+        if initial["settings"][name] != value
+    ]
+    if differing:
+        raise UserError(
+            f"--from {settings.init_from}: the model there has another shape; "
+            f"give {' '.join(differing)}"
+        )
+    trainer.model.load_state_dict(initial["model"])
+
+
+def _resume_command() -> str:
+    """The command that was typed, with --resume."""
+    words = ["newllm", *sys.argv[1:]]
+    return shlex.join(words if "--resume" in words else [*words, "--resume"])

@@ -1,0 +1,138 @@
+"""A trained model as people use it: loaded from one file, asked, chatted with, evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from newllm.chat.sampling import Sampling
+from newllm.chat.session import MAX_NEW_TOKENS, ChatSession
+from newllm.config import Settings
+from newllm.data.conversations import ROW_FORMATS
+from newllm.data.prepare import Encoded, Encoding, find_encoded, prepare_evaluation
+from newllm.data.render import Renderer, make_renderer
+from newllm.data.sources import open_source
+from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
+from newllm.device import pick_device
+from newllm.errors import UserError, did_you_mean
+from newllm.evaluate.floor import ngram_floor
+from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
+from newllm.levels import find_level
+from newllm.model import LanguageModel, build_model
+from newllm.train import checkpoint
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a `best_*.pt` or `*_final.pt` file holds, ready for use."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    settings: Settings
+    metrics: dict[str, Any]
+    """The record of the epoch the weights are from."""
+    data: dict[str, Any]
+    """Fingerprint, source, revision and accounting of the rows it was trained on."""
+    versions: dict[str, str]
+    path: Path
+    device: torch.device
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> TrainedModel:
+        """Read a checkpoint.
+
+        Raises:
+            UserError: missing, damaged, or a resume file.
+        """
+        content = checkpoint.load(Path(path))
+        if content["kind"] != "model":
+            raise UserError(
+                f"{path}: this file only resumes a training; give the run's best_*.pt or *_final.pt"
+            )
+        where = pick_device(device)
+        settings = Settings(**content["settings"])
+        tokenizer = from_dict(content["tokenizer"])
+        model = build_model(settings.model_settings(), tokenizer.vocab_size)
+        model.load_state_dict(content["model"])
+        return cls(
+            model=model.to(where).eval(),
+            tokenizer=tokenizer,
+            settings=settings,
+            metrics=content["metrics"],
+            data=content["data"],
+            versions={
+                "newllm": content["newllm_version"],
+                "torch": content["torch_version"],
+                "created": content["created"],
+            },
+            path=Path(path),
+            device=where,
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def renderer(self) -> Renderer:
+        """Turns messages into the tokens this model was trained on."""
+        row_format = ROW_FORMATS[self.settings.dataset]
+        return make_renderer(self.tokenizer, row_format, row_format.protocol_length)
+
+    def chat(self, sampling: Sampling | None = None, system: str | None = None) -> ChatSession:
+        """Begin a conversation; see :class:`newllm.chat.session.ChatSession`."""
+        return ChatSession(self.model, self.renderer, sampling or Sampling(), system)
+
+    def generate(
+        self,
+        prompt: str,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        min_new_tokens: int = 0,
+    ) -> Iterator[str]:
+        """Answer one prompt, in pieces as they are written."""
+        return self.chat(sampling).stream(prompt, max_new_tokens, min_new_tokens)
+
+    def evaluate(
+        self, data: str, dataset: str | None = None, lanes: int = EVALUATION_LANES
+    ) -> dict[str, Any]:
+        """Score the validation rows found at `data` (all rows, if it is one file).
+
+        Returns:
+            dataset, tokenizer, protocol, rows, tokens, nats, loss, ppl, accuracy, unk_share, bpb,
+            bpb_assistant, ngram_ppl; None where a number would mean nothing.
+
+        Raises:
+            UserError: unknown data set or unusable rows.
+        """
+        dataset = dataset or self.settings.dataset
+        if dataset not in ROW_FORMATS:
+            raise UserError(f"unknown data set {dataset}{did_you_mean(dataset, ROW_FORMATS)}")
+        length = ROW_FORMATS[dataset].protocol_length
+        encoding = Encoding(dataset, self.tokenizer.kind, self.tokenizer.vocab_size, length)
+        source = open_source(dataset, data, find_level(dataset).hub_ids)
+        encoded = prepare_evaluation(source, encoding, self.tokenizer)
+        split = encoded.splits["validation"]
+        metrics = evaluate(self.model, split, self.tokenizer, self.device, lanes)
+        trained_on = self._training_rows()
+        floor = ngram_floor(trained_on, split) if trained_on else None
+        word1000 = self.tokenizer.kind == "word1000"
+        return {
+            "dataset": dataset,
+            "tokenizer": self.tokenizer.kind,
+            "protocol": f"word1000, rows cut at {length}" if word1000 else "whole documents",
+            **metrics.to_dict(),
+            "ngram_ppl": floor.ppl if floor else None,
+        }
+
+    def _training_rows(self) -> Encoded | None:
+        """The encoded training rows, if they are still in the cache (the n-gram counts them)."""
+        encoded = find_encoded(self.data["fingerprint"])
+        if encoded is None or fingerprint(encoded.tokenizer) != fingerprint(self.tokenizer):
+            return None
+        return encoded

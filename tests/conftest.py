@@ -1,0 +1,82 @@
+"""Every test is offline, keeps to its own cache, and finds NaN where memory was never written."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+
+from newllm.config import ModelSettings
+
+torch.set_num_threads(1)  # one core a worker: tests run in parallel
+hypothesis_settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    max_examples=30,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+hypothesis_settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoded data of tests never mixes with the user's, and is shared within a worker."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("NEWLLM_CACHE", str(folder))
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """`torch.empty` gives NaN (by torch's default), so a kernel that forgets to write is found."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def tiny_model_settings() -> Callable[..., ModelSettings]:
+    """Settings of a model small enough for float64 comparisons."""
+
+    def make(**changes: Any) -> ModelSettings:
+        values = {
+            "num_layers": 2,
+            "context_dim": 16,
+            "embed_dim": 24,
+            "hidden_dim": 32,
+            "dropout": 0.0,
+        }
+        return ModelSettings(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def dolly_folder(tmp_path: Path) -> Path:
+    """A folder of Dolly-like rows: 60 for training, 12 for validation."""
+    folder = tmp_path / "dolly"
+    folder.mkdir()
+    for name, count, shift in (("train", 60, 0), ("validation", 12, 1000)):
+        rows = [
+            {
+                "instruction": f"What comes after {i + shift}?",
+                "context": "Counting goes up by one." if i % 3 == 0 else "",
+                "response": f"After {i + shift} comes {i + shift + 1}.",
+                "category": "open_qa",
+            }
+            for i in range(count)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return folder

@@ -1,0 +1,107 @@
+"""Packing loses and doubles nothing, cuts no document that fits, and is a function of the seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from newllm.data.loader import IGNORED, EpochLoader
+from newllm.data.packing import plan_epoch
+from newllm.data.render import Document
+from newllm.data.shards import EncodedSplit, SplitWriter
+
+lengths_of_documents = st.lists(st.integers(0, 50), min_size=1, max_size=30)
+
+
+@given(lengths_of_documents, st.integers(1, 20), st.integers(1, 5), st.booleans(), st.booleans())
+def test_every_position_once_and_in_order(lengths, row_length, lanes, shuffle, shared) -> None:
+    plan = plan_epoch(np.array(lengths), row_length, lanes, (0, 1) if shuffle else None, shared)
+    seen: dict[int, list[tuple[int, int, int, int]]] = {}
+    for step, rows in enumerate(plan.steps):
+        assert len(rows) == lanes
+        for lane, row in enumerate(rows):
+            end = 0
+            assert shared or len(row) <= 1
+            for segment in row:
+                assert segment.column == end  # segments fill a row from the left, without holes
+                end += segment.stop - segment.start
+                seen.setdefault(segment.document, []).append(
+                    (segment.start, segment.stop, step, lane)
+                )
+            assert end <= row_length
+    for document, length in enumerate(lengths):
+        parts = sorted(seen.get(document, []))
+        covered = [position for start, stop, *_ in parts for position in range(start, stop)]
+        assert covered == list(range(length))
+        if length <= row_length:
+            assert len(parts) <= 1, "a document that fits a row was cut"
+        for (_, stop, step, lane), following in zip(parts, parts[1:], strict=False):
+            assert stop % row_length == 0, "only whole rows are continued"
+            assert following[2:] == (step + 1, lane), "the next row of the same lane"
+
+
+def test_rows_are_well_filled() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 127, size=3000)
+    plan = plan_epoch(lengths, 128, 16, (0, 0))
+    assert lengths.sum() / (len(plan.steps) * 16 * 128) > 0.93
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    lengths = np.arange(1, 60)
+    first = plan_epoch(lengths, 64, 4, (7, 0))
+    assert plan_epoch(lengths, 64, 4, (7, 0)) == first
+    assert plan_epoch(lengths, 64, 4, (7, 1)) != first
+    assert plan_epoch(lengths, 64, 4, (8, 0)) != first
+
+
+def write_split(folder: Path, documents: list[list[int]], shard_tokens: int) -> EncodedSplit:
+    writer = SplitWriter(folder, "train", shard_tokens)
+    writer.add(
+        Document(ids, [i % 2 == 1 for i in range(len(ids))], len(ids), 1) for ids in documents
+    )
+    writer.close()
+    return EncodedSplit(folder, "train", writer.shards)
+
+
+@pytest.mark.parametrize("shard_tokens", [1, 40, 10_000])
+def test_shards_give_back_every_document(tmp_path: Path, shard_tokens: int) -> None:
+    documents = [list(range(100 * i, 100 * i + 3 + i)) for i in range(12)]
+    split = write_split(tmp_path, documents, shard_tokens)
+    assert len(split) == 12
+    for number, ids in enumerate(documents):
+        assert split.tokens(number, 0, len(ids)).tolist() == ids
+        assert split.tokens(number, 1, 3).tolist() == ids[1:3]
+    tokens, offsets = split.all_tokens()
+    assert tokens.tolist() == [token for ids in documents for token in ids]
+    assert offsets[-1] == len(tokens)
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_batches_hold_inputs_targets_and_resets(tmp_path: Path, lanes: int) -> None:
+    documents = [[1, *range(10 * i, 10 * i + length)] for i, length in enumerate((4, 20, 2, 7), 1)]
+    split = write_split(tmp_path, documents, 10_000)
+    loader = EpochLoader(split, row_length=8, lanes=lanes, shuffle_seed=(0, 0))
+    pairs, resets = [], 0
+    for batch in loader.batches():
+        assert batch.scored == int((batch.targets != IGNORED).sum())
+        scored = batch.targets != IGNORED
+        pairs += list(zip(batch.ids[scored].tolist(), batch.targets[scored].tolist(), strict=True))
+        resets += int((batch.reset & scored).sum())
+        assert (batch.ids[batch.reset & scored] == 1).all()
+    expected = [pair for ids in documents for pair in zip(ids, ids[1:], strict=False)]
+    assert sorted(pairs) == sorted(expected)
+    assert resets == len(documents)
+
+
+def test_loader_starts_anywhere(tmp_path: Path) -> None:
+    split = write_split(tmp_path, [[1] * (3 + i % 30) for i in range(50)], 10_000)
+    loader = EpochLoader(split, 16, 2, (3, 4))
+    whole = list(loader.batches())
+    for step, batch in enumerate(loader.batches(5), start=5):
+        assert np.array_equal(batch.ids, whole[step].ids)
+        assert np.array_equal(batch.targets, whole[step].targets)

@@ -1,0 +1,395 @@
+"""The built-in sample data: the same in every process, without repeats, and with right answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from newllm.data.sample import SAMPLE_VERSION, SAMPLES, sample_rows
+from newllm.data.sample.code_alpaca import TASKS, fails
+from newllm.data.sample.code_tasks import fill
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FIELDS = {
+    "dolly": {"instruction", "context", "response", "category"},
+    "hh_rlhf": {"chosen", "rejected", "subset"},
+    "ultrachat": {"messages"},
+    "code_alpaca": {"instruction", "input", "output", "checks"},
+    "math": {"problem", "level", "type", "solution"},
+    "wikitext2": {"text"},
+}
+COUNTS = {
+    "dolly": (4400, 440),
+    "hh_rlhf": (3000, 300),
+    "ultrachat": (2000, 200),
+    "code_alpaca": (2500, 250),
+    "math": (3000, 300),
+    "wikitext2": (1500, 150),
+}
+DIGEST = """
+import hashlib, json, sys
+from newllm.data.sample import SAMPLES, sample_rows
+for name in SAMPLES:
+    text = json.dumps([sample_rows(name, split, seed=3) for split in ("train", "validation")])
+    print(name, hashlib.sha256(text.encode()).hexdigest())
+"""
+
+Rows = list[dict[str, Any]]
+
+
+@cache
+def rows_of(name: str, split: str, seed: int = 0) -> Rows:
+    return sample_rows(name, split, seed)
+
+
+def both_splits(name: str) -> Rows:
+    return rows_of(name, "train") + rows_of(name, "validation")
+
+
+def as_text(row: dict[str, Any]) -> str:
+    return json.dumps(row, sort_keys=True)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def test_names_and_version() -> None:
+    assert set(SAMPLES) == set(FIELDS)
+    assert SAMPLE_VERSION >= 1
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown sample"):
+        sample_rows("novels", "train")
+    for name in SAMPLES:
+        with pytest.raises(ValueError, match="split"):
+            sample_rows(name, "test")
+
+
+def test_rows_are_the_same_in_other_processes() -> None:
+    digests = {}
+    for hash_seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
+        digests[hash_seed] = subprocess.run(
+            [sys.executable, "-c", DIGEST],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    assert digests["1"] == digests["2"]
+    for line in digests["1"].splitlines():
+        name, digest = line.split()
+        here = json.dumps([rows_of(name, split, 3) for split in ("train", "validation")])
+        assert hashlib.sha256(here.encode()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_counts_and_fields(name: str) -> None:
+    for split, expected in zip(("train", "validation"), COUNTS[name], strict=True):
+        rows = rows_of(name, split)
+        assert abs(len(rows) - expected) <= expected // 20
+        assert all(set(row) == FIELDS[name] for row in rows)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_no_row_occurs_twice(name: str) -> None:
+    texts = [as_text(row) for row in both_splits(name)]
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_no_row_is_held_out_under_one_seed_and_taught_under_another(name: str) -> None:
+    taught = {as_text(row) for row in rows_of(name, "train", 3)}
+    assert taught.isdisjoint(as_text(row) for row in rows_of(name, "validation"))
+    assert rows_of(name, "train", 3) != rows_of(name, "train")
+
+
+def test_dolly_teaches_every_word_that_it_asks_for() -> None:
+    taught = {word for row in rows_of("dolly", "train") for word in words(row["response"])}
+    for row in rows_of("dolly", "validation"):
+        if row["category"] == "open_qa":
+            assert taught.issuperset(words(row["response"])), row
+
+
+def test_dolly_has_no_question_twice() -> None:
+    asked = [(row["instruction"], row["context"]) for row in both_splits("dolly")]
+    assert len(set(asked)) == len(asked)
+
+
+def test_dolly_answers_about_a_context_are_in_the_context() -> None:
+    closed = [row for row in both_splits("dolly") if row["category"] == "closed_qa"]
+    assert closed
+    for row in closed:
+        assert row["context"]
+        # Verbs take other forms in an answer, so the first letters of a word are compared.
+        known = {word[:3] for word in words(row["context"] + " " + row["instruction"])}
+        unknown = [word for word in words(row["response"]) if word[:3] not in known]
+        assert set(unknown) <= {"a", "an", "as", "by", "in", "of", "on", "at", "you"}, row
+
+
+def test_dolly_calculations_are_right() -> None:
+    signs: dict[str, Callable[[int, int], int]] = {
+        "plus": lambda a, b: a + b,
+        "minus": lambda a, b: a - b,
+        "times": lambda a, b: a * b,
+    }
+    found = 0
+    for row in both_splits("dolly"):
+        match = re.fullmatch(r"(\d+) (plus|minus|times) (\d+) is (\d+)\.", row["response"])
+        if match:
+            first, sign, second, result = match.groups()
+            assert signs[sign](int(first), int(second)) == int(result)
+            found += 1
+    assert found > 200
+
+
+def test_dolly_rows_without_need_of_a_context_have_none() -> None:
+    with_context = {"closed_qa", "information_extraction", "summarization"}
+    for row in both_splits("dolly"):
+        assert bool(row["context"]) == (row["category"] in with_context)
+
+
+def turns_of(talk: str) -> list[tuple[str, str]]:
+    return re.findall(r"\n\n(Human|Assistant): (.*?)(?=\n\n(?:Human|Assistant): |\Z)", talk, re.S)
+
+
+def test_hh_rlhf_talks_alternate_and_differ_in_the_last_answer() -> None:
+    for row in both_splits("hh_rlhf"):
+        chosen, rejected = turns_of(row["chosen"]), turns_of(row["rejected"])
+        for turns, talk in ((chosen, row["chosen"]), (rejected, row["rejected"])):
+            assert "".join(f"\n\n{speaker}: {text}" for speaker, text in turns) == talk
+            speakers = [speaker for speaker, _ in turns]
+            assert speakers == ["Human", "Assistant"] * (len(turns) // 2)
+        assert chosen[:-1] == rejected[:-1]
+        assert chosen[-1] != rejected[-1]
+
+
+def test_hh_rlhf_has_both_subsets_in_equal_parts() -> None:
+    for split in ("train", "validation"):
+        subsets = [row["subset"] for row in rows_of("hh_rlhf", split)]
+        assert set(subsets) == {"helpful-base", "harmless-base"}
+        assert subsets.count("helpful-base") == subsets.count("harmless-base")
+
+
+def test_hh_rlhf_counts_are_right() -> None:
+    found = 0
+    for row in rows_of("hh_rlhf", "train"):
+        turns = [text for _, text in turns_of(row["chosen"])]
+        match = re.fullmatch(r"You have (\d+) \w+ now\.", turns[-1])
+        if not match:
+            continue
+        count = 0
+        for text in turns[:-2:2]:
+            number = int(re.findall(r"\d+", text)[0])
+            less = re.search(r"\b(ate|lost|gave)\b", text)
+            count += -number if less else number
+        assert count == int(match[1]), row
+        found += 1
+    assert found > 50
+
+
+def test_ultrachat_messages_alternate() -> None:
+    for row in both_splits("ultrachat"):
+        messages = row["messages"]
+        assert 4 <= len(messages) <= 8
+        roles = [message["role"] for message in messages]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        assert all(set(message) == {"role", "content"} for message in messages)
+        assert all(message["content"].strip() == message["content"] != "" for message in messages)
+
+
+def test_code_alpaca_outputs_run_and_pass_their_checks() -> None:
+    checked = 0
+    for row in both_splits("code_alpaca"):
+        if row["checks"]:
+            space: dict[str, Any] = {}
+            exec(row["output"], space)
+            for check in row["checks"]:
+                exec(check, space)
+            checked += 1
+    assert checked > 1000
+
+
+def test_code_alpaca_inputs_with_a_bug_fail() -> None:
+    broken = [row for row in both_splits("code_alpaca") if row["checks"] and row["input"]]
+    assert broken
+    assert all(fails(row["input"], tuple(row["checks"])) for row in broken)
+
+
+def test_code_alpaca_functions_in_steps_and_in_one_line_agree() -> None:
+    for task in TASKS:
+        for number in (2, 7, 12):
+            function = fill(task, task.names[0], task.arguments[0], number)
+            checks = tuple(function.checks())
+            assert not fails(function.source(), checks), function.source()
+            assert not fails(function.source(in_one_line=True), checks), function.source(True)
+
+
+def boxed(solution: str) -> str:
+    assert solution.count("\\boxed{") == 1
+    start = solution.index("\\boxed{") + len("\\boxed{")
+    depth = 1
+    for end in range(start, len(solution)):
+        depth += {"{": 1, "}": -1}.get(solution[end], 0)
+        if depth == 0:
+            return solution[start:end]
+    raise AssertionError(f"the box is not closed: {solution}")
+
+
+def value_of(text: str) -> float:
+    match = re.fullmatch(r"(-?)\\frac\{(\d+)\}\{(\d+)\}", text)
+    if match:
+        return (-1 if match[1] else 1) * int(match[2]) / int(match[3])
+    return float(text)
+
+
+def signed(text: str) -> int:
+    return int(text.replace(" ", "") or 0)
+
+
+MATH_ANSWERS: dict[str, tuple[str, Callable[..., float]]] = {
+    "product first": (r"\$(\d+) \+ (\d+) \\cdot (\d+)\$", lambda a, b, c: a + b * c),
+    "bracket first": (r"\$\((\d+) \+ (\d+)\) \\cdot (\d+)\$", lambda a, b, c: (a + b) * c),
+    "fractions": (
+        r"\\frac\{(\d+)\}\{(\d+)\} \+ \\frac\{(\d+)\}\{(\d+)\}\$",
+        lambda a, b, c, d: a / b + c / d,
+    ),
+    "percent": (r"^What is \$(\d+)\\%\$ of \$(\d+)\$", lambda a, b: a * b / 100),
+    "average": (
+        r"(?:average|mean) of \$(\d+), (\d+), (\d+)(?:, (\d+))?(?:, (\d+))?\$",
+        lambda *values: sum(values) / len(values),
+    ),
+    "ratio": (r"share \$(\d+)\$ .* ratio \$(\d+):(\d+)\$", lambda n, a, b: n * b / (a + b)),
+    "common divisor": (
+        r"(?:common divisor of|divides both) \$(\d+)\$ and \$(\d+)\$",
+        math.gcd,
+    ),
+    "common multiple": (
+        r"(?:common multiple of|number that both) \$(\d+)\$ and \$(\d+)\$",
+        math.lcm,
+    ),
+    "remainder": (r"\$(\d+)\^\{(\d+)\}\$ is divided by \$(\d+)\$", pow),
+    "divisors": (
+        r"positive divisors does \$(\d+)\$",
+        lambda n: sum(2 - (d * d == n) for d in range(1, math.isqrt(n) + 1) if n % d == 0),
+    ),
+    "base": (r"base-\$(\d+)\$ number \$(\d+)_", lambda base, digits: int(str(digits), base)),
+    "row": (r"can \$(\d+)\$ different \w+ be put in a row", math.factorial),
+    "choosing": (r"choose \$(\d+)\$ of \$(\d+)\$", lambda part, whole: math.comb(whole, part)),
+    "marble": (r"\$(\d+)\$ \w+ and \$(\d+)\$ \w+ marbles\. One", lambda a, b: a / (a + b)),
+    "heads": (
+        r"\$(\d+)\$ times.* exactly \$(\d+)\$ heads",
+        lambda tosses, heads: math.comb(tosses, heads) / 2**tosses,
+    ),
+    "dice": (r"dice.* the sum is \$(\d+)\$", lambda total: (6 - abs(7 - total)) / 36),
+    "equation": (r"\$(\d+)[xyn]((?: [-+] \d+)?) = (-?\d+)\$", lambda a, b, c: (c - b) / a),
+    "two sides": (
+        r"\$(\d+)x((?: [-+] \d+)?) = (\d+)x((?: [-+] \d+)?)\$",
+        lambda a, b, c, d: (d - b) / (a - c),
+    ),
+    "quadratic": (
+        r"larger solution of \$x\^2( [-+] \d+)x( [-+] \d+) = 0\$",
+        lambda b, c: (-b + math.sqrt(b * b - 4 * c)) / 2,
+    ),
+    "slope": (
+        r"through \$\((-?\d+), (-?\d+)\)\$ and \$\((-?\d+), (-?\d+)\)\$",
+        lambda x, y, u, v: (v - y) / (u - x),
+    ),
+    "arithmetic": (
+        r"first \$(\d+)\$ terms of the arithmetic sequence \$(\d+), (\d+)",
+        lambda count, a, b: sum(a + place * (b - a) for place in range(count)),
+    ),
+    "geometric": (
+        r"first \$(\d+)\$ terms of the geometric sequence \$(\d+), (\d+)",
+        lambda count, a, b: sum(a * (b // a) ** place for place in range(count)),
+    ),
+    "roots": (
+        r"roots of \$x\^2( [-+] \d+)x( [-+] \d+)\$",
+        lambda b, c: b * b - 2 * c,
+    ),
+    "logarithm": (r"log_(\d) \(x( [-+] \d+)\) = (\d)\$", lambda base, b, c: base**c - b),
+    "hypotenuse": (r"triangle are \$(\d+)\$ and \$(\d+)\$", math.hypot),
+    "ladder": (r"length \$(\d+)\$.* is \$(\d+)\$ away", lambda c, a: math.sqrt(c * c - a * a)),
+    "angle": (r"are \$(\d+)\^.* and \$(\d+)\^", lambda a, b: 180 - a - b),
+    "volume": (
+        r"\$(\d+)\$ long, \$(\d+)\$ wide and \$(\d+)\$ high. What is its volume",
+        lambda a, b, c: a * b * c,
+    ),
+    "distance": (
+        r"between \$\((-?\d+), (-?\d+)\)\$ and \$\((-?\d+), (-?\d+)\)\$",
+        lambda x, y, u, v: math.hypot(u - x, v - y),
+    ),
+    "determinant": (
+        r"pmatrix\} (-?\d+) & (-?\d+) \\\\ (-?\d+) & (-?\d+) ",
+        lambda a, b, c, d: a * d - b * c,
+    ),
+}
+
+
+def test_math_rows_have_one_box_and_known_labels() -> None:
+    types = {
+        "Algebra",
+        "Prealgebra",
+        "Number Theory",
+        "Counting & Probability",
+        "Geometry",
+        "Intermediate Algebra",
+        "Precalculus",
+    }
+    rows = both_splits("math")
+    assert {row["type"] for row in rows} == types
+    assert {row["level"] for row in rows} == {f"Level {level}" for level in range(1, 6)}
+    assert all(boxed(row["solution"]) for row in rows)
+
+
+@pytest.mark.parametrize("kind", MATH_ANSWERS)
+def test_math_results_are_right(kind: str) -> None:
+    pattern, answer = MATH_ANSWERS[kind]
+    found = 0
+    for row in both_splits("math"):
+        match = re.search(pattern, row["problem"])
+        if match:
+            numbers = [signed(group) for group in match.groups() if group is not None]
+            assert value_of(boxed(row["solution"])) == pytest.approx(answer(*numbers)), row
+            found += 1
+    assert found > 5
+
+
+def test_wikitext2_is_a_sequence_of_articles() -> None:
+    for split in ("train", "validation"):
+        lines = [row["text"] for row in rows_of("wikitext2", split)]
+        assert re.fullmatch(r"= [^=]+ =", lines[0])
+        titles = [line.strip("= ") for line in lines if re.fullmatch(r"= [^=]+ =", line)]
+        assert len(titles) >= 20
+        for before, line in pairwise(lines):
+            if before.startswith("= = "):
+                assert not line.startswith("="), "a heading without a paragraph"
+        assert all("  " not in line and line == line.strip() for line in lines)
+        paragraphs = [line for line in lines if not line.startswith("=")]
+        assert all(line.endswith(" .") for line in paragraphs)
+        assert not any(re.search(r"\w[,.;]", line) for line in paragraphs)
+
+
+def test_wikitext2_paragraphs_stay_with_their_article() -> None:
+    title = ""
+    for row in both_splits("wikitext2"):
+        text = row["text"]
+        if re.fullmatch(r"= [^=]+ =", text):
+            title = text.strip("= ")
+        else:
+            assert title.split()[-1] in text

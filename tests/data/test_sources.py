@@ -1,0 +1,205 @@
+"""Every kind of file, every kind of damage, and the three places rows come from."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from newllm.data.prepare import Encoding, prepare_evaluation, prepare_training
+from newllm.data.sources import Located, Malformed, open_source, read_file
+from newllm.errors import UserError
+
+ROWS = [{"instruction": f"q{i}", "context": "", "response": f"a{i}"} for i in range(20)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def rows_of(path: Path) -> list[dict[str, object]]:
+    return [item.row for item in read_file(path) if isinstance(item, Located)]
+
+
+def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
+    files = [
+        write(tmp_path / "a.jsonl", LINES),
+        write(tmp_path / "b.json", json.dumps(ROWS, indent=1)),
+        write(tmp_path / "c.json", "\ufeff" + LINES + "\n\n"),
+        write(tmp_path / "d.jsonl.gz", gzip.compress(LINES.encode())),
+        write(tmp_path / "e.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+    ]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "f.parquet")
+    for file in [*files, tmp_path / "f.parquet"]:
+        assert rows_of(file) == ROWS, file.name
+
+
+def test_broken_lines_are_located(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "rows.jsonl",
+        LINES.encode() + b'{"half": \n[1, 2]\n\xff\xfe\n' + b"[" * 100_000 + b"\n",
+    )
+    broken = [item for item in read_file(file) if isinstance(item, Malformed)]
+    assert [item.where for item in broken] == [f"{file}:{n}" for n in (21, 22, 23, 24)]
+    assert [item.reason for item in broken] == [
+        "not valid JSON",
+        "a list, expected an object with fields",
+        "not UTF-8 text",
+        "not valid JSON",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("cut.jsonl.gz", gzip.compress(LINES.encode() * 2000)[:-2000], None),
+        ("no.jsonl.gz", b"this is no gzip file", 0),
+        ("no.parquet", b"PAR1 nor Parquet", 0),
+        ("bad.json", b'[{"instruction": "q"}, {]', 0),
+    ],
+)
+def test_damaged_files_are_reported(tmp_path: Path, name, content, rows) -> None:
+    items = list(read_file(write(tmp_path / name, content)))
+    assert isinstance(items[-1], Malformed)
+    assert str(tmp_path / name) in items[-1].where
+    if rows is not None:
+        assert len(items) == rows + 1
+
+
+def test_folder_layouts(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "train-00000-of-00002.jsonl", LINES)
+    write(tmp_path / "data" / "train-00001-of-00002.jsonl", LINES)
+    write(tmp_path / "data" / "test.jsonl", LINES)
+    source = open_source("dolly", str(tmp_path), ())
+    train, validation = source.training_splits()
+    assert sum(1 for _ in train()) == 40
+    assert sum(1 for _ in validation()) == 20, "without validation rows, test rows serve"
+    write(tmp_path / "valid.json", json.dumps(ROWS[:3]))
+    validation = open_source("dolly", str(tmp_path), ()).training_splits()[1]
+    assert sum(1 for _ in validation()) == 3
+
+
+def test_one_file_is_split_90_to_10_always_alike(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", LINES)
+    source = open_source("dolly", str(file), ())
+    train, validation = source.training_splits()
+    parts = [[item.row["instruction"] for item in part()] for part in (train, validation)]  # type: ignore[union-attr]
+    assert [len(part) for part in parts] == [18, 2]
+    assert not set(parts[0]) & set(parts[1])
+    again = open_source("dolly", str(file), ()).training_splits()[1]
+    assert [item.row["instruction"] for item in again()] == parts[1]  # type: ignore[union-attr]
+    assert sum(1 for _ in source.evaluation_split()()) == 20, "evaluation reads a file whole"
+
+
+def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", LINES)
+    before = open_source("dolly", str(file), ()).fingerprint
+    assert open_source("dolly", str(file), ()).fingerprint == before
+    write(file, LINES.replace("q3", "Q3"))
+    assert open_source("dolly", str(file), ()).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", r"empty|too few"),
+        ('{"x": 1}\n' * 30, r"none of 27 train rows can be used; first: .*rows.jsonl:\d+: field"),
+        ("nonsense\n" * 30, r"none of 27 train rows.*not valid JSON"),
+    ],
+)
+def test_nothing_left_is_the_users_mistake(tmp_path: Path, content, complaint) -> None:
+    source = open_source("dolly", str(write(tmp_path / "rows.jsonl", content)), ())
+    with pytest.raises(UserError, match=complaint):
+        prepare_training(source, Encoding("dolly", "word1000", 1000, 128))
+
+
+@pytest.mark.parametrize("tokenizer", ["word1000", "bpe"])
+def test_malformed_rows_are_counted_not_fatal(tmp_path: Path, tokenizer: str) -> None:
+    bad = '{"instruction": "q"}\nnonsense\n{"instruction": 1, "response": "x"}\n'
+    write(tmp_path / "train.jsonl", LINES + bad)
+    write(tmp_path / "validation.jsonl", LINES)
+    source = open_source("dolly", str(tmp_path), ())
+    encoded = prepare_training(source, Encoding("dolly", tokenizer, 400, 128))
+    train = encoded.accounting["train"]
+    assert (train.rows, train.malformed, train.documents) == (23, 3, 20)
+    assert [line.split(": ")[0].rsplit(":")[-1] for line in train.malformed_examples] == [
+        "21", "22", "23",
+    ]  # fmt: skip
+
+
+def test_damaged_cache_is_made_again(tmp_path: Path) -> None:
+    source = open_source("dolly", str(write(tmp_path / "rows.jsonl", LINES)), ())
+    encoding = Encoding("dolly", "bpe", 400, 128)
+    first = prepare_training(source, encoding)
+    tokens = first.splits["train"].all_tokens()[0]
+    shard = next(first.folder.glob("train-*.tokens.npy"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(bytes(content))
+    assert prepare_training(source, encoding).splits["train"].all_tokens()[0].tolist() == (
+        tokens.tolist()
+    )
+
+
+def test_max_samples_head_or_sample(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", LINES)
+    write(tmp_path / "validation.jsonl", LINES)
+    source = open_source("dolly", str(tmp_path), ())
+    head = prepare_training(source, Encoding("dolly", "word1000", 1000, 128, max_samples=5))
+    assert head.accounting["train"].rows == 5
+    assert head.accounting["validation"].rows == 20
+    words = head.tokenizer.to_dict()["words"]
+    assert {"q0", "q4"} <= set(words)
+    assert "q5" not in words
+    samples = [
+        prepare_training(source, Encoding("dolly", "bpe", 400, 128, max_samples=5, seed=seed))
+        for seed in (0, 1)
+    ]
+    texts = [
+        sorted(s.tokenizer.decode(s.splits["train"].tokens(d, 0, 99).tolist()) for d in range(5))
+        for s in samples
+    ]
+    assert texts[0] != texts[1]
+    assert texts[0] != [f"q{i}a{i}" for i in range(5)]
+
+
+def test_sample_needs_no_files() -> None:
+    source = open_source("dolly", "sample", ())
+    encoded = prepare_evaluation(
+        source,
+        Encoding("dolly", "word1000", 1000, 128),
+        prepare_training(source, Encoding("dolly", "word1000", 1000, 128)).tokenizer,
+    )
+    assert encoded.accounting["validation"].malformed == 0
+    assert encoded.accounting["validation"].documents > 100
+
+
+def test_hub_shaped_folder_through_datasets(tmp_path: Path) -> None:
+    """The road a Hub repository takes, read from a folder laid out like one."""
+    write(tmp_path / "hub" / "data" / "train-00000-of-00001.jsonl", LINES)
+    source = open_source("dolly", "hub", (str(tmp_path / "hub"),))
+    train, validation = source.training_splits()
+    assert sum(1 for _ in train()) == 18
+    assert sum(1 for _ in validation()) == 2
+    assert source.fingerprint
+
+
+def test_no_hub_names_the_other_ways() -> None:
+    with pytest.raises(UserError, match=r"cannot be had.*--data PATH.*--data sample") as error:
+        open_source("dolly", "hub", ("someone/dolly-that-is-not-cached",))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["missing", "empty_folder", "notes.txt"])
+def test_unusable_paths(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty_folder").mkdir()
+    write(tmp_path / "notes.txt", "hello")
+    with pytest.raises(UserError, match=name):
+        open_source("dolly", str(tmp_path / name), ())

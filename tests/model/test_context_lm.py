@@ -1,0 +1,89 @@
+"""The stack: size, birth, interface of the loss, dropout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from newllm.data.loader import IGNORED
+from newllm.levels import resolve
+from newllm.model import ContextLM, build_model
+from newllm.model.dropout import Dropout
+from newllm.model.loss import sum_of_nats
+
+
+@pytest.mark.parametrize(("layers", "published"), [(1, 1_426_152), (4, 2_214_120)])
+def test_no_larger_than_the_published_model(layers: int, published: int) -> None:
+    settings = resolve("dolly", {"num_layers": layers, "tokenizer": "word1000"})
+    model = build_model(settings.model_settings(), vocab_size=1000)
+    count = sum(p.numel() for p in model.parameters())
+    assert 0.9 * published < count <= published
+
+
+def test_new_blocks_are_the_identity(tiny_model_settings) -> None:
+    torch.manual_seed(0)
+    model = ContextLM(tiny_model_settings(num_layers=3), 40)
+    ids = torch.randint(0, 40, (2, 5))
+    embedded = model.norm(model.embedding_norm(model.embedding(ids)))
+    torch.testing.assert_close(model(ids)[0], embedded)
+
+
+def test_forget_gates_start_with_spread_memories(tiny_model_settings) -> None:
+    block = ContextLM(tiny_model_settings(context_dim=64), 40).blocks[0]
+    memory = 1 / (1 - torch.sigmoid(block.forget_bias.detach()))  # type: ignore[union-attr]
+    assert memory.min().item() == pytest.approx(1.5, rel=1e-3)
+    assert memory.max().item() == pytest.approx(256, rel=1e-2)
+
+
+def test_state_size_does_not_depend_on_the_text(tiny_model_settings) -> None:
+    model = ContextLM(tiny_model_settings(), 40)
+    for length in (1, 50):
+        _, state = model(torch.randint(0, 40, (3, length)))
+        assert {k: tuple(v.shape) for k, v in state.items()} == {
+            "context": (2, 3, 16),
+            "tail": (2, 3, 3, 16),
+        }
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("vocab", [7, 600_000])  # the second forces a chunk of few rows
+def test_loss_equals_cross_entropy(with_bias: bool, vocab: int) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 5, 4, requires_grad=True)
+    weight = torch.randn(vocab, 4, requires_grad=True)
+    bias = torch.randn(vocab, requires_grad=True) if with_bias else None
+    targets = torch.randint(0, vocab, (2, 5))
+    targets[0, 2] = targets[1, 4] = IGNORED
+    leaves = [leaf for leaf in (hidden, weight, bias) if leaf is not None]
+    fast = sum_of_nats(hidden, weight, bias, targets)
+    slow = F.cross_entropy(
+        F.linear(hidden, weight, bias).flatten(0, 1), targets.flatten(), reduction="sum"
+    )
+    torch.testing.assert_close(fast, slow)
+    for a, b in zip(
+        torch.autograd.grad(fast / 3, leaves), torch.autograd.grad(slow / 3, leaves), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-4)
+
+
+def test_loss_of_nothing_is_zero() -> None:
+    hidden = torch.randn(1, 3, 4, requires_grad=True)
+    loss = sum_of_nats(hidden, torch.randn(5, 4), None, torch.full((1, 3), IGNORED))
+    loss.backward()
+    assert loss.item() == 0
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
+
+
+def test_dropout_keeps_the_mean_and_follows_the_generator() -> None:
+    dropout = Dropout(0.1)
+    x = torch.ones(1000, 101)
+    torch.manual_seed(3)
+    first = dropout(x)
+    torch.manual_seed(3)
+    assert torch.equal(first, dropout(x))
+    assert not torch.equal(first, dropout(x))
+    assert (first == 0).float().mean().item() == pytest.approx(26 / 256, abs=0.005)
+    assert first.mean().item() == pytest.approx(1.0, abs=0.01)
+    assert torch.equal(dropout.eval()(x), x)

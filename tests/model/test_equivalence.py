@@ -1,0 +1,129 @@
+"""Token by token == whole == any split == packed with resets == left-padded; both architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from newllm.config import ModelSettings
+from newllm.model import LanguageModel, build_model
+
+VOCAB = 50
+ARCHITECTURES = ["context", "original"]
+
+
+def make_model(architecture: str, settings: Callable[..., ModelSettings]) -> LanguageModel:
+    torch.manual_seed(0)
+    model = build_model(settings(architecture=architecture), VOCAB)
+    with torch.no_grad():  # away from the zeros and ones of birth, where mistakes could hide
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def random_ids(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randint(0, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(model: LanguageModel, hiddens: list[Tensor]) -> list[Tensor]:
+    model.zero_grad()
+    sum(hidden.square().sum() for hidden in hiddens).backward()  # type: ignore[union-attr]
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("length", [1, 63, 100])
+def test_token_by_token_equals_whole(architecture, length, tiny_model_settings) -> None:
+    model = make_model(architecture, tiny_model_settings)
+    ids = random_ids(2, length)
+    whole, last = model(ids)
+    state, steps = None, []
+    for t in range(length):
+        hidden, state = model(ids[:, t : t + 1], state)
+        steps.append(hidden)
+    assert state is not None
+    assert_same([torch.cat(steps, 1), *state.values()], [whole, *last.values()])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@given(cuts=st.lists(st.integers(0, 20), max_size=4), seed=st.integers(0, 1000))
+def test_any_split_equals_whole(architecture, cuts, seed, tiny_model_settings) -> None:
+    """Values and gradients, the gradients flowing through the carried state."""
+    model = make_model(architecture, tiny_model_settings)
+    ids = random_ids(2, 20, seed=seed)
+    reset = torch.rand(2, 20, generator=torch.Generator().manual_seed(seed)) < 0.15
+    edges = sorted({0, 20, *cuts})
+    state, parts = None, []
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        hidden, state = model(ids[:, start:stop], state, reset[:, start:stop])
+        parts.append(hidden)
+    whole, last = model(ids, None, reset)
+    assert state is not None
+    assert_same([torch.cat(parts, 1), *state.values()], [whole, *last.values()])
+    assert_same(gradients(model, parts), gradients(model, [whole]))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), seed=st.integers(0, 1000))
+def test_packed_equals_separate(architecture, lengths, seed, tiny_model_settings) -> None:
+    model = make_model(architecture, tiny_model_settings)
+    documents = [random_ids(1, n, seed=seed + i) for i, n in enumerate(lengths)]
+    starts = torch.cat([torch.arange(n) == 0 for n in lengths])[None]
+    packed, last = model(torch.cat(documents, dim=1), None, starts)
+    alone = [model(document) for document in documents]
+    assert_same([packed], [torch.cat([hidden for hidden, _ in alone], dim=1)])
+    assert_same(list(last.values()), list(alone[-1][1].values()))
+    assert_same(gradients(model, [packed]), gradients(model, [h for h, _ in alone]))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@given(padding=st.lists(st.integers(0, 6), min_size=3, max_size=3), seed=st.integers(0, 1000))
+def test_left_padded_equals_unpadded(architecture, padding, seed, tiny_model_settings) -> None:
+    """Also when the padding comes between two turns, with the state carried across it."""
+    model = make_model(architecture, tiny_model_settings)
+    first, second = random_ids(3, 4, seed=seed), random_ids(3, 7, seed=seed + 1)
+    _, carried = model(first)
+    valid = torch.stack([torch.arange(7) >= pad for pad in padding])
+    hidden, last = model(second, carried, None, valid)
+    assert not hidden[~valid].any()
+    for lane, pad in enumerate(padding):
+        own = {name: part[:, lane : lane + 1] for name, part in carried.items()}
+        alone, alone_last = model(second[lane : lane + 1, pad:], own)
+        assert_same([hidden[lane : lane + 1, pad:]], [alone])
+        for name, part in alone_last.items():
+            assert_same([last[name][:, lane : lane + 1]], [part])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gaps_with_resets_equal_compact(architecture, tiny_model_settings) -> None:
+    """Padding may stand anywhere, and resets among it count only where a token is real."""
+    model = make_model(architecture, tiny_model_settings)
+    ids = random_ids(1, 12)
+    valid = torch.tensor([[0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 0]], dtype=torch.bool)
+    reset = torch.zeros(1, 12, dtype=torch.bool)
+    reset[0, 6] = True
+    hidden, last = model(ids, None, reset, valid)
+    compact, compact_last = model(ids[valid][None], None, reset[valid][None])
+    assert_same([hidden[valid][None], *last.values()], [compact, *compact_last.values()])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nothing_passes_a_reset(architecture, tiny_model_settings) -> None:
+    model = make_model(architecture, tiny_model_settings)
+    ids = random_ids(1, 10)
+    reset = torch.zeros(1, 10, dtype=torch.bool)
+    reset[0, 5] = True
+    other = ids.clone()
+    other[0, :5] = (other[0, :5] + 1) % VOCAB
+    assert torch.equal(model(ids, None, reset)[0][:, 5:], model(other, None, reset)[0][:, 5:])
