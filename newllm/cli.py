@@ -78,7 +78,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 @click.option("--resume", is_flag=True, help="Go on where the run of this name stopped.")
 @click.option("--config", metavar="FILE.yaml", help="Settings file; flags take precedence.")
 def train(dataset: str, resume: bool, config: str | None, **settings: Any) -> None:
-    """Train a model on DATASET (dolly).
+    """Train a model on DATASET: a level, wikitext2, or chat for your own rows.
 
     Example: newllm train dolly --tokenizer word1000 --epochs 4
     """
@@ -93,13 +93,14 @@ def train(dataset: str, resume: bool, config: str | None, **settings: Any) -> No
 
 @cli.command(name="eval")
 @file_argument
-@setting_options("data", "device")
+@setting_options("data", "subset", "device")
 @click.option("--dataset", default=None, help="Read the rows as this data set's.")
 @click.option("--batch-size", default=None, type=click.IntRange(min=1), help="Rows scored at once.")
 @json_option
 def evaluate(
     file: str,
     data: str | None,
+    subset: str | None,
     device: str | None,
     dataset: str | None,
     batch_size: int | None,
@@ -114,7 +115,7 @@ def evaluate(
 
     model = TrainedModel.load(file, device or "auto")
     size = {} if batch_size is None else {"lanes": batch_size}
-    result = model.evaluate(data or model.settings.data, dataset, **size)
+    result = model.evaluate(data or model.settings.data, dataset, subset, **size)
     click.echo(json.dumps(result) if as_json else evaluation_table(result))
 
 
@@ -206,7 +207,9 @@ def info(file: str, as_json: bool) -> None:
 
 @cli.command()
 @dataset_argument
-@setting_options("data", "tokenizer", "vocab_size", "max_samples", "max_seq_length", "seed")
+@setting_options(
+    "data", "subset", "tokenizer", "vocab_size", "max_samples", "max_seq_length", "seed"
+)
 @json_option
 def data(dataset: str, as_json: bool, **settings: Any) -> None:
     """Show what DATASET's rows become: counts, malformed rows, a rendered example.

@@ -37,6 +37,7 @@ class DataSettings(_Settings):
         description="tokens a training row holds; longer documents go on in the next",
     )
     max_samples: int | None = Field(None, ge=1, description="use at most so many training rows")
+    subset: str = Field("all", description="part of the rows: helpful, harmless (HH-RLHF) or all")
 
 
 class ModelSettings(_Settings):
@@ -109,10 +110,11 @@ class Settings(RunSettings, TrainingSettings, ModelSettings, DataSettings):
 
     @property
     def run_name(self) -> str:
-        """`new_llm_{dataset}_layers{N}[_original][_bpe]`, unless --name says otherwise."""
+        """--name, or `new_llm_{dataset}[_{subset}]_layers{N}[_original][_bpe]`."""
         if self.name is not None:
             return self.name
-        name = f"new_llm_{self.dataset}_layers{self.num_layers}"
+        subset = "" if self.subset == "all" else f"_{self.subset}"
+        name = f"new_llm_{self.dataset}{subset}_layers{self.num_layers}"
         name += "_original" if self.architecture == "original" else ""
         return name + ("_bpe" if self.tokenizer == "bpe" else "")
 

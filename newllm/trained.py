@@ -99,7 +99,11 @@ class TrainedModel:
         return self.chat(sampling).stream(prompt, max_new_tokens, min_new_tokens)
 
     def evaluate(
-        self, data: str, dataset: str | None = None, lanes: int = EVALUATION_LANES
+        self,
+        data: str,
+        dataset: str | None = None,
+        subset: str | None = None,
+        lanes: int = EVALUATION_LANES,
     ) -> dict[str, Any]:
         """Score the validation rows found at `data` (all rows, if it is one file).
 
@@ -115,7 +119,7 @@ class TrainedModel:
             raise UserError(f"unknown data set {dataset}{did_you_mean(dataset, ROW_FORMATS)}")
         length = ROW_FORMATS[dataset].protocol_length
         encoding = Encoding(dataset, self.tokenizer.kind, self.tokenizer.vocab_size, length)
-        source = open_source(dataset, data, find_level(dataset).hub_ids)
+        source = open_source(find_level(dataset), data, subset or self.settings.subset)
         encoded = prepare_evaluation(source, encoding, self.tokenizer)
         split = encoded.splits["validation"]
         metrics = evaluate(self.model, split, self.tokenizer, self.device, lanes)

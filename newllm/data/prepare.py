@@ -18,10 +18,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from newllm.data.conversations import ROW_FORMATS, RowFormat
+from newllm.data.conversations import ROW_FORMATS, LeftOut, RowFormat
 from newllm.data.render import ChatRenderer, Renderer, make_renderer, render_rows
+from newllm.data.rows import Item, Located, Malformed, Rows
 from newllm.data.shards import EncodedSplit, SplitWriter, describe_file, read_manifest
-from newllm.data.sources import Located, Malformed, Rows, Source
+from newllm.data.sources import Source
 from newllm.data.tokenizers import BPE, Tokenizer, Word1000, fingerprint, from_dict
 from newllm.errors import UserError
 
@@ -30,6 +31,8 @@ ENCODING_VERSION = 1
 
 _BATCH_ROWS = 512
 _MALFORMED_SHOWN = 20
+_LEAST_VALIDATION_ROWS = 1000
+"""Validation rows are limited with the training rows (a tenth of them), but not below this."""
 _TOKENIZER_BYTES = 256 * 1024 * 1024
 """Text a BPE vocabulary is trained on at most."""
 
@@ -40,6 +43,8 @@ class Accounting:
 
     rows: int = 0
     malformed: int = 0
+    left_out: int = 0
+    """Rows that the data set's protocol does not use."""
     documents: int = 0
     tokens: int = 0
     scored_tokens: int = 0
@@ -114,6 +119,12 @@ def prepare_training(
     train, validation = source.training_splits()
     if encoding.max_samples is not None:
         train = _limited(train, encoding)
+        most = max(_LEAST_VALIDATION_ROWS, encoding.max_samples // 10)
+        every_validation_row = validation
+
+        def validation() -> Iterator[Item]:
+            return islice(every_validation_row(), most)
+
     return _prepare(source, encoding, tokenizer, {"train": train, "validation": validation})
 
 
@@ -255,6 +266,9 @@ def _usable(
             continue
         try:
             read(item.row)
+        except LeftOut:
+            accounting.left_out += 1
+            continue
         except ValueError as error:
             accounting.complain(Malformed(item.where, str(error)))
             continue
@@ -270,6 +284,7 @@ def _train_tokenizer(rows: Rows, encoding: Encoding) -> Tokenizer:
     row_format = encoding.row_format
     if encoding.tokenizer == "word1000":
         usable = _usable(rows, row_format.vocabulary_text, Accounting())
+        usable = islice(usable, row_format.vocabulary_rows)
         return Word1000.train(row_format.vocabulary_text(row) for row in usable)
 
     def contents() -> Iterator[str]:

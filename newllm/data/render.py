@@ -1,7 +1,7 @@
 """The one place where text becomes training tokens; the chat prompt is made by the same code.
 
-BPE:       <bos> <user> content <end> <assistant> content <end> ...
-word1000:  BOS words EOS, cut at the protocol's length.
+BPE:       <bos> <user> content <end> <assistant> content <end> ..   (plain text has no role token)
+word1000:  BOS words EOS, cut at the protocol's length, or windows of that length.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ class Document:
 
 
 class ChatRenderer:
-    """Conversations with role tokens, whole, for the BPE tokenizer."""
+    """Conversations with role tokens, whole, for the BPE tokenizer.
 
-    def __init__(self, tokenizer: BPE) -> None:
-        self.tokenizer = tokenizer
+    With `plain_text` a prompt is the beginning of a text that is to go on, not a question.
+    """
+
+    def __init__(self, tokenizer: BPE, plain_text: bool = False) -> None:
+        self.tokenizer, self.plain_text = tokenizer, plain_text
 
     def documents(self, rows: Sequence[Conversation]) -> list[Document]:
         """Render whole conversations; nothing is cut."""
@@ -48,8 +51,9 @@ class ChatRenderer:
             for message in conversation:
                 text, content = next(encoded)
                 answers = message["role"] == "assistant"
-                ids += [self.tokenizer.roles[message["role"]], *content, self.tokenizer.end]
-                assistant += [False, *[answers] * (len(content) + 1)]
+                role = self.tokenizer.roles.get(message["role"])
+                ids += [*([] if role is None else [role]), *content, self.tokenizer.end]
+                assistant += [*([] if role is None else [False]), *[answers] * (len(content) + 1)]
                 size = len(text.encode())
                 content_bytes += size
                 assistant_bytes += size * answers
@@ -65,26 +69,32 @@ class ChatRenderer:
 
         With `start=False` the messages go on in a conversation whose last turn is closed.
         """
+        if self.plain_text:
+            words = self.tokenizer.encode_batch([messages[-1]["content"]])[0]
+            return [self.tokenizer.bos, *words] if start else words
         ids = self.documents([messages])[0].ids[0 if start else 1 :]
         return [*ids, self.tokenizer.roles["assistant"]]
 
 
 class ProtocolRenderer:
-    """Flat texts of the word-1000 protocol, cut at its length."""
+    """Flat texts of the word-1000 protocol, cut at its length (or in windows, where it says so)."""
 
     def __init__(self, tokenizer: Word1000, row_format: RowFormat, length: int) -> None:
         self.tokenizer, self.row_format, self.length = tokenizer, row_format, length
 
     def documents(self, rows: Sequence[str]) -> list[Document]:
-        """BOS words EOS of each text; a cut row has no EOS."""
+        """BOS words EOS of each text; a cut row has no EOS. Windows: several documents a row."""
         documents = []
         for text, words in zip(rows, self.tokenizer.encode_batch(rows), strict=True):
             ids = [self.tokenizer.bos, *words, self.tokenizer.end]
-            kept = ids[: self.length]
+            stride = self.length // 2 if self.row_format.windows else len(ids)
+            starts = range(0, max(1, len(ids) - self.length + 1), stride)
+            cut = len(ids) - min(len(ids), starts[-1] + self.length)
             size = len(text.encode("utf-8", errors="replace"))
-            documents.append(
-                Document(kept, [False] * len(kept), size, 0, cut_tokens=len(ids) - len(kept))
-            )
+            for start in starts:
+                window = ids[start : start + self.length]
+                documents.append(Document(window, [False] * len(window), size, 0, cut))
+                size = cut = 0  # counted once a row
         return documents
 
     def prompt(self, messages: Conversation, start: bool = True) -> list[int]:
@@ -100,7 +110,7 @@ Renderer = ChatRenderer | ProtocolRenderer
 def make_renderer(tokenizer: Tokenizer, row_format: RowFormat, length: int) -> Renderer:
     """The renderer that goes with a tokenizer; `length` matters to word1000 alone."""
     if isinstance(tokenizer, BPE):
-        return ChatRenderer(tokenizer)
+        return ChatRenderer(tokenizer, row_format.plain_text)
     assert isinstance(tokenizer, Word1000)
     return ProtocolRenderer(tokenizer, row_format, length)
 

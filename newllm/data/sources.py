@@ -1,48 +1,29 @@
 """Where rows come from: the Hub, local files, or the built-in sample.
 
-A source yields located rows, or located complaints: a broken line is a `Malformed` item that is
-counted and shown later, never an exception.
+Whatever the place, a source gives the same: located rows by split, and a fingerprint of them.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import random
+import math
 import re
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
+import numpy as np
+
+from newllm.data.rows import READABLE, Item, Located, Rows, read_file
 from newllm.data.sample import SAMPLE_VERSION, SAMPLES, sample_rows
 from newllm.errors import UserError
+from newllm.levels import HubRepository, Level
 
 SPLIT_SEED = 42
 """Seed of the 90/10 split where a data set has none; part of the protocol, so no setting."""
-
-
-@dataclass(frozen=True)
-class Located:
-    """A row and where it stands (`file:line`)."""
-
-    where: str
-    row: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Malformed:
-    """Something that should have been a row."""
-
-    where: str
-    reason: str
-
-
-Item = Located | Malformed
-Rows = Callable[[], Iterator[Item]]
-"""Starts a new pass over the rows; passes are equal."""
 
 
 @dataclass(frozen=True)
@@ -71,31 +52,74 @@ class Source:
         return self.splits.get("all") or self.training_splits()[1]
 
 
-def open_source(dataset: str, data: str, hub_ids: tuple[str, ...]) -> Source:
+def open_source(level: Level, data: str, subset: str = "all") -> Source:
     """Open `data`: "hub", "sample", or a path to a file or folder.
+
+    Args:
+        level: the data set; says where it is on the Hub and which parts it has.
+        data: where the rows are.
+        subset: the part that is wanted ("all": every one that the level names).
 
     Raises:
         UserError: nothing can be read there, with what to do instead.
     """
+    if subset != "all" and subset not in level.subsets:
+        known = ", ".join(level.subsets) or "none"
+        raise UserError(f"--subset {subset}: {level.dataset} has no such part (its parts: {known})")
     if data == "hub":
-        return _hub(hub_ids)
-    if data == "sample":
-        return _sample(dataset)
-    return _local(Path(data))
+        return _hub(level, subset)
+    source = _sample(level.dataset) if data == "sample" else _local(Path(data), level)
+    return source if subset == "all" else _only(source, subset, level.subsets[subset])
+
+
+def _only(source: Source, subset: str, folder: str) -> Source:
+    """The rows of one part; rows say theirs by the folder they lie in, or by a field `subset`."""
+
+    def part(rows: Rows) -> Rows:
+        def chosen() -> Iterator[Item]:
+            for item in rows():
+                belongs = _part_of(item, folder)
+                if belongs is None:
+                    raise UserError(
+                        f"--subset {subset}: {item.where} does not say which part it belongs to "
+                        f"(a folder {folder}/ or a field 'subset'); leave --subset out"
+                    )
+                if belongs:
+                    yield item
+
+        return chosen
+
+    return Source(
+        description=f"{source.description} ({subset})",
+        fingerprint=hashlib.sha256(f"{source.fingerprint}/{subset}".encode()).hexdigest(),
+        splits={name: part(rows) for name, rows in source.splits.items()},
+        revision=source.revision,
+    )
+
+
+def _part_of(item: Item, folder: str) -> bool | None:
+    """Whether an item belongs to the part; None where nothing tells."""
+    if isinstance(item, Located) and isinstance(item.row.get("subset"), str):
+        return item.row["subset"] == folder
+    folders = Path(item.where).parent.parts
+    if any(name.endswith("-base") for name in folders):
+        return folder in folders
+    return None if isinstance(item, Located) else True
 
 
 def _split(rows: Rows, description: str) -> tuple[Rows, Rows]:
     total = sum(1 for _ in rows())
     if total < 2:
         raise UserError(f"{description}: {total} row(s), too few to set validation rows aside")
-    held_out = bytearray(total)
-    for index in random.Random(SPLIT_SEED).sample(range(total), max(1, total // 10)):
-        held_out[index] = 1
+    # The very rows that `datasets`' train_test_split(test_size=0.1, seed=42) sets aside, which the
+    # published numbers were measured on.
+    held_out = np.zeros(total, dtype=bool)
+    held_out[np.random.default_rng(SPLIT_SEED).permutation(total)[: math.ceil(total / 10)]] = True
 
-    def part(wanted: int) -> Rows:
+    def part(wanted: bool) -> Rows:
         return lambda: (row for row, held in zip(rows(), held_out, strict=True) if held == wanted)
 
-    return part(0), part(1)
+    return part(False), part(True)
 
 
 def _sample(dataset: str) -> Source:
@@ -115,50 +139,62 @@ def _sample(dataset: str) -> Source:
     )
 
 
-def _hub(hub_ids: tuple[str, ...]) -> Source:
+def _hub(level: Level, subset: str) -> Source:
+    if not level.hub:
+        raise UserError(f"{level.dataset} is made of your own rows: give them with --data PATH")
     failure = ""
-    for hub_id in hub_ids:
+    for repository in level.hub:
+        folders = level.subsets.values() if subset == "all" else [level.subsets[subset]]
         try:
-            return _hub_dataset(hub_id)
+            return _hub_dataset(repository, list(folders))
         except Exception as error:  # the libraries raise dozens of kinds for "not to be had"
             failure = failure or str(error).strip().split("\n")[0]
     raise UserError(
-        f"{hub_ids[0]} cannot be had from the Hub ({failure}); give your copy with --data PATH, "
-        "or use the built-in rows with --data sample"
+        f"{level.hub[0].id} cannot be had from the Hub ({failure}); give your copy with "
+        "--data PATH, or use the built-in rows with --data sample"
     )
 
 
-def _hub_dataset(hub_id: str) -> Source:
+def _hub_dataset(repository: HubRepository, folders: list[str]) -> Source:
     import datasets
     import huggingface_hub
 
     revision = None
-    if not Path(hub_id).is_dir():  # a folder laid out like a Hub repository has no revision
+    if not Path(repository.id).is_dir():  # a folder laid out like a repository has no revision
         try:
-            revision = huggingface_hub.HfApi().dataset_info(hub_id).sha
+            revision = huggingface_hub.HfApi().dataset_info(repository.id).sha
         except (OSError, huggingface_hub.errors.OfflineModeIsEnabled):
             revision = None  # offline: `datasets` may still have it in its cache
-    loaded = cast(datasets.DatasetDict, datasets.load_dataset(hub_id, revision=revision))
-    splits = {_split_name(str(name)) or str(name): part for name, part in loaded.items()}
+    parts: dict[str, list[datasets.Dataset]] = {}
+    for configuration in repository.configurations or (None,):
+        for folder in folders or (None,):
+            loaded = datasets.load_dataset(
+                repository.id, configuration, data_dir=folder, revision=revision
+            )
+            for name, part in cast(datasets.DatasetDict, loaded).items():
+                split = repository.splits.get(str(name)) or _split_name(str(name))
+                if not repository.splits or str(name) in repository.splits:
+                    parts.setdefault(split or "all", []).append(part)
 
-    def rows(part: datasets.Dataset, name: str) -> Rows:
+    def rows(tables: list[datasets.Dataset], name: str) -> Rows:
         return lambda: (
-            Located(f"{hub_id} {name}:{number}", cast(dict[str, Any], row))
-            for number, row in enumerate(part, start=1)
+            Located(f"{repository.id} {name}:{number}", cast(dict[str, Any], row))
+            for number, row in enumerate(chain.from_iterable(tables), start=1)
         )
 
-    identity = revision or "-".join(part._fingerprint for part in splits.values())
+    identity = revision or "-".join(t._fingerprint for tables in parts.values() for t in tables)
     return Source(
-        description=f"{hub_id}@{(revision or 'cached')[:12]}",
-        fingerprint=hashlib.sha256(f"{hub_id}@{identity}".encode()).hexdigest(),
-        splits={name: rows(part, name) for name, part in splits.items()},
+        description=f"{repository.id}@{(revision or 'cached')[:12]}",
+        fingerprint=hashlib.sha256(
+            json.dumps([repository.id, identity, folders]).encode()
+        ).hexdigest(),
+        splits={name: rows(tables, name) for name, tables in parts.items()},
         revision=revision,
     )
 
 
 # -- local files ---------------------------------------------------------------------------------
 
-_READABLE = re.compile(r"\.(jsonl?|ndjson)(\.gz)?$|\.parquet$", re.IGNORECASE)
 _SPLIT_NAMES = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -172,26 +208,29 @@ def _split_name(file_name: str) -> str | None:
     return _SPLIT_NAMES.get(words[0])
 
 
-def _local(path: Path) -> Source:
+def _local(path: Path, level: Level) -> Source:
     if not path.exists():
         raise UserError(
             f"{path}: no such file or folder; --data takes a path, hub, or sample (built-in rows)"
         )
     if path.is_file():
         files = {"all": [path]}
-        if not _READABLE.search(path.name):
+        if not READABLE.search(path.name):
             raise UserError(
                 f"{path}: unknown kind of file; expected .jsonl, .json, .gz or .parquet"
             )
     else:
-        found = sorted(p for p in path.rglob("*") if p.is_file() and _READABLE.search(p.name))
+        found = sorted(p for p in path.rglob("*") if p.is_file() and READABLE.search(p.name))
+        # Laid out like the Hub repository, the folder may hold parts that the level does not use.
+        named = [p for p in found if set(p.relative_to(path).parts) & set(level.subsets.values())]
+        found = named or found
         if not found:
             raise UserError(f"{path}: no .jsonl, .json, .gz or .parquet file in this folder")
         files: dict[str, list[Path]] = {}
         for file in found:
-            name = _split_name(file.name)
-            if name is not None:
-                files.setdefault(name, []).append(file)
+            names = [_split_name(part) for part in reversed(file.relative_to(path).parts)]
+            if any(names):
+                files.setdefault(next(filter(None, names)), []).append(file)
         if "train" not in files and "validation" not in files:
             files = {"all": found}
     digest = hashlib.sha256()
@@ -218,72 +257,3 @@ def _sha256(path: Path) -> str:
         return digest.hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def read_file(path: Path) -> Iterator[Item]:
-    """All rows of one file: JSON lines, a JSON array, either gzipped, or Parquet."""
-    try:
-        if path.name.lower().endswith(".parquet"):
-            yield from _read_parquet(path)
-        else:
-            open_file = gzip.open if path.name.lower().endswith(".gz") else open
-            with cast(IO[bytes], open_file(path, "rb")) as stream:
-                yield from _read_json(stream, str(path))
-    except (OSError, EOFError, zlib.error) as error:
-        yield Malformed(str(path), f"unreadable from here on ({error})")
-
-
-def _read_json(stream: IO[bytes], name: str) -> Iterator[Item]:
-    first = b""
-    for number, line in enumerate(stream, start=1):
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if not line.strip():
-            continue
-        if not first:
-            first = line.lstrip()[:1]
-            if first == b"[":
-                yield from _read_array(line + stream.read(), name)
-                return
-        yield _parse(line, f"{name}:{number}")
-
-
-def _read_array(text: bytes, name: str) -> Iterator[Item]:
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        yield Malformed(f"{name}{line}", "not a valid JSON array")
-        return
-    for number, row in enumerate(rows, start=1):
-        yield _located(row, f"{name} row {number}")
-
-
-def _parse(line: bytes, where: str) -> Item:
-    try:
-        return _located(json.loads(line.decode("utf-8")), where)
-    except UnicodeDecodeError:
-        return Malformed(where, "not UTF-8 text")
-    except (ValueError, RecursionError):
-        return Malformed(where, "not valid JSON")
-
-
-def _located(row: Any, where: str) -> Item:
-    if isinstance(row, dict):
-        return Located(where, row)
-    return Malformed(where, f"a {type(row).__name__}, expected an object with fields")
-
-
-def _read_parquet(path: Path) -> Iterator[Item]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Located(f"{path} row {number}", row)
-    except pyarrow.ArrowException as error:
-        reason = str(error).split("\n")[0]
-        yield Malformed(f"{path} row {number + 1}", f"unreadable from here on ({reason})")

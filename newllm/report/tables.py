@@ -71,7 +71,7 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
 def data_facts(dataset: str, flags: Mapping[str, Any]) -> Facts:
     """What `newllm data` says: accounting of both splits and a rendered example."""
     settings = resolve(dataset, flags)
-    source = open_source(dataset, settings.data, find_level(dataset).hub_ids)
+    source = open_source(find_level(dataset), settings.data, settings.subset)
     encoding = Encoding(
         dataset,
         settings.tokenizer,
@@ -118,6 +118,8 @@ def data_table(facts: Mapping[str, Any]) -> str:
                 f"{counts['content_bytes']:,}, of these the assistant's "
                 f"{counts['assistant_bytes']:,}"
             )
+        if counts["left_out"]:
+            lines[f"  {name} rows not used by the protocol"] = f"{counts['left_out']:,}"
         if counts["replaced_surrogates"]:
             lines[f"  {name} lone surrogates"] = f"{counts['replaced_surrogates']:,} replaced"
         for number, place in enumerate(counts["malformed_examples"], start=1):

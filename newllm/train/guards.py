@@ -44,7 +44,7 @@ def run_lock(folder: Path, name: str) -> Iterator[None]:
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request that the training loop honours after its step.
+    """Turns Ctrl-C, SIGTERM and a lost terminal into a request honoured after the current step.
 
     A second signal of the same kind acts as usual (and the last save stands).
     """
@@ -55,7 +55,10 @@ class StopRequest:
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Catch the signals inside the block."""
-        kinds = (signal.SIGINT, signal.SIGTERM)
+        names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not on Windows
+        kinds = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        # `nohup` ignores SIGHUP, and so do we then.
+        kinds = [kind for kind in kinds if signal.getsignal(kind) is not signal.SIG_IGN]
         before = {kind: signal.signal(kind, self._handle) for kind in kinds}
         self._before = before
         try:

@@ -8,9 +8,10 @@ count).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -27,44 +28,13 @@ from newllm.evaluate.metrics import Metrics, Record, evaluate
 from newllm.model import State, build_model
 from newllm.train.epoch_log import EpochLog, validation_line
 from newllm.train.guards import MAX_NONFINITE_STEPS, StopRequest, all_finite
+from newllm.train.memory import fit_rows, preset_rows, resident_bytes
 from newllm.train.optimizers import make_optimizers
+from newllm.train.progress import Progress, clip_norm, describe_expectation
 from newllm.train.schedule import Schedule
 
 MIN_IMPROVEMENT = 0.001
 """Nats per token below which a lower validation loss is no improvement."""
-
-_MICRO_BATCH_TOKENS = {"cpu": 32 * 1024, "cuda": 256 * 1024}
-"""Tokens computed at once where `micro_batch_size` is not given."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands. Plain values, stored as they are."""
-
-    epoch: int = 0
-    step: int = 0
-    """Steps done in this epoch."""
-    total_steps: int = 0
-    trained_tokens: int = 0
-    seconds: float = 0.0
-    """Time spent in training steps, over all sessions."""
-    epoch_nats: float = 0.0
-    epoch_tokens: int = 0
-    epoch_seconds: float = 0.0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    best_loss: float = float("inf")
-    best_epoch: int = 0
-    epochs_without_improvement: int = 0
-    finished: bool = False
-    history: list[Record] = field(default_factory=list)
-
-
-def clip_norm(settings: Settings, epoch: int) -> float:
-    """Gradient norm above which gradients are scaled down; `original` loosens it as published."""
-    if settings.architecture != "original":
-        return 1.0
-    return 0.5 if epoch < 10 else 1.0 if epoch < 30 else 2.0
 
 
 class Trainer:
@@ -75,7 +45,7 @@ class Trainer:
         data: encoded rows.
         log: where lines go.
         save: called with the trainer when the state should be made durable.
-        save_best: called with the trainer and the metrics after each best epoch.
+        finish_epoch: called with the trainer, and whether the epoch was the best so far.
     """
 
     def __init__(
@@ -84,10 +54,10 @@ class Trainer:
         data: Encoded,
         log: EpochLog,
         save: Callable[[Trainer], None],
-        save_best: Callable[[Trainer, Metrics], None],
+        finish_epoch: Callable[[Trainer, bool], None],
     ) -> None:
         self.settings, self.data, self.log = settings, data, log
-        self._save, self._save_best = save, save_best
+        self._save, self._finish_epoch = save, finish_epoch
         device = pick_device(settings.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -112,9 +82,8 @@ class Trainer:
         self.schedule = Schedule.planned(settings.warmup_share, settings.warmdown_share)
         self.progress = Progress()
         self.state: State = self.model.initial_state(settings.batch_size)
-        tokens = _MICRO_BATCH_TOKENS[self.device.type]
-        rows = settings.micro_batch_size or max(1, tokens // settings.max_seq_length)
-        self.micro_batch = min(rows, settings.batch_size)
+        self.micro_batch = 0
+        """Rows computed at once; found when training starts, and part of the run from then on."""
 
     @property
     def parameters(self) -> int:
@@ -123,17 +92,12 @@ class Trainer:
 
     def fit(self, stop: StopRequest) -> bool:
         """Train on; True when finished, False when a stop request came (the state is saved)."""
-        progress, split = self.progress, self.data.splits["train"]
+        progress = self.progress
+        if self.micro_batch == 0:
+            self._find_micro_batch()
         self._last_save = time.monotonic()
         while not progress.finished:
-            loader = EpochLoader(
-                split,
-                self.settings.max_seq_length,
-                self.settings.batch_size,
-                (self.settings.seed, progress.epoch),
-                # The published recipe counts its batch in documents: one a row.
-                shared=self.settings.architecture != "original",
-            )
+            loader = self._loader(progress.epoch)
             self.log.start_epoch(
                 progress.epoch + 1, self.settings.epochs, progress.step / len(loader)
             )
@@ -166,6 +130,7 @@ class Trainer:
             "carried_state": self.state,
             "generators": generators,
             "threads": torch.get_num_threads(),
+            "micro_batch": self.micro_batch,
         }
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
@@ -177,6 +142,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(stored["scaler"])
         self.schedule = Schedule(**stored["schedule"])
         self.progress = Progress(**stored["progress"])
+        self.micro_batch = stored["micro_batch"]
         self.state = {name: part.to(self.device) for name, part in stored["carried_state"].items()}
         torch.set_rng_state(stored["generators"]["cpu"])
         if self.device.type == "cuda" and "cuda" in stored["generators"]:
@@ -186,6 +152,44 @@ class Trainer:
                 f"Resumed with {torch.get_num_threads()} threads instead of {stored['threads']}: "
                 "the run goes on, but not bit for bit as it would have."
             )
+
+    def _loader(self, epoch: int) -> EpochLoader:
+        return EpochLoader(
+            self.data.splits["train"],
+            self.settings.max_seq_length,
+            self.settings.batch_size,
+            (self.settings.seed, epoch),
+            # The published recipe counts its batch in documents: one a row.
+            shared=self.settings.architecture != "original",
+        )
+
+    def _find_micro_batch(self) -> None:
+        """Try a step's work before the first step: what fits, and how long a run will take."""
+        settings = self.settings
+        loader = self._loader(0)
+        batch = loader.batch(0)
+        generator = torch.get_rng_state()
+
+        def try_rows(rows: int) -> int:
+            part = batch.lanes(0, rows)
+            with self.accelerator.autocast():
+                hidden, _ = self.model(part.ids.to(self.device), None, part.reset.to(self.device))
+                loss = self.model.loss(hidden, part.targets.to(self.device))
+            held = resident_bytes()
+            loss.backward()
+            self.model.zero_grad()
+            return held
+
+        rows = settings.micro_batch_size or preset_rows(self.device, settings.max_seq_length)
+        self.model.train()
+        self.micro_batch, seconds = fit_rows(
+            try_rows, min(rows, settings.batch_size), self.device, self.log.note
+        )
+        torch.set_rng_state(generator)
+        seconds *= math.ceil(settings.batch_size / self.micro_batch) * len(loader) * settings.epochs
+        if settings.minutes is not None:
+            seconds = min(seconds, 60 * settings.minutes)
+        self.log.note(describe_expectation(seconds, settings.epochs))
 
     def _done(self, steps_in_epoch: int) -> float:
         """Share of the run done, by epochs or by minutes, whichever is further."""
@@ -287,10 +291,7 @@ class Trainer:
         self.log.end_training(record)
         self._decide(done)
         self.log.note(validation_line(record))
-        # The best file first: should the run die in between, the epoch is simply done again.
-        if best:
-            self._save_best(self, metrics)
-        self._save(self)
+        self._finish_epoch(self, best)
         self.log.note("  [Checkpoint saved]")
 
     def _record(self, metrics: Metrics, best: bool) -> Record:

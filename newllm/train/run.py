@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -14,16 +15,18 @@ import torch
 
 import newllm
 from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, Settings, option_name, parse, to_yaml
+from newllm.data.conversations import ROW_FORMATS
 from newllm.data.prepare import Accounting, Encoded, Encoding, prepare_training
+from newllm.data.render import make_renderer
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import from_dict
 from newllm.errors import Stopped, UserError
 from newllm.evaluate.floor import ngram_floor
-from newllm.evaluate.metrics import Metrics
 from newllm.files import write_text
 from newllm.levels import find_level, resolve
 from newllm.model.recurrence import active_kernel
 from newllm.train import checkpoint
+from newllm.train.answers import answer_prompts
 from newllm.train.epoch_log import EpochLog, MetricsFile, make_log
 from newllm.train.guards import StopRequest, run_lock
 from newllm.train.loop import Trainer
@@ -54,12 +57,16 @@ class RunFiles:
         return self.folder / f"{self.name}.metrics.jsonl"
 
     @property
+    def answers(self) -> Path:
+        return self.folder / f"{self.name}.answers.jsonl"
+
+    @property
     def settings(self) -> Path:
         return self.folder / f"{self.name}.yaml"
 
     def existing(self) -> list[Path]:
         """Those files that are there, the resume file's predecessor included."""
-        files = (self.best, self.final, self.resume, self.metrics, self.settings)
+        files = (self.best, self.final, self.resume, self.metrics, self.answers, self.settings)
         return [p for p in (*files, checkpoint.previous_path(self.resume)) if p.exists()]
 
 
@@ -111,9 +118,7 @@ class _Run:
         )
 
     def train(self, stored: dict[str, Any] | None) -> Path:
-        trainer = Trainer(
-            self.settings, self.data, self.log, save=self._save, save_best=self._save_best
-        )
+        trainer = Trainer(self.settings, self.data, self.log, self._save, self._finish_epoch)
         if stored is not None:
             self._refuse_changed_data(stored)
             trainer.load_state_dict(stored["trainer"])
@@ -133,7 +138,7 @@ class _Run:
 
     def _encode(self) -> Encoded:
         settings = self.settings
-        source = open_source(settings.dataset, settings.data, self.level.hub_ids)
+        source = open_source(self.level, settings.data, settings.subset)
         encoding = Encoding(
             settings.dataset,
             settings.tokenizer,
@@ -152,10 +157,12 @@ class _Run:
 
     def _introduce(self, trainer: Trainer, resumed: bool) -> None:
         settings, counts = self.settings, self.data.accounting
-        self.log.note(f"Run {self.files.name}: level {self.level.number}, {self.level.title}")
+        self.log.note(f"Run {self.files.name}: {self.level.title}")
         self.log.note(f"Data   {self.data.source}: {describe_counts(counts['train'])}")
         self.log.note(f"       validation: {describe_counts(counts['validation'])}")
         for name, facts in counts.items():
+            if facts.left_out:
+                self.log.note(f"       {facts.left_out:,} {name} rows not used by the protocol")
             if facts.malformed:
                 self.log.note(
                     f"       {facts.malformed} malformed {name} rows left out; "
@@ -200,8 +207,24 @@ class _Run:
         checkpoint.save(self.files.resume, content, keep_previous=True)
         self.metrics_file.write(trainer.progress.history)
 
-    def _save_best(self, trainer: Trainer, metrics: Metrics) -> None:
-        self._write_model(self.files.best, trainer, trainer.progress.history[-1])
+    def _finish_epoch(self, trainer: Trainer, best: bool) -> None:
+        """The resume file last: should the run die before it, the epoch is simply done again."""
+        if best:
+            self._write_model(self.files.best, trainer, trainer.progress.history[-1])
+        self._write_answers(trainer)
+        self._save(trainer)
+
+    def _write_answers(self, trainer: Trainer) -> None:
+        """Fixed prompts, answered as the model stands after this epoch."""
+        row_format = ROW_FORMATS[self.settings.dataset]
+        renderer = make_renderer(self.data.tokenizer, row_format, row_format.protocol_length)
+        epoch = trainer.progress.history[-1]["epoch"]
+        answered = answer_prompts(trainer.model, renderer, self.level.prompts)
+        path = self.files.answers
+        before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in before if json.loads(line)["epoch"] < epoch]
+        line = json.dumps({"epoch": epoch, **answered}, ensure_ascii=False)
+        write_text(path, "\n".join([*kept, line]) + "\n")
 
     def _write_model(self, path: Path, trainer: Trainer, record: dict[str, Any]) -> None:
         """A self-contained checkpoint: enough to evaluate, chat and train on."""
@@ -309,5 +332,6 @@ def _load_weights(trainer: Trainer, initial: dict[str, Any], settings: Settings)
 
 def _resume_command() -> str:
     """The command that was typed, with --resume."""
-    words = ["newllm", *sys.argv[1:]]
+    script = sys.argv[0].endswith(".py") and not sys.argv[0].endswith("__main__.py")
+    words = [*(["python", sys.argv[0]] if script else ["newllm"]), *sys.argv[1:]]
     return shlex.join(words if "--resume" in words else [*words, "--resume"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newllm.data.conversations import ROW_FORMATS, Conversation, dolly_conversation
+from newllm.data.conversations import ROW_FORMATS, Conversation
 from newllm.data.render import ChatRenderer, ProtocolRenderer, render_rows
 from newllm.data.tokenizers import BPE, Word1000
 
@@ -66,10 +66,10 @@ def test_chat_prompt_is_the_training_prefix(chat: ChatRenderer, conversation: Co
 def test_dolly_rows() -> None:
     row = {"instruction": "Who?", "context": " \n", "response": "Me."}
     row_format = ROW_FORMATS["dolly"]
-    assert dolly_conversation(row)[0]["content"] == "Who?"
+    assert row_format.conversation(row)[0]["content"] == "Who?"
     assert row_format.protocol_text(row) == "Instruction: Who? Response: Me."
     row["context"] = "A party."
-    assert dolly_conversation(row)[0]["content"] == "Who?\n\nA party."
+    assert row_format.conversation(row)[0]["content"] == "Who?\n\nA party."
     assert row_format.protocol_text(row) == "Instruction: Who? Context: A party. Response: Me."
     assert row_format.vocabulary_text(row) == "Who? A party. Me."
 

@@ -32,7 +32,7 @@ FIELDS = {
     "wikitext2": {"text"},
 }
 COUNTS = {
-    "dolly": (4400, 440),
+    "dolly": (8000, 400),
     "hh_rlhf": (3000, 300),
     "ultrachat": (2000, 200),
     "code_alpaca": (2500, 250),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,11 +12,18 @@ import pyarrow.parquet
 import pytest
 
 from newllm.data.prepare import Encoding, prepare_evaluation, prepare_training
-from newllm.data.sources import Located, Malformed, open_source, read_file
+from newllm.data.rows import Located, Malformed, read_file
+from newllm.data.sources import open_source
 from newllm.errors import UserError
+from newllm.levels import LEVELS, HubRepository, Level
 
 ROWS = [{"instruction": f"q{i}", "context": "", "response": f"a{i}"} for i in range(20)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def hub_level(repository: str) -> Level:
+    """Dolly, from another place on the Hub."""
+    return replace(LEVELS["dolly"], hub=(HubRepository(repository),))
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -77,33 +85,45 @@ def test_folder_layouts(tmp_path: Path) -> None:
     write(tmp_path / "data" / "train-00000-of-00002.jsonl", LINES)
     write(tmp_path / "data" / "train-00001-of-00002.jsonl", LINES)
     write(tmp_path / "data" / "test.jsonl", LINES)
-    source = open_source("dolly", str(tmp_path), ())
+    source = open_source(LEVELS["dolly"], str(tmp_path))
     train, validation = source.training_splits()
     assert sum(1 for _ in train()) == 40
     assert sum(1 for _ in validation()) == 20, "without validation rows, test rows serve"
     write(tmp_path / "valid.json", json.dumps(ROWS[:3]))
-    validation = open_source("dolly", str(tmp_path), ()).training_splits()[1]
+    validation = open_source(LEVELS["dolly"], str(tmp_path)).training_splits()[1]
     assert sum(1 for _ in validation()) == 3
 
 
 def test_one_file_is_split_90_to_10_always_alike(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", LINES)
-    source = open_source("dolly", str(file), ())
+    source = open_source(LEVELS["dolly"], str(file))
     train, validation = source.training_splits()
     parts = [[item.row["instruction"] for item in part()] for part in (train, validation)]  # type: ignore[union-attr]
     assert [len(part) for part in parts] == [18, 2]
     assert not set(parts[0]) & set(parts[1])
-    again = open_source("dolly", str(file), ()).training_splits()[1]
+    again = open_source(LEVELS["dolly"], str(file)).training_splits()[1]
     assert [item.row["instruction"] for item in again()] == parts[1]  # type: ignore[union-attr]
     assert sum(1 for _ in source.evaluation_split()()) == 20, "evaluation reads a file whole"
 
 
+@pytest.mark.parametrize("count", [2, 19, 100, 1001])
+def test_split_is_the_published_one(tmp_path: Path, count: int) -> None:
+    import datasets
+
+    rows = [{"instruction": f"q{i}", "response": "a"} for i in range(count)]
+    file = write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    held = datasets.Dataset.from_list(rows).train_test_split(test_size=0.1, seed=42)["test"]
+    validation = open_source(LEVELS["dolly"], str(file)).training_splits()[1]
+    ours = {item.row["instruction"] for item in validation()}  # type: ignore[union-attr]
+    assert ours == set(held["instruction"])
+
+
 def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", LINES)
-    before = open_source("dolly", str(file), ()).fingerprint
-    assert open_source("dolly", str(file), ()).fingerprint == before
+    before = open_source(LEVELS["dolly"], str(file)).fingerprint
+    assert open_source(LEVELS["dolly"], str(file)).fingerprint == before
     write(file, LINES.replace("q3", "Q3"))
-    assert open_source("dolly", str(file), ()).fingerprint != before
+    assert open_source(LEVELS["dolly"], str(file)).fingerprint != before
 
 
 @pytest.mark.parametrize(
@@ -115,7 +135,7 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     ],
 )
 def test_nothing_left_is_the_users_mistake(tmp_path: Path, content, complaint) -> None:
-    source = open_source("dolly", str(write(tmp_path / "rows.jsonl", content)), ())
+    source = open_source(LEVELS["dolly"], str(write(tmp_path / "rows.jsonl", content)))
     with pytest.raises(UserError, match=complaint):
         prepare_training(source, Encoding("dolly", "word1000", 1000, 128))
 
@@ -125,7 +145,7 @@ def test_malformed_rows_are_counted_not_fatal(tmp_path: Path, tokenizer: str) ->
     bad = '{"instruction": "q"}\nnonsense\n{"instruction": 1, "response": "x"}\n'
     write(tmp_path / "train.jsonl", LINES + bad)
     write(tmp_path / "validation.jsonl", LINES)
-    source = open_source("dolly", str(tmp_path), ())
+    source = open_source(LEVELS["dolly"], str(tmp_path))
     encoded = prepare_training(source, Encoding("dolly", tokenizer, 400, 128))
     train = encoded.accounting["train"]
     assert (train.rows, train.malformed, train.documents) == (23, 3, 20)
@@ -135,7 +155,7 @@ def test_malformed_rows_are_counted_not_fatal(tmp_path: Path, tokenizer: str) ->
 
 
 def test_damaged_cache_is_made_again(tmp_path: Path) -> None:
-    source = open_source("dolly", str(write(tmp_path / "rows.jsonl", LINES)), ())
+    source = open_source(LEVELS["dolly"], str(write(tmp_path / "rows.jsonl", LINES)))
     encoding = Encoding("dolly", "bpe", 400, 128)
     first = prepare_training(source, encoding)
     tokens = first.splits["train"].all_tokens()[0]
@@ -151,7 +171,7 @@ def test_damaged_cache_is_made_again(tmp_path: Path) -> None:
 def test_max_samples_head_or_sample(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", LINES)
     write(tmp_path / "validation.jsonl", LINES)
-    source = open_source("dolly", str(tmp_path), ())
+    source = open_source(LEVELS["dolly"], str(tmp_path))
     head = prepare_training(source, Encoding("dolly", "word1000", 1000, 128, max_samples=5))
     assert head.accounting["train"].rows == 5
     assert head.accounting["validation"].rows == 20
@@ -171,7 +191,7 @@ def test_max_samples_head_or_sample(tmp_path: Path) -> None:
 
 
 def test_sample_needs_no_files() -> None:
-    source = open_source("dolly", "sample", ())
+    source = open_source(LEVELS["dolly"], "sample")
     encoded = prepare_evaluation(
         source,
         Encoding("dolly", "word1000", 1000, 128),
@@ -184,7 +204,7 @@ def test_sample_needs_no_files() -> None:
 def test_hub_shaped_folder_through_datasets(tmp_path: Path) -> None:
     """The road a Hub repository takes, read from a folder laid out like one."""
     write(tmp_path / "hub" / "data" / "train-00000-of-00001.jsonl", LINES)
-    source = open_source("dolly", "hub", (str(tmp_path / "hub"),))
+    source = open_source(hub_level(str(tmp_path / "hub")), "hub")
     train, validation = source.training_splits()
     assert sum(1 for _ in train()) == 18
     assert sum(1 for _ in validation()) == 2
@@ -193,7 +213,7 @@ def test_hub_shaped_folder_through_datasets(tmp_path: Path) -> None:
 
 def test_no_hub_names_the_other_ways() -> None:
     with pytest.raises(UserError, match=r"cannot be had.*--data PATH.*--data sample") as error:
-        open_source("dolly", "hub", ("someone/dolly-that-is-not-cached",))
+        open_source(hub_level("someone/dolly-that-is-not-cached"), "hub")
     assert "\n" not in str(error.value)
 
 
@@ -202,4 +222,4 @@ def test_unusable_paths(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty_folder").mkdir()
     write(tmp_path / "notes.txt", "hello")
     with pytest.raises(UserError, match=name):
-        open_source("dolly", str(tmp_path / name), ())
+        open_source(LEVELS["dolly"], str(tmp_path / name))

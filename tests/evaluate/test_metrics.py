@@ -103,7 +103,8 @@ def test_sums_do_not_depend_on_the_batch_size(
         state, log_probability = None, 0.0
         for token, following in zip(document.ids, document.ids[1:], strict=False):
             hidden, state = model(torch.tensor([[token]]), state)
-            log_probability += float(torch.log_softmax(model.logits(hidden[0, 0]), 0)[following])
+            distribution = torch.log_softmax(model.logits(hidden[0, 0]), 0)
+            log_probability += distribution[following].item()
         alone -= log_probability
     assert results[0].nats == pytest.approx(alone, rel=1e-5)
 

@@ -68,7 +68,8 @@ def test_files_of_a_run(flags: dict[str, Any], capsys: pytest.CaptureFixture[str
     folder = Path(flags["out"])
     assert best == folder / f"best_{NAME}.pt"
     names = {f"best_{NAME}.pt", f"{NAME}_final.pt", f"{NAME}_resume.pt",
-             f"{NAME}_resume.previous.pt", f"{NAME}.metrics.jsonl", f"{NAME}.yaml"}  # fmt: skip
+             f"{NAME}_resume.previous.pt", f"{NAME}.metrics.jsonl", f"{NAME}.yaml",
+             f"{NAME}.answers.jsonl"}  # fmt: skip
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == names
     output = capsys.readouterr().out
     for record in records(folder, NAME):

@@ -13,7 +13,7 @@ Question = tuple[str, str]
 def calculation(rng: Random) -> Question:
     """A sum, a difference or a product of small numbers, in digits or in words."""
     sign, first, second, result = draw_calculation(rng)
-    in_words = result < len(NUMBER_WORDS) and rng.random() < 0.3
+    in_words = result < len(NUMBER_WORDS) and rng.random() < 0.2
     a, b, c = (
         NUMBER_WORDS[number] if in_words else str(number) for number in (first, second, result)
     )
@@ -28,13 +28,13 @@ def draw_calculation(rng: Random) -> tuple[str, int, int, int]:
     """The sign, the two numbers and the result of a small calculation."""
     sign = rng.choice(("plus", "plus", "minus", "times"))
     if sign == "plus":
-        first, second = rng.randint(1, 9), rng.randint(1, 9)
+        first, second = rng.randint(1, 7), rng.randint(1, 7)
         return sign, first, second, first + second
     if sign == "minus":
         first = rng.randint(2, 10)
         second = rng.randint(1, first - 1)
         return sign, first, second, first - second
-    first, second = rng.randint(1, 5), rng.randint(1, 5)
+    first, second = rng.randint(1, 4), rng.randint(1, 5)
     return sign, first, second, first * second
 
 
@@ -43,11 +43,11 @@ def word_problem(rng: Random) -> Question:
     person = rng.choice(PEOPLE)
     name, she, fruit = person.name, person.subject, rng.choice(FRUITS.words)
     if rng.random() < 0.5:
-        first, second = rng.randint(1, 8), rng.randint(1, 8)
+        first, second = rng.randint(1, 6), rng.randint(1, 6)
         total, happening = first + second, rng.choice(("buys", "gets", "finds"))
         change = f"{happening} {second} more"
     else:
-        first = rng.randint(3, 10)
+        first = rng.randint(3, 9)
         second = rng.randint(1, first - 1)
         total, happening = first - second, rng.choice(("eats", "gives away", "loses"))
         change = f"{happening} {second} of them"

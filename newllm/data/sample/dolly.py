@@ -13,17 +13,17 @@ from newllm.data.sample.phrases import (
     PEOPLE,
     Row,
     Word,
+    belongs_to,
     distinct_rows,
     generator,
     join_words,
-    pick_rows,
     sentence_case,
     two_people,
     words_in,
 )
 from newllm.data.sample.words import ANIMALS, GROUPS, two_groups
 
-VALIDATION_SHARE = 10
+VALIDATION_SHARE = 20
 
 IDEAS = {
     "a rainy day": "read a book;bake bread;call a friend;play the piano;write a letter",
@@ -58,6 +58,7 @@ LINES = {
     "music": "music is a boat that takes us over the sea",
 }
 
+POLITE = ("Hello. {}", "I have a question. {}", "Please help me. {}", "{} Thank you.")
 ADJECTIVES = words_in("small old happy brave quiet clever lonely hungry")
 WISHES = (
     "wanted to see the sea",
@@ -277,35 +278,42 @@ def sentence_with_words(rng: Random) -> Row:
     )
 
 
-def facts() -> list[Row]:
-    """Every question about general knowledge."""
-    return [row(question, answer, "open_qa") for question, answer in fact_questions()]
+def fact_rows(split: str, count: int, rng: Random) -> list[Row]:
+    """Questions about general knowledge; when all were asked, the same with a polite word."""
+    known = [pair for pair in fact_questions() if belongs_to(split, pair[0])]
+    plain = [row(question, answer, "open_qa") for question, answer in known]
+    if count <= len(plain):
+        return rng.sample(plain, count)
+    polite = [
+        row(rng.choice(POLITE).format(question), answer, "open_qa") for question, answer in known
+    ]
+    return plain + rng.sample(polite, count - len(plain))
 
 
+FACTS = {"train": 2700, "validation": 135}
 SHARES: tuple[tuple[Callable[[Random], Row], int], ...] = (
-    (general_question, 840),
-    (greeting, 60),
-    (kind_of_word, 240),
-    (sorting, 80),
-    (odd_one_out, 80),
-    (news, 60),
-    (closed_question, 540),
-    (extraction, 200),
-    (summary, 180),
-    (listing, 170),
-    (ideas, 90),
-    (poetic_line, 60),
-    (story_start, 60),
-    (sentence_with_words, 40),
+    (general_question, 1500),
+    (greeting, 80),
+    (kind_of_word, 500),
+    (sorting, 260),
+    (odd_one_out, 200),
+    (news, 100),
+    (closed_question, 1100),
+    (extraction, 400),
+    (summary, 360),
+    (listing, 300),
+    (ideas, 180),
+    (poetic_line, 100),
+    (story_start, 120),
+    (sentence_with_words, 100),
 )
-FACTS = 1700
 
 
 def rows(split: str, seed: int) -> list[Row]:
     """The rows of a split in random order."""
     rng = generator("dolly", split, seed)
     divisor = VALIDATION_SHARE if split == "validation" else 1
-    result = pick_rows(facts(), FACTS // divisor, split, rng, row_key)
+    result = fact_rows(split, FACTS[split], rng)
     for draw, count in SHARES:
         result += distinct_rows(draw, count // divisor, split, rng, row_key)
     rng.shuffle(result)

@@ -13,11 +13,9 @@ RELATIONS: tuple[Relation, ...] = (
         """France, Paris, Europe; Japan, Tokyo, Asia; Spain, Madrid, Europe;
         Egypt, Cairo, Africa; Italy, Rome, Europe; China, Beijing, Asia;
         Germany, Berlin, Europe; Kenya, Nairobi, Africa; England, London, Europe;
-        Peru, Lima, South America; Ireland, Dublin, Europe; Canada, Ottawa, North America;
-        Portugal, Lisbon, Europe; Cuba, Havana, North America; Greece, Athens, Europe;
-        Chile, Santiago, South America; Austria, Vienna, Europe; Poland, Warsaw, Europe;
-        Sweden, Stockholm, Europe; Norway, Oslo, Europe; Finland, Helsinki, Europe;
-        Denmark, Copenhagen, Europe; Hungary, Budapest, Europe; Russia, Moscow, Europe""",
+        Peru, Lima, South America; Greece, Athens, Europe; Canada, Ottawa, North America;
+        Portugal, Lisbon, Europe; Cuba, Havana, North America; Sweden, Stockholm, Europe;
+        Norway, Oslo, Europe""",
         """
         What is the capital of {country}? | The capital of {country} is {capital}.
         Which city is the capital of {country}? | {capital} is the capital of {country}.
@@ -37,21 +35,22 @@ RELATIONS: tuple[Relation, ...] = (
     relation(
         "country language",
         """France, French; Spain, Spanish; Italy, Italian; Germany, German; England, English;
-        Portugal, Portuguese; Greece, Greek; Poland, Polish; Sweden, Swedish; Norway, Norwegian;
-        Denmark, Danish; Russia, Russian; Egypt, Arabic; Japan, Japanese; China, Chinese""",
+        Portugal, Portuguese; Greece, Greek; Sweden, Swedish; Norway, Norwegian; Egypt, Arabic;
+        Japan, Japanese; China, Chinese""",
         """
         What language do people speak in {country}? | People in {country} speak {language}.
         Which language is spoken in {country}? | In {country} people speak {language}.
         In which country do people speak {language}? | People speak {language} in {country}.
+        Tell me the language of {country}. | The language of {country} is {language}.
+        What is the language of {country}? | The language of {country} is {language}.
         Do people in {country} speak {not_language}? | No, people in {country} speak {language}.
         """,
     ),
     relation(
         "thing colour",
         """grass, green; snow, white; blood, red; coal, black; milk, white; chocolate, brown;
-        the sky, blue; the sun, yellow; an elephant, grey; a banana, yellow; a lemon, yellow;
-        a tomato, red; a carrot, orange; a frog, green; a cherry, red; a leaf, green;
-        a cloud, white; the night, black; a bear, brown; the sea, blue; a mouse, grey""",
+        the sky, blue; the sun, yellow; an elephant, grey; a banana, yellow; a tomato, red;
+        a carrot, orange; a frog, green; a bear, brown; the night, black""",
         """
         What colour is {thing}? | {thing} is {colour}.
         What is the colour of {thing}? | The colour of {thing} is {colour}.
@@ -67,9 +66,7 @@ RELATIONS: tuple[Relation, ...] = (
         """dog, barks, four, puppy; bird, sings, two, chick; cat, meows, four, kitten;
         duck, quacks, two, duckling; cow, moos, four, calf; hen, clucks, two, chick;
         sheep, bleats, four, lamb; bee, buzzes, six, larva; horse, neighs, four, foal;
-        owl, hoots, two, owlet; pig, grunts, four, piglet; lion, roars, four, cub;
-        frog, croaks, four, tadpole; goose, honks, two, gosling; wolf, howls, four, pup;
-        mouse, squeaks, four, pup""",
+        pig, grunts, four, piglet; lion, roars, four, cub; frog, croaks, four, tadpole""",
         """
         What sound does {animal:a} make? | {animal:A} {sound}.
         What does {animal:a} do when it makes a sound? | {animal:A} {sound}.
@@ -93,9 +90,8 @@ RELATIONS: tuple[Relation, ...] = (
         "animal home food",
         """bird, a nest, seeds; bee, a hive, honey; fish, the water, small plants;
         cow, a field, grass; lion, the grassland, meat; camel, the desert, dry plants;
-        rabbit, a hole, carrots;
-        monkey, the trees, fruit; horse, a stable, hay; bear, the forest, berries;
-        spider, a web, flies; frog, a pond, insects; owl, the forest, mice; hen, a yard, corn""",
+        rabbit, a hole, carrots; monkey, the trees, fruit; horse, a stable, hay;
+        bear, the forest, berries; spider, a web, flies; frog, a pond, insects""",
         """
         Where does {animal:a} live? | {animal:A} lives in {home}.
         What is the home of {animal:a}? | The home of {animal:a} is {home}.
@@ -109,8 +105,7 @@ RELATIONS: tuple[Relation, ...] = (
         "word opposite",
         """hot, cold; big, small; long, short; old, young; fast, slow; high, low; wet, dry;
         open, closed; happy, sad; light, dark; hard, soft; strong, weak; full, empty; clean, dirty;
-        rich, poor; early, late; good, bad; left, right; up, down; day, night; first, last;
-        near, far; loud, quiet; sweet, sour; easy, difficult""",
+        rich, poor; early, late; good, bad; loud, quiet""",
         """
         What is the opposite of {word}? | The opposite of {word} is {opposite}.
         What is the opposite of {opposite}? | The opposite of {opposite} is {word}.
@@ -125,12 +120,12 @@ RELATIONS: tuple[Relation, ...] = (
     relation(
         "thing material",
         """window, glass; table, wood; knife, metal; tire, rubber; book, paper; scarf, wool;
-        shirt, cotton; shoe, leather; ring, gold; wall, stone; candle, wax; bottle, glass;
-        newspaper, paper; bridge, stone; coin, metal; chair, wood""",
+        shirt, cotton; shoe, leather; ring, gold; wall, stone; candle, wax; coin, metal""",
         """
         What is {thing:a} made of? | {thing:A} is made of {material}.
         Of what material is {thing:a}? | {thing:A} is made of {material}.
         Tell me what {thing:a} is made of. | {thing:A} is made of {material}.
+        Do you know what {thing:a} is made of? | {thing:A} is made of {material}.
         Is {thing:a} made of {material} or {not_material}? | {thing:A} is made of {material}.
         Name a thing that is made of {material}, like {thing:a}. | {thing:A} is made of {material}.
         """,
@@ -138,8 +133,7 @@ RELATIONS: tuple[Relation, ...] = (
     relation(
         "product source",
         """milk, cows; eggs, hens; honey, bees; wool, sheep; bread, flour; cheese, milk;
-        wine, grapes; paper, wood; flour, corn; leather, skin; juice, fruit; chocolate, cocoa;
-        glass, sand""",
+        wine, grapes; paper, wood; juice, fruit; glass, sand""",
         """
         What do we get {product} from? | We get {product} from {source}.
         Where do people get {product} from? | People get {product} from {source}.
@@ -156,9 +150,7 @@ RELATIONS: tuple[Relation, ...] = (
         pilot, flies a plane, in the air; cook, makes food, in a kitchen;
         sailor, sails the sea, on a ship; painter, paints pictures, in a studio;
         gardener, grows flowers, in a garden; driver, drives a bus, on the road;
-        tailor, makes clothes, in a shop; singer, sings songs, in a theatre;
-        nurse, looks after sick people, in a hospital; writer, writes books, at a desk;
-        fisherman, catches fish, in a boat; judge, decides cases, in a court""",
+        singer, sings songs, in a theatre; writer, writes books, at a desk""",
         """
         What does {job:a} do? | {job:A} {task}.
         What is the work of {job:a}? | {job:A} {task}.
@@ -174,11 +166,8 @@ RELATIONS: tuple[Relation, ...] = (
         "tool use",
         """hammer, drive nails; saw, cut wood; needle, sew clothes; knife, cut bread;
         spoon, eat soup; broom, sweep the floor; pen, write letters; key, open a door;
-        clock, tell the time;
-        oven, bake bread; brush, paint a wall; ladder, climb high; lamp, make light;
-        map, find the way; telephone, call a friend; spade, dig a hole; towel, dry our hands;
-        cup, drink tea;
-        bed, sleep at night; bag, carry things""",
+        clock, tell the time; oven, bake bread; brush, paint a wall; ladder, climb high;
+        lamp, make light; map, find the way; telephone, call a friend; cup, drink tea""",
         """
         What do we use {tool:a} for? | We use {tool:a} to {use}.
         What is {tool:a} for? | {tool:A} is used to {use}.
@@ -231,7 +220,7 @@ RELATIONS: tuple[Relation, ...] = (
     ),
     relation(
         "earlier later",
-        following(NUMBER_WORDS, last=False),
+        following(NUMBER_WORDS[:13], last=False),
         """
         Which number comes after {earlier}? | {later} comes after {earlier}.
         Which number comes before {later}? | {earlier} comes before {later}.
@@ -256,13 +245,13 @@ RELATIONS: tuple[Relation, ...] = (
     relation(
         "whole count part",
         """week, seven, days; year, twelve, months; hand, five, fingers; triangle, three, sides;
-        square, four, sides; day, twenty-four, hours; hour, sixty, minutes; minute, sixty, seconds;
-        car, four, wheels; bike, two, wheels; spider, eight, legs; ant, six, legs;
-        face, two, eyes; dozen, twelve, eggs""",
+        square, four, sides; hour, sixty, minutes; minute, sixty, seconds; car, four, wheels;
+        bike, two, wheels; spider, eight, legs; ant, six, legs; dozen, twelve, eggs""",
         """
         How many {part} does {whole:a} have? | {whole:A} has {count} {part}.
         {whole:A} has how many {part}? | {whole:A} has {count} {part}.
         Tell me how many {part} {whole:a} has. | {whole:A} has {count} {part}.
+        Does {whole:a} have {count} {part}? | Yes, {whole:a} has {count} {part}.
         What is the number of {part} in {whole:a}? | {whole:A} has {count} {part}.
         Does {whole:a} have {not_count} {part}? | No, {whole:a} has {count} {part}.
         """,
@@ -287,17 +276,13 @@ RELATIONS: tuple[Relation, ...] = (
         do plants need water, plants need water, they drink it with their roots;
         does ice float, ice floats, it is lighter than water;
         is it dark at night, it is dark at night, the Sun is on the other side of the Earth;
-        do birds fly south, birds fly south, the winter is cold and food is hard to find;
+        do birds fly south, birds fly south, the winter is cold;
         do we wear a coat, we wear a coat, it keeps us warm;
         do we wash our hands, we wash our hands, clean hands keep us well;
         do bees visit flowers, bees visit flowers, they find sweet juice in them;
         do people read books, people read books, books teach us new things;
-        do fish stay in water, fish stay in water, they take air from it;
         do children go to school, children go to school, they learn to read and write there;
-        does bread rise, bread rises, yeast fills it with air;
-        do we see the Moon, we see the Moon, it shines in the light of the Sun;
-        do cars stop at a red light, cars stop at a red light, other people want to cross;
-        do cats see well at night, cats see well at night, their eyes need only a little light""",
+        does bread rise, bread rises, yeast fills it with air""",
         """
         Why {question}? | {statement:c} because {reason}.
         Can you tell me why {statement}? | {statement:c} because {reason}.

@@ -204,7 +204,7 @@ def shopping_list(rng: Random) -> Talk:
     wrong = rng.sample(goods, max(len(final) - 1, 1))
     return Talk(
         (*turns, asked),
-        f"On your list {'is' if len(final) == 1 else 'are'} {join_words(final)}.",
+        f"Your list has {join_words(final)} now.",
         bad_answer(rng, f"I think that {join_words(wrong)} may be there, and some other things."),
     )
 
@@ -223,7 +223,12 @@ def appointments(rng: Random) -> Talk:
             f"And I see {people[1]} on {days[1]} at {hours[1]}.",
             "I have both of them.",
             *interlude(rng),
-            rng.choice((f"When do I see {people[asked]}?", f"When was {people[asked]} again?")),
+            rng.choice(
+                (
+                    f"When do I see {people[asked]}?",
+                    f"On which day and at what time do I see {people[asked]}?",
+                )
+            ),
         ),
         f"You see {who} on {days[asked]} at {hours[asked]}.",
         bad_answer(rng, f"You see {who} on {days[1 - asked]} at {hours[asked]}."),

@@ -32,10 +32,10 @@ def group(kind: str, words: str, countable: bool = True) -> WordGroup:
 
 ANIMALS = group(
     "animal",
-    "dog cat cow horse sheep pig duck hen lion wolf frog bee owl mouse bird spider fish camel "
-    "elephant rabbit bear monkey goose ant",
+    "dog cat cow horse sheep pig duck hen lion frog bee bird spider fish camel elephant rabbit "
+    "bear monkey ant",
 )
-PETS = group("pet", "dog cat horse rabbit bird mouse fish duck")
+PETS = group("pet", "dog cat horse rabbit bird fish duck")
 FRUITS = group("fruit", "apple pear banana orange lemon cherry grape plum peach melon berry")
 VEGETABLES = group("vegetable", "carrot potato onion bean cabbage pea")
 COLOURS = group("colour", "red blue green yellow black white brown grey", countable=False)
@@ -46,19 +46,18 @@ VEHICLES = group("vehicle", "car bus train bike ship plane boat")
 INSTRUMENTS = group("instrument", "piano guitar drum violin flute trumpet")
 JOBS = group(
     "worker",
-    "baker doctor teacher farmer pilot cook sailor painter gardener driver tailor singer nurse "
-    "writer judge",
+    "baker doctor teacher farmer pilot cook sailor painter gardener driver singer writer",
 )
 DRINKS = group("drink", "water milk tea coffee juice wine", countable=False)
 MATERIALS = group("material", "glass wood metal paper wool cotton gold stone", countable=False)
 CITIES = group(
     "city",
-    "Paris Tokyo Madrid Cairo Rome Berlin London Lima Dublin Lisbon Athens Vienna Oslo Moscow",
+    "Paris Tokyo Madrid Cairo Rome Berlin London Lima Lisbon Athens Stockholm Oslo",
     countable=False,
 )
 COUNTRIES = group(
     "country",
-    "France Japan Spain Egypt Italy China Germany Kenya England Peru Ireland Canada Greece Norway",
+    "France Japan Spain Egypt Italy China Germany Kenya England Peru Greece Norway",
     countable=False,
 )
 WEEKDAYS = group("day", " ".join(DAYS), countable=False)

@@ -1,0 +1,126 @@
+"""Rows of local files, each with the place where it stands.
+
+A broken line is a `Malformed` item that is counted and shown later, never an exception.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+READABLE = re.compile(r"\.(jsonl?|ndjson)(\.gz)?$|\.parquet$", re.IGNORECASE)
+"""Names of files that rows can be read from."""
+
+_WHOLE = re.compile(r"\.json(\.gz)?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A row and where it stands (`file:line`)."""
+
+    where: str
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """Something that should have been a row."""
+
+    where: str
+    reason: str
+
+
+Item = Located | Malformed
+Rows = Callable[[], Iterator[Item]]
+"""Starts a new pass over the rows; passes are equal."""
+
+
+def read_file(path: Path) -> Iterator[Item]:
+    """All rows of one file: JSON lines, a JSON array, either gzipped, or Parquet."""
+    try:
+        if path.name.lower().endswith(".parquet"):
+            yield from _read_parquet(path)
+        else:
+            open_file = gzip.open if path.name.lower().endswith(".gz") else open
+            with cast(IO[bytes], open_file(path, "rb")) as stream:
+                yield from _read_json(stream, path)
+    except (OSError, EOFError, zlib.error) as error:
+        yield Malformed(str(path), f"unreadable from here on ({error})")
+
+
+def _read_json(stream: IO[bytes], path: Path) -> Iterator[Item]:
+    """JSON lines; or, in a `.json` file, one JSON array of rows or one row over several lines."""
+    lines = enumerate(stream, start=1)
+    for number, line in lines:
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not line.strip():
+            continue
+        if line.lstrip()[:1] == b"[" or (_WHOLE.search(path.name) and not _is_json(line)):
+            yield from _read_whole(line + stream.read(), path, number)
+        else:
+            yield _parse(line, f"{path}:{number}")
+            yield from (_parse(line, f"{path}:{n}") for n, line in lines if line.strip())
+        return
+
+
+def _read_whole(text: bytes, path: Path, first_line: int) -> Iterator[Item]:
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text[:1] == b"{":  # lines after all, the first of them broken
+            lines = enumerate(text.splitlines(), start=first_line)
+            yield from (_parse(line, f"{path}:{number}") for number, line in lines if line.strip())
+            return
+        place = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        yield Malformed(f"{path}{place}", "not valid JSON")
+        return
+    if isinstance(rows, dict):
+        yield Located(str(path), rows)
+        return
+    for number, row in enumerate(rows, start=1):
+        yield _located(row, f"{path} row {number}")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parse(line: bytes, where: str) -> Item:
+    try:
+        return _located(json.loads(line.decode("utf-8")), where)
+    except UnicodeDecodeError:
+        return Malformed(where, "not UTF-8 text")
+    except (ValueError, RecursionError):
+        return Malformed(where, "not valid JSON")
+
+
+def _located(row: Any, where: str) -> Item:
+    if isinstance(row, dict):
+        return Located(where, row)
+    return Malformed(where, f"a {type(row).__name__}, expected an object with fields")
+
+
+def _read_parquet(path: Path) -> Iterator[Item]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Located(f"{path} row {number}", row)
+    except pyarrow.ArrowException as error:
+        reason = str(error).split("\n")[0]
+        yield Malformed(f"{path} row {number + 1}", f"unreadable from here on ({reason})")

@@ -1,0 +1,97 @@
+"""How many rows fit at once: presets by device, then a real step tried before the first one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+
+from newllm.errors import UserError
+
+TOKENS_AT_ONCE = {"cpu": 16_384, "T4": 65_536, "L4": 131_072, "A100": 262_144, "cuda": 65_536}
+"""Tokens computed at once, by device; halved until they fit."""
+
+_USABLE_SHARE = 0.8
+"""Of the memory that is free, how much a step may take."""
+
+
+def preset_rows(device: torch.device, row_length: int) -> int:
+    """Rows computed at once to begin with."""
+    key = device.type
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        key = next((preset for preset in ("T4", "L4", "A100") if preset in name.split()), "cuda")
+    return max(1, TOKENS_AT_ONCE[key] // row_length)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out (torch raises RuntimeError on CPUs)."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def fit_rows(
+    try_rows: Callable[[int], int],
+    rows: int,
+    device: torch.device,
+    note: Callable[[str], None],
+) -> tuple[int, float]:
+    """Find a number of rows that fits, by doing a step's work on real rows.
+
+    On a CPU the system would kill the process rather than refuse memory, so the first try is on few
+    rows, and its growth tells how many fit.
+
+    Args:
+        try_rows: forward and backward on so many rows, leaving no trace; returns the bytes the
+            process held when it held most.
+        rows: the most rows that are wanted.
+        device: where.
+        note: prints a line when rows are fewer than wanted.
+
+    Returns:
+        (rows at once, seconds that one try took).
+
+    Raises:
+        UserError: not even one row fits.
+    """
+    wanted = rows
+    if device.type == "cpu":
+        rows = min(rows, _rows_in_free_memory(try_rows, rows))
+    while True:
+        try:
+            try_rows(rows)  # pays for compiling
+            started = time.perf_counter()
+            try_rows(rows)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if rows == 1:
+            raise UserError(
+                "out of memory with a single row; use a smaller model or --max-seq-length"
+            )
+        rows //= 2
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    if rows < wanted:
+        note(f"Memory holds {rows} rows at once instead of {wanted}; the batch stays what it was.")
+    return rows, time.perf_counter() - started
+
+
+def _rows_in_free_memory(try_rows: Callable[[int], int], rows: int) -> int:
+    few = max(2, rows // 8)
+    if few >= rows:
+        return rows
+    try_rows(1)  # first-time costs: code, thread pools
+    before = resident_bytes()
+    per_row = max(0, try_rows(few) - before) / few
+    free = psutil.virtual_memory().available * _USABLE_SHARE
+    return rows if per_row == 0 else max(1, int(free / per_row))
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now."""
+    return psutil.Process().memory_info().rss

@@ -1,0 +1,54 @@
+"""Where a run stands, as plain values that are stored as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from newllm.config import Settings
+from newllm.evaluate.metrics import Record
+
+COLAB_MINUTES = 90
+"""After so long a free Colab session is cut off."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Plain values, stored as they are."""
+
+    epoch: int = 0
+    step: int = 0
+    """Steps done in this epoch."""
+    total_steps: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    """Time spent in training steps, over all sessions."""
+    epoch_nats: float = 0.0
+    epoch_tokens: int = 0
+    epoch_seconds: float = 0.0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    best_loss: float = float("inf")
+    best_epoch: int = 0
+    epochs_without_improvement: int = 0
+    finished: bool = False
+    history: list[Record] = field(default_factory=list)
+
+
+def clip_norm(settings: Settings, epoch: int) -> float:
+    """Gradient norm above which gradients are scaled down; `original` loosens it as published."""
+    if settings.architecture != "original":
+        return 1.0
+    return 0.5 if epoch < 10 else 1.0 if epoch < 30 else 2.0
+
+
+def describe_expectation(seconds: float, epochs: int) -> str:
+    """How long a run will take, with a warning where a Colab session would not last."""
+    minutes = seconds / 60
+    length = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+    line = f"Expected: about {length if minutes >= 1 else '1 minute'} for {epochs} epochs"
+    if minutes > COLAB_MINUTES:
+        line += (
+            f"; a Colab session is cut off after {COLAB_MINUTES}: the run goes on with --resume, "
+            f"or fits with --minutes {COLAB_MINUTES - 10}"
+        )
+    return line

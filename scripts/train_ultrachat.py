@@ -1,0 +1,7 @@
+"""The published command of this level: `newllm train ultrachat` in the word-1000 protocol."""
+
+import sys
+
+from _launch import launch
+
+sys.exit(launch("ultrachat"))

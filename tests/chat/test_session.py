@@ -1,0 +1,135 @@
+"""Conversations: the state carried, nothing read twice, nothing shared, nothing growing."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+import torch
+
+from newllm.chat.sampling import Sampler, Sampling, Stream, never_written, write_tokens
+from newllm.chat.session import ChatSession
+from newllm.data.conversations import ROW_FORMATS
+from newllm.data.render import ChatRenderer, ProtocolRenderer
+from newllm.data.tokenizers import BPE, Word1000
+from newllm.model import ContextLM, build_model
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture
+def renderer() -> ChatRenderer:
+    return ChatRenderer(BPE.train(["some words, and some more words"], 290))
+
+
+@pytest.fixture
+def model(renderer: ChatRenderer, tiny_model_settings) -> ContextLM:
+    torch.manual_seed(1)
+    model = build_model(tiny_model_settings(), renderer.tokenizer.vocab_size)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    assert isinstance(model, ContextLM)
+    return model.eval()
+
+
+class Recording(Stream):
+    """Remembers every token it was given."""
+
+    def read(self, ids) -> None:
+        self.ids = [*getattr(self, "ids", []), *ids]
+        super().read(ids)
+
+
+@pytest.mark.parametrize("limit", [3, 40])  # answers cut short, and answers that may end
+def test_a_conversation_equals_rereading_it(model, renderer, limit: int) -> None:
+    session = ChatSession(model, renderer, Sampling(seed=4), system="Be brief.")
+    session._stream = recorded = Recording(model)
+    for text in ("hello", "and now?", "bye"):
+        session.say(text, max_new_tokens=limit)
+    assert session.tokens_read == len(recorded.ids)
+    assert recorded.ids.count(renderer.tokenizer.bos) == 1
+    assert recorded.ids.count(renderer.tokenizer.roles["assistant"]) == 3
+    again = Stream(model)
+    again.read(recorded.ids)
+    assert again.logits is not None
+    assert recorded.logits is not None
+    torch.testing.assert_close(again.logits, recorded.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_one_pass_and_token_by_token_give_the_same_opinion(model, renderer) -> None:
+    ids = renderer.prompt([{"role": "user", "content": "hello there, how are you?"}])
+    whole, steps = Stream(model), Stream(model)
+    whole.read(ids)
+    for token in ids:
+        steps.read([token])
+    assert whole.logits is not None
+    assert steps.logits is not None
+    torch.testing.assert_close(whole.logits, steps.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_interleaved_sessions_do_not_touch(model, renderer) -> None:
+    alone = ChatSession(model, renderer, Sampling(seed=5))
+    expected = [alone.say(text, max_new_tokens=8) for text in ("a", "b", "c")]
+    first, other = (ChatSession(model, renderer, Sampling(seed=5)) for _ in range(2))
+    said = []
+    for text in ("a", "b", "c"):
+        said.append(first.say(text, max_new_tokens=8))
+        other.say(text + "!", max_new_tokens=3)
+    assert said == expected
+
+
+def test_streamed_pieces_are_the_answer(model, renderer) -> None:
+    session = ChatSession(model, renderer, Sampling(seed=2))
+    pieces = list(session.stream("hi", max_new_tokens=30))
+    assert "".join(pieces) == session.transcript[-1]["content"]
+    assert [m["role"] for m in session.transcript] == ["user", "assistant"]
+
+
+def test_reader_that_stops_reading_leaves_a_usable_session(model, renderer) -> None:
+    session = ChatSession(model, renderer, Sampling(seed=2), system="Be brief.")
+    stream = session.stream("hi", max_new_tokens=30, min_new_tokens=30)
+    next(stream)
+    stream.close()
+    assert session.transcript[0]["role"] == "system"
+    assert session.transcript[-1]["content"]
+    session.say("go on", max_new_tokens=4)
+    assert [m["role"] for m in session.transcript[-2:]] == ["user", "assistant"]
+
+
+def test_only_text_is_written(model, renderer) -> None:
+    stream = Stream(model)
+    stream.read(renderer.prompt([{"role": "user", "content": "x"}]))
+    sampler = Sampler(
+        Sampling(temperature=5.0, top_p=1.0, seed=0), never_written(renderer.tokenizer)
+    )
+    tokens = list(write_tokens(stream, sampler, renderer.tokenizer.end, 500, min_new_tokens=500))
+    assert len(tokens) == 500
+    assert all(renderer.tokenizer.special_name(token) is None for token in tokens)
+
+
+def test_top_p_keeps_the_likeliest(renderer) -> None:
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    draws = {p: {Sampler(Sampling(1.0, p, seed), []).draw(logits) for seed in range(60)}
+             for p in (0.4, 0.7, 1.0)}  # fmt: skip
+    assert draws == {0.4: {0}, 0.7: {0, 1}, 1.0: {0, 1, 2, 3}}
+
+
+def test_word1000_never_says_unk(tiny_model_settings) -> None:
+    tokenizer = Word1000.train(["the cat sat on the mat"])
+    renderer = ProtocolRenderer(tokenizer, ROW_FORMATS["dolly"], 128)
+    model = build_model(tiny_model_settings(), 1000).eval()
+    answer = ChatSession(model, renderer, Sampling(5.0, 1.0, 0)).say("hi", min_new_tokens=40,
+                                                                     max_new_tokens=40)  # fmt: skip
+    assert "<UNK>" not in answer
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(model, renderer) -> None:
+    session = ChatSession(model, renderer, Sampling(seed=0))
+    for _ in session.stream("go", max_new_tokens=1000, min_new_tokens=1000):
+        pass
+    before, size = psutil.Process().memory_info().rss, session.state_bytes
+    for _ in session.stream("go on", max_new_tokens=20_000, min_new_tokens=20_000):
+        pass
+    assert session.state_bytes == size
+    assert psutil.Process().memory_info().rss < 1.02 * before

@@ -1,0 +1,113 @@
+"""The levels say what was published: settings, marks, bands, advice that can be pasted."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+
+from newllm.cli import cli
+from newllm.evaluate.floor import Floor
+from newllm.levels import LEVELS, default_widths, resolve
+from newllm.verdict import verdict_lines
+
+
+@pytest.mark.parametrize(
+    ("dataset", "number", "layers", "context", "length", "epochs", "mark", "excellent"),
+    [
+        ("dolly", 1, 1, 256, 128, 100, 17, 15),
+        ("hh_rlhf", 2, 1, 256, 128, 100, 21, 18),
+        ("ultrachat", 3, 4, 256, 128, 150, 26, 20),
+        ("code_alpaca", 4, 8, 512, 256, 200, 32, 25),
+        ("math", 5, 8, 512, 256, 200, 42, 30),
+    ],
+)
+def test_published_levels(dataset, number, layers, context, length, epochs, mark, excellent):
+    level, settings = LEVELS[dataset], resolve(dataset, {"architecture": "original"})
+    assert (settings.num_layers, settings.context_dim) == (layers, context)
+    assert (settings.max_seq_length, settings.epochs, settings.patience) == (length, epochs, 20)
+    assert (level.number, level.pass_mark, level.excellent) == (number, mark, excellent)
+    assert level.band(excellent - 0.01) == "excellent"
+    assert level.band(mark - 0.01) == "cleared"
+    assert level.band(mark) == "needs work"
+
+
+def test_every_level_is_complete() -> None:
+    for name, level in LEVELS.items():
+        assert level.dataset == name
+        assert level.prompts
+        assert set(level.epochs) == {"original", "context"}
+        if level.number is not None:
+            assert set(level.advice) == {"excellent", "cleared", "needs work"}
+            assert all(item.level in {None, *LEVELS} for a in level.advice.values() for item in a)
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    return {"epoch": 3, "ppl": 16.0, "accuracy": 0.46, "unk_share": 0.41, "bpb": None,
+            "bpb_assistant": None, **changes}  # fmt: skip
+
+
+def commands(lines: list[str]) -> list[list[str]]:
+    found = [line.split("\n  ")[1] for line in lines if "\n  newllm" in line]
+    return [shlex.split(command)[1:] for command in found]
+
+
+@pytest.mark.parametrize("dataset", [name for name in LEVELS if name != "chat"])
+@pytest.mark.parametrize("tokenizer", ["word1000", "bpe"])
+@pytest.mark.parametrize("ppl", [1.0, 16.0, 1000.0])
+@pytest.mark.parametrize("architecture", ["context", "original"])
+def test_every_command_of_a_verdict_can_be_pasted(dataset, tokenizer, ppl, architecture) -> None:
+    settings = resolve(
+        dataset, {"tokenizer": tokenizer, "data": "my rows", "architecture": architecture}
+    )
+    best = record(ppl=ppl)
+    floor = Floor(3, 20.0, None)
+    if tokenizer == "bpe":
+        best |= {"bpb": ppl / 10, "bpb_assistant": None, "unk_share": None}
+        floor = Floor(5, 20.0, 2.0)
+    lines = verdict_lines(LEVELS[dataset], settings, best, floor, "a folder/best.pt")
+    for verb, *arguments in commands(lines):
+        context = cli.commands[verb].make_context(verb, list(arguments))
+        assert context.params
+        if verb == "train" and "--data" in arguments:
+            given = {k: v for k, v in context.params.items() if v is not None}
+            for name in ("resume", "config", "dataset", "tensorboard"):
+                given.pop(name, None)
+            following = resolve(context.params["dataset"], given)
+            changed = {k for k, v in following.model_dump().items() if v != getattr(settings, k)}
+            assert changed, "advice that changes nothing"
+            assert following.data == "my rows"
+            assert following.architecture == architecture
+
+
+def test_verdict_says_the_mark_the_floor_and_the_unknown_share() -> None:
+    settings = resolve("dolly", {"tokenizer": "word1000", "data": "rows"})
+    text = "\n".join(
+        verdict_lines(LEVELS["dolly"], settings, record(), Floor(3, 20.0, None), "best.pt")
+    )
+    assert "CLEARED, PPL 16.00 against < 17 (margin +1.00, band: cleared)" in text
+    assert "3-gram table reaches PPL 20.00" in text
+    assert "41.0% of the scored tokens are unknown" in text
+    failed = "\n".join(
+        verdict_lines(LEVELS["dolly"], settings, record(ppl=18.0), Floor(3, 20.0, None), "best.pt")
+    )
+    assert "NOT CLEARED" in failed
+    assert "--epochs 15" in failed
+
+
+def test_mark_is_judged_only_in_its_protocol() -> None:
+    bpe = record(bpb=1.5, bpb_assistant=1.4, unk_share=None)
+    cases = [
+        ({"data": "rows"}, bpe, Floor(5, 9.0, 2.0)),
+        ({"data": "sample", "tokenizer": "word1000"}, record(), Floor(3, 9.0, None)),
+    ]
+    for flags, best, floor in cases:
+        lines = verdict_lines(LEVELS["dolly"], resolve("dolly", flags), best, floor, "b.pt")
+        assert not any("CLEARED" in line for line in lines)
+
+
+@pytest.mark.parametrize(("layers", "context"), [(1, 256), (4, 256), (8, 512), (12, 1024), (2, 16)])
+def test_widths_are_usable(layers: int, context: int) -> None:
+    widths = default_widths(layers, context)
+    assert all(value >= 16 and value % 8 == 0 for value in widths.values())
