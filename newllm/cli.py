@@ -233,7 +233,7 @@ def doctor(as_json: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (see SPEC of codes in docs/ARCHITECTURE.md)."""
+    """Run the command line; returns the exit code (docs/ARCHITECTURE.md lists them)."""
     try:
         result = cli.main(args=arguments, prog_name="newllm", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain(
             f"{error.filename or 'output'}: {error.strerror}; nothing written before is lost: "
-            "free space or choose another --out, then go on with --resume"
+            "free space, or choose another --out (and NEWLLM_CACHE), then go on with --resume"
         )
 
 

@@ -128,8 +128,10 @@ def option_name(field: str) -> str:
     return "--" + OPTION_NAMES.get(field, field).replace("_", "-")
 
 
-WITHOUT_EFFECT_ON_WEIGHTS = frozenset({"out", "name", "save_minutes", "tensorboard", "device"})
-"""Settings that may differ when a run is resumed."""
+WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
+    {"out", "name", "save_minutes", "tensorboard", "device", "data"}
+)
+"""Settings that may differ when a run is resumed (moved rows are known by their fingerprint)."""
 
 
 def parse(values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> Settings:

@@ -11,7 +11,7 @@ import torch
 
 from newllm.chat.sampling import Sampling
 from newllm.chat.session import MAX_NEW_TOKENS, ChatSession
-from newllm.config import Settings
+from newllm.config import Settings, parse
 from newllm.data.conversations import ROW_FORMATS
 from newllm.data.prepare import Encoded, Encoding, find_encoded, prepare_evaluation
 from newllm.data.render import Renderer, make_renderer
@@ -54,7 +54,7 @@ class TrainedModel:
                 f"{path}: this file only resumes a training; give the run's best_*.pt or *_final.pt"
             )
         where = pick_device(device)
-        settings = Settings(**content["settings"])
+        settings = parse(content["settings"])
         tokenizer = from_dict(content["tokenizer"])
         model = build_model(settings.model_settings(), tokenizer.vocab_size)
         model.load_state_dict(content["model"])
@@ -85,7 +85,13 @@ class TrainedModel:
         return make_renderer(self.tokenizer, row_format, row_format.protocol_length)
 
     def chat(self, sampling: Sampling | None = None, system: str | None = None) -> ChatSession:
-        """Begin a conversation; see :class:`newllm.chat.session.ChatSession`."""
+        """Begin a conversation; see :class:`newllm.chat.session.ChatSession`.
+
+        Raises:
+            UserError: a system message for a model whose protocol has none.
+        """
+        if system is not None and self.tokenizer.kind == "word1000":
+            raise UserError("--system: models of the word-1000 protocol know no system message")
         return ChatSession(self.model, self.renderer, sampling or Sampling(), system)
 
     def generate(

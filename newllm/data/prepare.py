@@ -158,9 +158,9 @@ def _prepare(
     scratch = Path(tempfile.mkdtemp(prefix=f"{key}.tmp-", dir=folder.parent))
     try:
         _encode(scratch, source, encoding, tokenizer, splits)
-        if folder.exists():  # damaged, or written by another process meanwhile
-            shutil.rmtree(folder)
-        scratch.rename(folder)
+        if _open(folder) is None:  # else another process was quicker
+            shutil.rmtree(folder, ignore_errors=True)  # damaged, or not there
+            scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     encoded = _open(folder)

@@ -13,6 +13,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from newllm.errors import UserError
 from newllm.evaluate.metrics import Record
 from newllm.files import write_text
 
@@ -42,6 +43,7 @@ class EpochLog(Protocol):
     def step(self, done_share: float, loss: float) -> None: ...
     def end_training(self, record: Record) -> None: ...
     def note(self, text: str) -> None: ...
+    def close(self) -> None: ...
 
 
 class PlainLog:
@@ -61,12 +63,16 @@ class PlainLog:
     def note(self, text: str) -> None:
         print(text, flush=True)
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 class LiveLog:
     """A progress bar with the running loss, replaced by the plain line when the epoch ends."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._bar: Progress | None = None
 
     def start_epoch(self, epoch: int, epochs: int, done_share: float) -> None:
         self.console.print(f"Epoch {epoch}/{epochs}", highlight=False)
@@ -84,17 +90,22 @@ class LiveLog:
         self._bar.start()
 
     def step(self, done_share: float, loss: float) -> None:
+        assert self._bar is not None
         self._bar.update(self._task, completed=done_share, loss=loss)
 
     def end_training(self, record: Record) -> None:
-        self._bar.stop()
+        self.close()
         marks = " ".join(f"{mark}%" for mark in _MARKS)
         self.note(f"  Training... {marks} | {training_summary(record)}")
 
     def note(self, text: str) -> None:
-        if hasattr(self, "_bar"):
+        self.console.print(text.lstrip("\n"), highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bar away, which otherwise keeps the terminal's cursor hidden."""
+        if self._bar is not None:
             self._bar.stop()
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._bar = None
 
 
 def make_log() -> EpochLog:
@@ -114,7 +125,12 @@ class MetricsFile:
         self.path = path
         self._writer = None
         if tensorboard is not None:
-            from torch.utils.tensorboard import SummaryWriter
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError(
+                    "--tensorboard needs its package: pip install 'new-llm[track]'"
+                ) from None
 
             self._writer = SummaryWriter(str(tensorboard))
 

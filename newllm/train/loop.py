@@ -289,8 +289,8 @@ class Trainer:
         progress.epoch_nats, progress.epoch_tokens, progress.epoch_seconds = 0.0, 0, 0.0
         self.state = self.model.initial_state(self.settings.batch_size)
         self.log.end_training(record)
-        self._decide(done)
         self.log.note(validation_line(record))
+        self._decide(done)
         self._finish_epoch(self, best)
         self.log.note("  [Checkpoint saved]")
 

@@ -101,7 +101,10 @@ def train(
             settings = _settings_of_resumed(stored, {**(file or {}), **flags}, settings)
         else:
             _set_aside(files, log)
-        return _Run(settings, files, log).train(stored)
+        try:
+            return _Run(settings, files, log).train(stored)
+        finally:
+            log.close()
 
 
 class _Run:

@@ -211,6 +211,47 @@ def test_hub_shaped_folder_through_datasets(tmp_path: Path) -> None:
     assert source.fingerprint
 
 
+def test_mirrors_configurations_and_split_names(tmp_path: Path) -> None:
+    """The first repository that answers is taken; its parts and splits as the level says."""
+    mirror = tmp_path / "mirror"
+    front = "---\nconfigs:\n"
+    for part, split in (("algebra", "train_sft"), ("geometry", "train_sft"),
+                        ("algebra", "test_sft"),
+                        ("geometry", "test_sft"), ("algebra", "train_gen")):  # fmt: skip
+        write(mirror / part / f"{split}.jsonl", LINES)
+    for part in ("algebra", "geometry"):
+        files = {p.stem: f"{part}/{p.name}" for p in (mirror / part).iterdir()}
+        front += f"- config_name: {part}\n  data_files:\n"
+        front += "".join(f"  - split: {s}\n    path: {path}\n" for s, path in files.items())
+    write(mirror / "README.md", front + "---\n")
+    names = {"train_sft": "train", "test_sft": "test"}
+    level = replace(
+        LEVELS["dolly"],
+        hub=(
+            HubRepository("someone/not-to-be-had"),
+            HubRepository(str(mirror), ("algebra", "geometry"), names),
+        ),
+    )
+    source = open_source(level, "hub")
+    assert set(source.splits) == {"train", "test"}
+    train, validation = source.training_splits()
+    assert sum(1 for _ in train()) == 40
+    assert sum(1 for _ in validation()) == 40
+
+
+def test_hub_parts_are_folders_of_the_repository(tmp_path: Path) -> None:
+    for part in ("helpful-base", "harmless-base", "helpful-online"):
+        for split, rows in (("train", 3), ("test", 1)):
+            row = {"chosen": f"\n\nHuman: {part}\n\nAssistant: x", "rejected": ""}
+            write(tmp_path / part / f"{split}.jsonl", (json.dumps(row) + "\n") * rows)
+    level = replace(LEVELS["hh_rlhf"], hub=(HubRepository(str(tmp_path)),))
+    for subset, count in (("all", 6), ("helpful", 3)):
+        train = open_source(level, "hub", subset).training_splits()[0]
+        texts = [item.row["chosen"] for item in train() if isinstance(item, Located)]
+        assert len(texts) == count
+        assert not any("online" in text for text in texts)
+
+
 def test_no_hub_names_the_other_ways() -> None:
     with pytest.raises(UserError, match=r"cannot be had.*--data PATH.*--data sample") as error:
         open_source(hub_level("someone/dolly-that-is-not-cached"), "hub")

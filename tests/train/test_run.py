@@ -12,6 +12,7 @@ import torch
 
 import newllm
 from newllm.errors import Stopped, UserError
+from newllm.levels import LEVELS
 from newllm.train import checkpoint, loop
 from newllm.train.guards import MAX_NONFINITE_STEPS, StopRequest, run_lock
 from newllm.train.loop import Trainer
@@ -75,6 +76,10 @@ def test_files_of_a_run(flags: dict[str, Any], capsys: pytest.CaptureFixture[str
     for record in records(folder, NAME):
         line = f"  Val: Loss={record['loss']:.2f} PPL={record['ppl']:.1f}"
         assert line in output, "what is printed is what is stored"
+    answers = [json.loads(line) for line in (folder / f"{NAME}.answers.jsonl").open()]
+    assert [line["epoch"] for line in answers] == [1, 2]
+    assert [a["prompt"] for a in answers[0]["answers"]] == list(LEVELS["dolly"].prompts)
+    assert 0 <= answers[0]["repetition_rate"] <= 1
     model = newllm.load(str(best))
     assert isinstance(model.chat().say("What comes after 3?", max_new_tokens=5), str)
 
@@ -105,6 +110,9 @@ def test_stopped_and_resumed_equals_never_stopped(
         again = weights(tmp_path / "resumed" / pattern)
         assert all(torch.equal(once[key], again[key]) for key in once)
     assert records(Path(flags["out"]), name) == records(tmp_path / "resumed", name)
+    answers = [(folder / f"{name}.answers.jsonl").read_text()
+               for folder in (Path(flags["out"]), tmp_path / "resumed")]  # fmt: skip
+    assert answers[0] == answers[1]
 
 
 def test_resume_of_a_finished_run_says_so(flags, capsys) -> None:
