@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import io
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from newllm.chat.sampling import Sampler, Sampling, Stream, never_written, write_tokens
 from newllm.data.conversations import Conversation
@@ -56,7 +57,7 @@ class ChatSession:
 
     def stream(
         self, text: str, max_new_tokens: int = MAX_NEW_TOKENS, min_new_tokens: int = 0
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Say something and yield the answer in pieces as it is written.
 
         An answer that reaches its limit, or whose reader stops reading, is closed as it is.
@@ -72,20 +73,21 @@ class ChatSession:
         self._stream.read(self.renderer.prompt(messages, start=start))
         self.transcript += messages
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        said = []
+        said = io.StringIO()  # a list of a hundred thousand short strings would take megabytes
         try:
             for token in write_tokens(
                 self._stream, self._sampler, tokenizer.end, max_new_tokens, min_new_tokens
             ):
                 piece = decoder.decode(tokenizer.piece(token))
-                piece = piece if said else piece.lstrip()  # word1000 has a blank before each word
+                if not said.tell():
+                    piece = piece.lstrip()  # word1000 has a blank before each word
                 if piece:
-                    said.append(piece)
+                    said.write(piece)
                     yield piece
             rest = decoder.decode(b"", final=True)
             if rest:
-                said.append(rest)
+                said.write(rest)
                 yield rest
         finally:
-            self.transcript.append({"role": "assistant", "content": "".join(said)})
+            self.transcript.append({"role": "assistant", "content": said.getvalue()})
             self.tokens_per_second = (self.tokens_read - before) / (time.perf_counter() - started)

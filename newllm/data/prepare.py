@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from newllm.config import Settings
 from newllm.data.conversations import ROW_FORMATS, LeftOut, RowFormat
 from newllm.data.render import ChatRenderer, Renderer, make_renderer, render_rows
 from newllm.data.rows import Item, Located, Malformed, Rows
@@ -96,6 +97,18 @@ class Encoding:
     """Tokens a word-1000 row is cut at (BPE rows are never cut)."""
     max_samples: int | None = None
     seed: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Encoding:
+        """What the settings of a run ask for."""
+        return cls(
+            settings.dataset,
+            settings.tokenizer,
+            settings.vocab_size,
+            settings.max_seq_length,
+            settings.max_samples,
+            settings.seed,
+        )
 
     @property
     def row_format(self) -> RowFormat:

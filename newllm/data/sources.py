@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from newllm.data.rows import READABLE, Item, Located, Rows, read_file
-from newllm.data.sample import SAMPLE_VERSION, SAMPLES, sample_rows
+from newllm.data.sample import SAMPLES, sample_rows
 from newllm.errors import UserError
 from newllm.levels import HubRepository, Level
 
@@ -132,9 +132,10 @@ def _sample(dataset: str) -> Source:
             for number, row in enumerate(sample_rows(dataset, split), start=1)
         )
 
+    content = json.dumps([sample_rows(dataset, split) for split in ("train", "validation")])
     return Source(
         description=f"built-in sample of {dataset}",
-        fingerprint=f"sample-{SAMPLE_VERSION}",
+        fingerprint=hashlib.sha256(content.encode()).hexdigest(),
         splits={"train": rows("train"), "validation": rows("validation")},
     )
 

@@ -72,15 +72,7 @@ def data_facts(dataset: str, flags: Mapping[str, Any]) -> Facts:
     """What `newllm data` says: accounting of both splits and a rendered example."""
     settings = resolve(dataset, flags)
     source = open_source(find_level(dataset), settings.data, settings.subset)
-    encoding = Encoding(
-        dataset,
-        settings.tokenizer,
-        settings.vocab_size,
-        settings.max_seq_length,
-        settings.max_samples,
-        settings.seed,
-    )
-    encoded = prepare_training(source, encoding)
+    encoded = prepare_training(source, Encoding.of(settings))
     split, tokenizer = encoded.splits["train"], encoded.tokenizer
     example = split.tokens(0, 0, int(split.lengths[0])).tolist()
     return {

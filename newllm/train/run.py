@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,44 +30,8 @@ from newllm.train.answers import answer_prompts
 from newllm.train.epoch_log import EpochLog, MetricsFile, make_log
 from newllm.train.guards import StopRequest, run_lock
 from newllm.train.loop import Trainer
+from newllm.train.run_files import RunFiles, set_aside
 from newllm.verdict import verdict_lines
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """Every file of a run, by the run's name."""
-
-    folder: Path
-    name: str
-
-    @property
-    def best(self) -> Path:
-        return self.folder / f"best_{self.name}.pt"
-
-    @property
-    def final(self) -> Path:
-        return self.folder / f"{self.name}_final.pt"
-
-    @property
-    def resume(self) -> Path:
-        return self.folder / f"{self.name}_resume.pt"
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / f"{self.name}.metrics.jsonl"
-
-    @property
-    def answers(self) -> Path:
-        return self.folder / f"{self.name}.answers.jsonl"
-
-    @property
-    def settings(self) -> Path:
-        return self.folder / f"{self.name}.yaml"
-
-    def existing(self) -> list[Path]:
-        """Those files that are there, the resume file's predecessor included."""
-        files = (self.best, self.final, self.resume, self.metrics, self.answers, self.settings)
-        return [p for p in (*files, checkpoint.previous_path(self.resume)) if p.exists()]
 
 
 def train(
@@ -100,7 +64,7 @@ def train(
         if stored is not None:
             settings = _settings_of_resumed(stored, {**(file or {}), **flags}, settings)
         else:
-            _set_aside(files, log)
+            set_aside(files, log)
         try:
             return _Run(settings, files, log).train(stored)
         finally:
@@ -142,21 +106,13 @@ class _Run:
     def _encode(self) -> Encoded:
         settings = self.settings
         source = open_source(self.level, settings.data, settings.subset)
-        encoding = Encoding(
-            settings.dataset,
-            settings.tokenizer,
-            settings.vocab_size,
-            settings.max_seq_length,
-            settings.max_samples,
-            settings.seed,
-        )
         given = from_dict(self.initial["tokenizer"]) if self.initial else None
         if given is not None and given.kind != settings.tokenizer:
             raise UserError(
                 f"--from {settings.init_from}: its tokenizer is {given.kind}, "
                 f"so give --tokenizer {given.kind}"
             )
-        return prepare_training(source, encoding, given)
+        return prepare_training(source, Encoding.of(settings), given)
 
     def _introduce(self, trainer: Trainer, resumed: bool) -> None:
         settings, counts = self.settings, self.data.accounting
@@ -292,21 +248,6 @@ def _settings_of_resumed(
         )
     free = {name: getattr(resolved, name) for name in WITHOUT_EFFECT_ON_WEIGHTS}
     return parse({**before, **free})
-
-
-def _set_aside(files: RunFiles, log: EpochLog) -> None:
-    """Move an earlier run of the same name out of the way, rather than over-writing it."""
-    existing = files.existing()
-    if not existing:
-        return
-    folder = files.folder / "replaced" / f"{files.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    number = 1
-    while folder.exists():
-        folder, number = folder.with_name(f"{folder.name}-{number}"), number + 1
-    folder.mkdir(parents=True)
-    for path in existing:
-        path.rename(folder / path.name)
-    log.note(f"An earlier run of this name was moved to {folder} (--resume would have gone on)")
 
 
 def _load_initial(settings: Settings) -> dict[str, Any] | None:

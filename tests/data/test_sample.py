@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from newllm.data.sample import SAMPLE_VERSION, SAMPLES, sample_rows
+from newllm.data.sample import SAMPLES, sample_rows
 from newllm.data.sample.code_alpaca import TASKS, fails
 from newllm.data.sample.code_tasks import fill
 
@@ -67,9 +67,8 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
-def test_names_and_version() -> None:
+def test_names() -> None:
     assert set(SAMPLES) == set(FIELDS)
-    assert SAMPLE_VERSION >= 1
 
 
 def test_unknown_names_are_refused() -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from importlib import import_module
 
-SAMPLE_VERSION = 1
-
 _MODULES = {
     "dolly": "dolly",
     "hh_rlhf": "hh_rlhf",

@@ -1,0 +1,62 @@
+"""The files of a run, all named after it in one folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from newllm.train import checkpoint
+from newllm.train.epoch_log import EpochLog
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Every file of a run, by the run's name."""
+
+    folder: Path
+    name: str
+
+    @property
+    def best(self) -> Path:
+        return self.folder / f"best_{self.name}.pt"
+
+    @property
+    def final(self) -> Path:
+        return self.folder / f"{self.name}_final.pt"
+
+    @property
+    def resume(self) -> Path:
+        return self.folder / f"{self.name}_resume.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / f"{self.name}.metrics.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        return self.folder / f"{self.name}.answers.jsonl"
+
+    @property
+    def settings(self) -> Path:
+        return self.folder / f"{self.name}.yaml"
+
+    def existing(self) -> list[Path]:
+        """Those files that are there, the resume file's predecessor included."""
+        files = (self.best, self.final, self.resume, self.metrics, self.answers, self.settings)
+        return [p for p in (*files, checkpoint.previous_path(self.resume)) if p.exists()]
+
+
+def set_aside(files: RunFiles, log: EpochLog) -> None:
+    """Move an earlier run of the same name out of the way, rather than over-writing it."""
+    existing = files.existing()
+    if not existing:
+        return
+    folder = files.folder / "replaced" / f"{files.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while folder.exists():
+        folder, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    folder.mkdir(parents=True)
+    for path in existing:
+        path.rename(folder / path.name)
+    log.note(f"An earlier run of this name was moved to {folder} (--resume would have gone on)")
