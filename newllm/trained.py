@@ -123,9 +123,11 @@ class TrainedModel:
         dataset = dataset or self.settings.dataset
         if dataset not in ROW_FORMATS:
             raise UserError(f"unknown data set {dataset}{did_you_mean(dataset, ROW_FORMATS)}")
+        if subset is None:
+            subset = self.settings.subset if dataset == self.settings.dataset else "all"
         length = ROW_FORMATS[dataset].protocol_length
         encoding = Encoding(dataset, self.tokenizer.kind, self.tokenizer.vocab_size, length)
-        source = open_source(find_level(dataset), data, subset or self.settings.subset)
+        source = open_source(find_level(dataset), data, subset)
         encoded = prepare_evaluation(source, encoding, self.tokenizer)
         split = encoded.splits["validation"]
         metrics = evaluate(self.model, split, self.tokenizer, self.device, lanes)

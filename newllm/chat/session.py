@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import io
 import time
 from collections.abc import Generator
 
@@ -73,21 +72,21 @@ class ChatSession:
         self._stream.read(self.renderer.prompt(messages, start=start))
         self.transcript += messages
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        said = io.StringIO()  # a list of a hundred thousand short strings would take megabytes
+        said = bytearray()  # a list of a hundred thousand short strings would take megabytes
         try:
             for token in write_tokens(
                 self._stream, self._sampler, tokenizer.end, max_new_tokens, min_new_tokens
             ):
                 piece = decoder.decode(tokenizer.piece(token))
-                if not said.tell():
+                if not said:
                     piece = piece.lstrip()  # word1000 has a blank before each word
                 if piece:
-                    said.write(piece)
+                    said += piece.encode()
                     yield piece
             rest = decoder.decode(b"", final=True)
             if rest:
-                said.write(rest)
+                said += rest.encode()
                 yield rest
         finally:
-            self.transcript.append({"role": "assistant", "content": said.getvalue()})
+            self.transcript.append({"role": "assistant", "content": said.decode()})
             self.tokens_per_second = (self.tokens_read - before) / (time.perf_counter() - started)

@@ -21,7 +21,7 @@ from typing import Any
 from newllm.config import Settings
 from newllm.data.conversations import ROW_FORMATS, LeftOut, RowFormat
 from newllm.data.render import ChatRenderer, Renderer, make_renderer, render_rows
-from newllm.data.rows import Item, Located, Malformed, Rows
+from newllm.data.rows import Located, Malformed, Rows
 from newllm.data.shards import EncodedSplit, SplitWriter, describe_file, read_manifest
 from newllm.data.sources import Source
 from newllm.data.tokenizers import BPE, Tokenizer, Word1000, fingerprint, from_dict
@@ -131,13 +131,9 @@ def prepare_training(
     """
     train, validation = source.training_splits()
     if encoding.max_samples is not None:
-        train = _limited(train, encoding)
+        train = _limited(train, encoding, encoding.max_samples)
         most = max(_LEAST_VALIDATION_ROWS, encoding.max_samples // 10)
-        every_validation_row = validation
-
-        def validation() -> Iterator[Item]:
-            return islice(every_validation_row(), most)
-
+        validation = _first(validation, most)
     return _prepare(source, encoding, tokenizer, {"train": train, "validation": validation})
 
 
@@ -162,6 +158,8 @@ def _prepare(
     }
     if encoding.max_samples is None:
         del identity["seed"]  # it decides nothing but which rows are sampled
+    # Nor does a cut that is not made, or the size of a vocabulary that is fixed.
+    del identity["length" if encoding.tokenizer == "bpe" else "vocab_size"]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder() / "encoded" / key
     encoded = _open(folder)
@@ -312,13 +310,15 @@ def _train_tokenizer(rows: Rows, encoding: Encoding) -> Tokenizer:
     return BPE.train(contents(), encoding.vocab_size)
 
 
-def _limited(rows: Rows, encoding: Encoding) -> Rows:
+def _first(rows: Rows, count: int) -> Rows:
+    return lambda: islice(rows(), count)
+
+
+def _limited(rows: Rows, encoding: Encoding, count: int) -> Rows:
     """The first rows (word1000, as published), or a sample by the seed (BPE)."""
-    count = encoding.max_samples
     if encoding.tokenizer == "word1000":
-        return lambda: islice(rows(), count)
+        return _first(rows, count)
     total = sum(isinstance(item, Located) for item in rows())
-    assert count is not None
     chosen = set(random.Random(encoding.seed).sample(range(total), min(count, total)))
 
     def sampled() -> Iterator[Located]:

@@ -69,16 +69,17 @@ def open_source(level: Level, data: str, subset: str = "all") -> Source:
     if data == "hub":
         return _hub(level, subset)
     source = _sample(level.dataset) if data == "sample" else _local(Path(data), level)
-    return source if subset == "all" else _only(source, subset, level.subsets[subset])
+    return source if subset == "all" else _only(source, subset, level)
 
 
-def _only(source: Source, subset: str, folder: str) -> Source:
+def _only(source: Source, subset: str, level: Level) -> Source:
     """The rows of one part; rows say theirs by the folder they lie in, or by a field `subset`."""
+    folder = level.subsets[subset]
 
     def part(rows: Rows) -> Rows:
         def chosen() -> Iterator[Item]:
             for item in rows():
-                belongs = _part_of(item, folder)
+                belongs = _part_of(item, folder, level)
                 if belongs is None:
                     raise UserError(
                         f"--subset {subset}: {item.where} does not say which part it belongs to "
@@ -97,12 +98,12 @@ def _only(source: Source, subset: str, folder: str) -> Source:
     )
 
 
-def _part_of(item: Item, folder: str) -> bool | None:
+def _part_of(item: Item, folder: str, level: Level) -> bool | None:
     """Whether an item belongs to the part; None where nothing tells."""
     if isinstance(item, Located) and isinstance(item.row.get("subset"), str):
         return item.row["subset"] == folder
-    folders = Path(item.where).parent.parts
-    if any(name.endswith("-base") for name in folders):
+    folders = set(Path(item.where).parent.parts)
+    if folders & set(level.subsets.values()):
         return folder in folders
     return None if isinstance(item, Located) else True
 

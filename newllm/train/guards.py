@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -19,8 +19,10 @@ MAX_NONFINITE_STEPS = 20
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path, name: str) -> Iterator[None]:
+def run_lock(folder: Path, name: str, note: Callable[[str], None] = print) -> Iterator[None]:
     """Hold the run's lock file; the lock dies with the process, however it ends.
+
+    Some network folders cannot lock files: there the run goes on, and `note` prints a line.
 
     Raises:
         UserError: another process trains under this name.
@@ -37,6 +39,8 @@ def run_lock(folder: Path, name: str) -> Iterator[None]:
             f"{folder / name}: another process is writing this run; wait for it, stop it, "
             "or choose another --name or --out"
         ) from None
+    except NotImplementedError:
+        note(f"{folder} cannot lock files: let no second process write this run.")
     try:
         yield
     finally:

@@ -58,8 +58,8 @@ def train(
     """
     settings = resolve(dataset, flags, file)
     files = RunFiles(Path(settings.out), settings.run_name)
-    with run_lock(files.folder, files.name):
-        log = make_log()
+    log = make_log()
+    with run_lock(files.folder, files.name, log.note):
         stored = _find_resume(files, log) if resume else None
         if stored is not None:
             settings = _settings_of_resumed(stored, {**(file or {}), **flags}, settings)

@@ -181,6 +181,21 @@ def test_eval_json_has_the_promised_keys(trained: Path, capsys) -> None:
         assert result["tokens"] == results[0]["tokens"]
 
 
+def test_eval_on_another_level(trained: Path, capsys) -> None:
+    capsys.readouterr()
+    file = str(trained / f"best_{NAME}.pt")
+    for dataset, subset in (("math", []), ("hh_rlhf", ["--subset", "harmless"])):
+        arguments = ["eval", file, "--dataset", dataset, "--data", "sample", "--json", *subset]
+        assert main(arguments) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["dataset"] == dataset
+        assert result["bpb"] > 0
+    assert result["rows"] == 150
+    assert "unknown data set maths" in complaint(
+        capsys, "eval", file, "--dataset", "maths", "--data", "sample"
+    )
+
+
 def test_info_generate_data_doctor(trained: Path, capsys) -> None:
     file = str(trained / f"best_{NAME}.pt")
     assert main(["info", file, "--json"]) == 0

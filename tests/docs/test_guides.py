@@ -139,7 +139,7 @@ def training(arguments: list[str]) -> Settings | None:
 
 def files_of_runs(page: str) -> set[str]:
     """Every file that the training commands of a page leave, with and without its folder."""
-    from newllm.train.run import RunFiles
+    from newllm.train.run_files import RunFiles
 
     names: set[str] = set()
     for command in commands_in(read(page)):

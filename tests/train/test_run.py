@@ -164,6 +164,15 @@ def test_second_writer_is_refused(flags) -> None:
         train("dolly", flags)
 
 
+def test_folder_that_cannot_lock_is_told(flags, monkeypatch, capsys) -> None:
+    def unsupported(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", unsupported)
+    train("dolly", {**flags, "epochs": 1})
+    assert "cannot lock files" in capsys.readouterr().out
+
+
 def test_from_takes_weights_and_tokenizer(flags, tmp_path: Path) -> None:
     best = train("dolly", flags)
     onward = {**flags, "out": str(tmp_path / "onward"), "init_from": str(best), "epochs": 1}
