@@ -12,7 +12,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed  ## train on the built-in sample, show the verdict and an answer
-	$(BIN)/newllm train dolly --data sample --minutes 1.5 --out $(DEMO)
+	$(BIN)/newllm train dolly --data sample --context-dim 128 --batch-size 8 --minutes 1.4 --out $(DEMO)
 	@echo
 	$(BIN)/newllm generate $(DEMO)/best_new_llm_dolly_layers1_bpe.pt --temperature 0 \
 		--prompt "What is the capital of France?"

@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain(
             f"{error.filename or 'output'}: {error.strerror}; nothing written before is lost: "
-            "free space, or choose another --out (and NEWLLM_CACHE), then go on with --resume"
+            "free space there, then go on with --resume (or begin in another --out)"
         )
 
 

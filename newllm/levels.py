@@ -146,7 +146,11 @@ LEVELS: dict[str, Level] = {
         advice={
             "excellent": (TO_CODE,),
             "cleared": (Advice("the full set", dropped=("max_samples",)), TO_CODE),
-            "needs work": (Advice("more rows", dropped=("max_samples",)), FOUR_LAYERS),
+            "needs work": (
+                Advice("more rows", dropped=("max_samples",)),
+                FOUR_LAYERS,
+                Advice("8 layers", settings={"num_layers": 8}),
+            ),
         },
         prompts=(
             "Tell me about the history of Rome.",

@@ -8,7 +8,7 @@ from typing import Any
 from newllm.config import Settings, option_name
 from newllm.evaluate.floor import Floor
 from newllm.evaluate.metrics import Record
-from newllm.levels import Advice, Level, find_level, resolve
+from newllm.levels import Advice, Level, resolve
 
 
 def verdict_lines(
@@ -53,6 +53,11 @@ def _mark(level: Level, settings: Settings, best: Record) -> str:
             f"{name}: the mark (PPL < {level.pass_mark:g}) is not judged: "
             "these are the built-in rows, not the data set's."
         )
+    if settings.tokenizer == "word1000" and settings.init_from is not None:
+        return (
+            f"{name}: the mark (PPL < {level.pass_mark:g}) is not judged: the vocabulary came with "
+            "--from, and the protocol counts it on this level's own rows."
+        )
     if settings.tokenizer != "word1000":
         return (
             f"{name}: the published mark (PPL < {level.pass_mark:g}) is in word-1000 units; "
@@ -72,7 +77,7 @@ def _mark(level: Level, settings: Settings, best: Record) -> str:
 def _advice(level: Level, settings: Settings, best: Record, floor: Floor) -> list[tuple[str, str]]:
     """(what, command ready to paste), the most promising first."""
     if settings.data == "sample":
-        return [("the real rows, from the Hub (or --data PATH)", f"newllm train {level.dataset}")]
+        return [("the real rows, from the Hub (or --data PATH)", _train(level.dataset, settings))]
     if level.pass_mark is None:
         return []
     if settings.tokenizer == "word1000":
@@ -86,8 +91,7 @@ def _advice(level: Level, settings: Settings, best: Record, floor: Floor) -> lis
 def _command(advice: Advice, settings: Settings) -> str | None:
     """The run's command as the advice changes it; None where that changes nothing."""
     if advice.level is not None:
-        tokenizer = "" if settings.tokenizer == "bpe" else f" --tokenizer {settings.tokenizer}"
-        return f"newllm train {advice.level}{tokenizer}"
+        return _train(advice.level, settings)
     changes = {**advice.settings}
     for name, factor in advice.factors.items():
         value = getattr(settings, name) * factor
@@ -106,17 +110,26 @@ def _command(advice: Advice, settings: Settings) -> str | None:
     return shlex.join(words)
 
 
+def _train(dataset: str, settings: Settings) -> str:
+    tokenizer = "" if settings.tokenizer == "bpe" else f" --tokenizer {settings.tokenizer}"
+    return f"newllm train {dataset}{tokenizer}"
+
+
 def _chosen(settings: Settings) -> dict[str, Any]:
     """The settings of a run that are not what its level would give by itself."""
-    shape = {"architecture": settings.architecture, "num_layers": settings.num_layers,
-             "context_dim": settings.context_dim, "batch_size": settings.batch_size}  # fmt: skip
-    usual = resolve(find_level(settings.dataset).dataset, shape)
+    # Some defaults follow from other settings: architecture -> batch -> rate, shape -> widths.
+    shape = ("architecture", "num_layers", "context_dim")
     plain = resolve(settings.dataset, {})
+    shaped = resolve(settings.dataset, {name: getattr(settings, name) for name in shape})
+    batched = resolve(
+        settings.dataset, {name: getattr(settings, name) for name in (*shape, "batch_size")}
+    )
     left_out = {"dataset", "init_from", "name", "out", "device", "tensorboard", "minutes"}
     chosen = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        standard = getattr(plain if name in shape else usual, name)
+        usual = plain if name in shape else shaped if name == "batch_size" else batched
+        standard = getattr(usual, name)
         if name not in left_out and value != standard and value is not None:
             chosen[name] = value
     return chosen

@@ -68,6 +68,7 @@ def test_every_command_of_a_verdict_can_be_pasted(dataset, tokenizer, ppl, archi
         floor = Floor(5, 20.0, 2.0)
     lines = verdict_lines(LEVELS[dataset], settings, best, floor, "a folder/best.pt")
     for verb, *arguments in commands(lines):
+        assert "--batch-size" not in arguments, "a default need not be said"
         context = cli.commands[verb].make_context(verb, list(arguments))
         assert context.params
         if verb == "train" and "--data" in arguments:
@@ -102,6 +103,7 @@ def test_mark_is_judged_only_in_its_protocol() -> None:
         ({"data": "rows"}, bpe, Floor(5, 9.0, 2.0)),
         ({"data": "sample", "tokenizer": "word1000"}, record(), Floor(3, 9.0, None)),
     ]
+    cases.append(({"data": "rows", "tokenizer": "word1000", "init_from": "x.pt"}, *cases[1][1:]))
     for flags, best, floor in cases:
         lines = verdict_lines(LEVELS["dolly"], resolve("dolly", flags), best, floor, "b.pt")
         assert not any("CLEARED" in line for line in lines)

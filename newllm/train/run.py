@@ -246,8 +246,9 @@ def _settings_of_resumed(
             f"--resume: the run began with other settings ({'; '.join(changed)}); "
             "leave them as they were, or start another run with --name, --from its best file"
         )
-    free = {name: getattr(resolved, name) for name in WITHOUT_EFFECT_ON_WEIGHTS}
-    return parse({**before, **free})
+    # `out` and `name` found the run, so they are right even where they are the defaults.
+    free = {*(WITHOUT_EFFECT_ON_WEIGHTS & set(given)), "out", "name"}
+    return parse({**before, **{name: getattr(resolved, name) for name in free}})
 
 
 def _load_initial(settings: Settings) -> dict[str, Any] | None:

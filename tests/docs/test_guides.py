@@ -34,7 +34,7 @@ _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 _PATH = re.compile(r"`((?:scripts|docs|newllm|tests|benchmarks)/[\w./-]*\.\w+)`")
 
 QUICK = {
-    "train": "--minutes 0.02 --max-samples 64 --device cpu "
+    "train": "--minutes 0.02 --epochs 2 --max-samples 64 --device cpu "
     "--context-dim 16 --embed-dim 16 --hidden-dim 16",
     "data": "--max-samples 64",
     "eval": "--device cpu",

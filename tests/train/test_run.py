@@ -135,8 +135,10 @@ def test_resume_refuses_changed_settings_by_name(flags) -> None:
     with pytest.raises(UserError, match=r"--learning-rate 0.003 -> 0.5"):
         train("dolly", {**flags, "learning_rate": 0.5}, resume=True)
     # What is not given is taken from the run.
-    few = {key: flags[key] for key in ("out", "data")}
-    assert train("dolly", few, resume=True).exists()
+    best = train("dolly", {"out": flags["out"]}, resume=True)
+    assert checkpoint.load(best)["settings"]["data"] == flags["data"]
+    resume = checkpoint.load(Path(flags["out"]) / f"{NAME}_resume.pt")
+    assert resume["settings"]["device"] == "cpu"
 
 
 def test_resume_refuses_changed_data(flags, dolly_folder: Path) -> None:
