@@ -21,7 +21,7 @@ _MOST_THREADS = numba.get_num_threads()
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
-def _forward(write, forget, conv, reset, context, tail, contexts):  # pragma: no cover (compiled)
+def _forward(write, forget, conv, reset, context, tail, contexts):
     batch, time, channels = write.shape
     for b in numba.prange(batch):
         c = context[b].copy()
@@ -52,7 +52,7 @@ def _forward(write, forget, conv, reset, context, tail, contexts):  # pragma: no
 def _backward(
     write, forget, conv, reset, context, tail, contexts, d_contexts,
     d_write, d_logits, d_conv, d_context, d_tail,
-):  # pragma: no cover (compiled)  # fmt: skip
+):  # fmt: skip
     # Several short loops over channels instead of one long one: with few arrays in each, LLVM can
     # prove at run time that they do not overlap, and vectorises (8x faster when measured).
     batch, time, channels = write.shape
