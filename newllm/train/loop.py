@@ -168,7 +168,6 @@ class Trainer:
         settings = self.settings
         loader = self._loader(0)
         batch = loader.batch(0)
-        generator = torch.get_rng_state()
 
         def try_rows(rows: int) -> int:
             part = batch.lanes(0, rows)
@@ -182,10 +181,11 @@ class Trainer:
 
         rows = settings.micro_batch_size or preset_rows(self.device, settings.max_seq_length)
         self.model.train()
-        self.micro_batch, seconds = fit_rows(
-            try_rows, min(rows, settings.batch_size), self.device, self.log.note
-        )
-        torch.set_rng_state(generator)
+        # Dropout draws from the CPU's generator or the GPU's: both stay as they were.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            self.micro_batch, seconds = fit_rows(
+                try_rows, min(rows, settings.batch_size), self.device, self.log.note
+            )
         seconds *= math.ceil(settings.batch_size / self.micro_batch) * len(loader) * settings.epochs
         if settings.minutes is not None:
             seconds = min(seconds, 60 * settings.minutes)

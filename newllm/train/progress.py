@@ -45,7 +45,7 @@ def describe_expectation(seconds: float, epochs: int) -> str:
     """How long a run will take, with a warning where a Colab session would not last."""
     minutes = seconds / 60
     length = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
-    line = f"Expected: about {length if minutes >= 1 else '1 minute'} for {epochs} epochs"
+    line = f"Expected: about {length if minutes >= 1.5 else '1 minute'} for {epochs} epochs"
     if minutes > COLAB_MINUTES:
         line += (
             f"; a Colab session is cut off after {COLAB_MINUTES}: the run goes on with --resume, "

@@ -68,7 +68,8 @@ def test_presets() -> None:
 
 
 def test_expectation_warns_of_the_colab_cut() -> None:
-    assert describe_expectation(20, 3) == "Expected: about 1 minute for 3 epochs"
+    for seconds in (20, 60, 80):
+        assert describe_expectation(seconds, 3) == "Expected: about 1 minute for 3 epochs"
     assert describe_expectation(60 * 50, 3) == "Expected: about 50 minutes for 3 epochs"
     long = describe_expectation(3600 * 3, 100)
     assert "3.0 hours" in long
