@@ -73,9 +73,10 @@ def _read_whole(text: bytes, path: Path, first_line: int) -> Iterator[Item]:
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if text[:1] == b"{":  # lines after all, the first of them broken
-            lines = enumerate(text.splitlines(), start=first_line)
-            yield from (_parse(line, f"{path}:{number}") for number, line in lines if line.strip())
+        lines = enumerate(text.split(b"\n"), start=first_line)
+        items = [_parse(line, f"{path}:{number}") for number, line in lines if line.strip()]
+        if any(isinstance(item, Located) for item in items):  # lines after all, the first broken
+            yield from items
             return
         place = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         yield Malformed(f"{path}{place}", "not valid JSON")

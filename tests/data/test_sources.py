@@ -64,6 +64,15 @@ def test_broken_lines_are_located(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("first", ["nonsense", "[1, 2]", '{"half": ', "[", "7"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_a_broken_first_line_costs_no_other_row(tmp_path: Path, first: str, name: str) -> None:
+    file = write(tmp_path / name, f"\n{first}\n{LINES}")
+    broken = [item for item in read_file(file) if isinstance(item, Malformed)]
+    assert [item.where for item in broken] == [f"{file}:2"]
+    assert rows_of(file) == ROWS
+
+
 @pytest.mark.parametrize(
     ("name", "content", "rows"),
     [
