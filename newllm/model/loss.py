@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from newllm.data.loader import IGNORED
+from newllm.model.kernels import softmax_gradient_
 
 _CHUNK_ELEMENTS = 1024 * 1024
 """Logits held at a time: 4 MB in fp32, about what a core's cache holds."""
@@ -36,10 +37,14 @@ def sum_of_nats(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Te
     scored = targets != IGNORED
     if not bool(scored.all()):
         hidden, targets = hidden[scored], targets[scored]
-    dtype = hidden.dtype
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-    return _SumOfNats.apply(hidden, weight, bias, targets, dtype)
+    return _SumOfNats.apply(hidden, weight, bias, targets, compute_dtype(weight))
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """Type of the matrix products with a weight: autocast's where it is on."""
+    if torch.is_autocast_enabled(weight.device.type):
+        return torch.get_autocast_dtype(weight.device.type)
+    return weight.dtype
 
 
 def chunk_rows(vocab_size: int) -> int:
@@ -67,22 +72,15 @@ class _SumOfNats(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], step):
                 rows = hidden[start : start + step].to(dtype)
-                target = targets[start : start + step, None]
-                logits = F.linear(rows, matrix).float()
+                logits = F.linear(rows, matrix)
                 if bias is not None:
                     logits += bias
-                peak = logits.amax(dim=1, keepdim=True)
-                target_logit = logits.gather(1, target)
-                softmax = logits.sub_(peak).exp_()  # in place: a pass over memory saved each
-                total = softmax.sum(dim=1, keepdim=True)
-                nats += (total.log() + peak - target_logit).sum()
+                nats += softmax_gradient_(logits, targets[start : start + step])
                 if d_hidden is None or d_weight is None:
                     continue
-                d_logits = softmax.mul_(total.reciprocal())
-                d_logits.scatter_add_(1, target, d_logits.new_full((1, 1), -1.0).expand_as(target))
+                d_logits = logits  # what they have become
                 if d_bias is not None:
                     d_bias += d_logits.sum(dim=0)
-                d_logits = d_logits.to(dtype)
                 d_hidden[start : start + step] = d_logits @ matrix
                 d_weight += d_logits.t() @ rows
         ctx.grads = (d_hidden, d_weight, d_bias)

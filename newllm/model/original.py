@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings
+from newllm.model.kernels import Noise
 from newllm.model.loss import sum_of_nats
 
 _INIT_STD = 0.02
@@ -60,8 +61,12 @@ class OriginalLM(nn.Module):
         state: dict[str, Tensor] | None = None,
         reset: Tensor | None = None,
         valid: Tensor | None = None,
+        noise: Noise | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Read tokens; arguments and results as :meth:`ContextLM.forward`."""
+        """Read tokens; arguments and results as :meth:`ContextLM.forward`.
+
+        `noise` is ignored: dropout here is torch's own, as published.
+        """
         context = (state or self.initial_state(ids.shape[0]))["context"][0]  # [B, C]
         width = self.settings.embed_dim
         # The embedding's half of W_in needs no context: one product for all time steps.

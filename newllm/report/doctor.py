@@ -15,7 +15,7 @@ import torch
 import newllm
 from newllm.data.prepare import cache_folder
 from newllm.device import fast_bf16, pick_device, pick_precision
-from newllm.model.recurrence import active_kernel
+from newllm.model.kernels import active_kernel
 
 _PACKAGES = ("torch", "numpy", "numba", "tokenizers", "accelerate", "datasets")
 

@@ -26,6 +26,7 @@ from newllm.device import pick_device, pick_precision
 from newllm.errors import UserError
 from newllm.evaluate.metrics import Metrics, Record, evaluate
 from newllm.model import State, build_model
+from newllm.model.kernels import Noise
 from newllm.train.epoch_log import EpochLog, validation_line
 from newllm.train.guards import MAX_NONFINITE_STEPS, StopRequest, all_finite
 from newllm.train.memory import fit_rows, preset_rows, resident_bytes
@@ -216,12 +217,13 @@ class Trainer:
         nats = torch.zeros((), device=self.device)
         states: list[State] = []
         for start in range(0, self.settings.batch_size, self.micro_batch):
+            noise = Noise(self.settings.seed, self.progress.total_steps, first_lane=start)
             stop = start + self.micro_batch
             part = batch if self.micro_batch >= len(batch.ids) else batch.lanes(start, stop)
             state = {name: tensor[:, start:stop] for name, tensor in self.state.items()}
             with self.accelerator.autocast():
                 hidden, state = self.model(
-                    part.ids.to(self.device), state, part.reset.to(self.device)
+                    part.ids.to(self.device), state, part.reset.to(self.device), noise=noise
                 )
                 loss = self.model.loss(hidden, part.targets.to(self.device))
             # Normalised by the tokens of the whole batch, however it is split.

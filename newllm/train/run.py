@@ -24,7 +24,7 @@ from newllm.errors import Stopped, UserError
 from newllm.evaluate.floor import ngram_floor
 from newllm.files import write_text
 from newllm.levels import find_level, resolve
-from newllm.model.recurrence import active_kernel
+from newllm.model.kernels import active_kernel
 from newllm.train import checkpoint
 from newllm.train.answers import answer_prompts
 from newllm.train.epoch_log import EpochLog, MetricsFile, make_log

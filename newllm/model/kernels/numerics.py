@@ -1,0 +1,149 @@
+"""Scalar building blocks of the numba kernels: bfloat16, `exp` and random numbers, all of which
+LLVM vectorises (numba's wheels have no vector `exp`, and numba knows no bfloat16).
+
+A bfloat16 tensor enters a kernel as its 16-bit patterns (`as_array`); `widen` and `narrow` convert
+one element, and do nothing where the array is fp32: one kernel serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+FAST = {"reassoc", "contract", "arcp", "nsz"}
+"""Freedoms of the floating-point code: sums may be reordered; NaN and infinity keep their
+meaning."""
+
+ONE, ZERO, HALF = np.float32(1), np.float32(0), np.float32(0.5)
+
+_I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+_MOST_THREADS = numba.get_num_threads()
+_instruction: Any = intrinsic
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel whose outer loop (`prange`) runs in parallel."""
+    return numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=FAST)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a scalar function that is inlined into the kernels."""
+    return numba.njit(inline="always", error_model="numpy", fastmath=FAST)(function)
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """The memory of a CPU tensor as a numpy array; bfloat16 as its 16-bit patterns."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()
+
+
+def use_torch_threads() -> None:
+    """Follow torch's thread count, so that one setting governs both."""
+    numba.set_num_threads(min(torch.get_num_threads(), _MOST_THREADS))
+
+
+@_instruction
+def widen(typing_context: Any, x: Any) -> Any:
+    """Element of an array (bfloat16 pattern or fp32) -> fp32."""
+    if x == types.float32:
+        return types.float32(x), lambda context, builder, signature, args: args[0]
+
+    def from_bfloat16(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide = builder.shl(builder.zext(args[0], _I32), ir.Constant(_I32, 16))
+        return builder.bitcast(wide, _F32)
+
+    return types.float32(types.uint16), from_bfloat16
+
+
+@_instruction
+def narrow(typing_context: Any, x: Any, array: Any) -> Any:
+    """fp32 -> what `array` holds, rounded to the nearest even bfloat16; NaN stays NaN."""
+    if array.dtype == types.float32:
+        return types.float32(types.float32, array), lambda c, builder, s, args: args[0]
+
+    def to_bfloat16(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def constant(value: int) -> Any:
+            return ir.Constant(_I32, value)
+
+        bits = builder.bitcast(args[0], _I32)
+        odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+        rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)
+        rounded = builder.lshr(rounded, constant(16))
+        is_nan = builder.fcmp_unordered("uno", args[0], args[0])
+        return builder.trunc(builder.select(is_nan, constant(0x7FC0), rounded), _I16)
+
+    return types.uint16(types.float32, array), to_bfloat16
+
+
+@_instruction
+def _power_of_two(typing_context: Any, exponent: Any) -> Any:
+    """2 ** exponent, for a whole fp32 `exponent` in -126..127."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        biased = builder.add(builder.fptosi(args[0], _I32), ir.Constant(_I32, 127))
+        return builder.bitcast(builder.shl(biased, ir.Constant(_I32, 23)), _F32)
+
+    return types.float32(types.float32), build
+
+
+@_instruction
+def _floor(typing_context: Any, x: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.call(builder.module.declare_intrinsic("llvm.floor", [_F32]), [args[0]])
+
+    return types.float32(types.float32), build
+
+
+@_instruction
+def _clamp_exponent(typing_context: Any, x: Any) -> Any:
+    """x within -87..88, where exp(x) is a normal fp32 number; NaN stays NaN."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        low, high = ir.Constant(_F32, -87.0), ir.Constant(_F32, 88.0)
+        x = builder.select(builder.fcmp_ordered("<", args[0], low), low, args[0])
+        return builder.select(builder.fcmp_ordered(">", x, high), high, x)
+
+    return types.float32(types.float32), build
+
+
+_LOG2_E = np.float32(1.4426950408889634)
+_LN_2_HIGH, _LN_2_LOW = np.float32(0.693145751953125), np.float32(1.428606765330187e-06)
+_C6, _C5, _C4, _C3 = (np.float32(1 / divisor) for divisor in (720, 120, 24, 6))
+
+
+@inlined
+def exp(x):
+    """exp(x) within 2e-7 relative error, x clamped to -87..88: 2^k times a Taylor polynomial."""
+    x = _clamp_exponent(x)
+    k = _floor(x * _LOG2_E + HALF)
+    r = x - k * _LN_2_HIGH
+    r = r - k * _LN_2_LOW
+    p = ((((_C6 * r + _C5) * r + _C4) * r + _C3) * r + HALF) * r + ONE
+    return (p * r + ONE) * _power_of_two(k)
+
+
+@inlined
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return ONE / (ONE + exp(-x))
+
+
+@inlined
+def random_byte(counter, key, second_key):
+    """The top byte of a 32-bit mix of `counter` (uint32) and two keys: as in `noise.py`."""
+    # numba computes with 64 bits unless told otherwise after every operation.
+    x = np.uint32(counter + key)
+    x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))
+    x = np.uint32((x ^ (x >> np.uint32(15))) + second_key)
+    x = np.uint32((x ^ (x >> np.uint32(13))) * np.uint32(0x846CA68B))
+    return x >> np.uint32(24)
