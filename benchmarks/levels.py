@@ -1,69 +1,81 @@
-"""Every data set, both tokenizers, so many minutes of training each: a table in Markdown.
+"""Every data set with both tokenizers: what a few minutes of training each reach.
 
-python benchmarks/levels.py --data-dir FOLDER --minutes 3     # FOLDER/dolly, FOLDER/math, ..
-python benchmarks/levels.py --data-dir sample --minutes 1
+    newllm bench levels --data-dir FOLDER --minutes 3
+    newllm bench levels --data-dir sample --minutes 1 --dataset dolly
+
+FOLDER holds one folder for each data set (FOLDER/dolly, FOLDER/math, ..); `sample` stands for the
+built-in rows. What training prints goes to a log beside the checkpoints.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
+import contextlib
 from pathlib import Path
 from typing import Any
 
-DATASETS = ("dolly", "hh_rlhf", "ultrachat", "code_alpaca", "math", "wikitext2")
-HEADER = (
-    "| data set | tokenizer | parameters | rows | tokens read | UNK share | n-gram PPL | PPL "
-    "| accuracy | bits per byte |\n|---|---|---|---|---|---|---|---|---|---|"
-)
+import click
+
+from benchmarks.measure import Report, Row, progress, report_options
+from newllm.cli import setting_options
+from newllm.levels import LEVELS
+from newllm.train.run import train
+from newllm.trained import TrainedModel
+
+DATASETS = [dataset for dataset, level in LEVELS.items() if level.hub]
+TOKENIZERS = ["word1000", "bpe"]
 
 
-def newllm(*arguments: str) -> str:
-    """Standard output of one command of ours."""
-    command = [sys.executable, "-m", "newllm", *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+@click.command()
+@click.option("--data-dir", required=True, help="Folder of the data sets, or sample.")
+@click.option("--minutes", default=3.0, show_default=True,
+              type=click.FloatRange(min=0, min_open=True),
+              help="Training time of each.")  # fmt: skip
+@click.option("--dataset", "datasets", multiple=True, type=click.Choice(DATASETS),
+              help="Only this one (may be repeated).")  # fmt: skip
+@click.option("--tokenizer", "tokenizers", multiple=True, type=click.Choice(TOKENIZERS),
+              help="Only this one (may be repeated).")  # fmt: skip
+@click.option("--out", default="benchmark_runs", show_default=True, help="Folder of the runs.")
+@setting_options("num_layers", "context_dim", "max_samples")
+@report_options
+def command(
+    data_dir: str,
+    minutes: float,
+    datasets: tuple[str, ...],
+    tokenizers: tuple[str, ...],
+    out: str,
+    **settings: Any,
+) -> Report:
+    rows = []
+    for dataset in datasets or DATASETS:
+        data = "sample" if data_dir == "sample" else str(Path(data_dir) / dataset)
+        for tokenizer in tokenizers or TOKENIZERS:
+            flags = {"data": data, "tokenizer": tokenizer, "minutes": minutes, "out": out}
+            flags |= {name: value for name, value in settings.items() if value is not None}
+            rows.append(train_and_score(dataset, f"{dataset}_{tokenizer}", flags))
+            progress(f"{dataset}, {tokenizer}: perplexity {rows[-1]['ppl']:.2f}")
+    return Report({f"{minutes:g} minutes of training each": rows})
 
 
-def train_and_score(dataset: str, data: str, tokenizer: str, minutes: str, out: Path) -> str:
-    """One row of the table; everything the commands print goes to a log beside the checkpoints."""
-    out.mkdir(parents=True, exist_ok=True)
-    log = newllm(
-        "train", dataset, "--data", data, "--tokenizer", tokenizer, "--minutes", minutes,
-        "--name", f"{dataset}_{tokenizer}", "--out", str(out),
-    )  # fmt: skip
-    (out / f"{dataset}_{tokenizer}.log").write_text(log, encoding="utf-8")
-    best = str(out / f"best_{dataset}_{tokenizer}.pt")
-    facts: dict[str, Any] = json.loads(newllm("info", best, "--json"))
-    score: dict[str, Any] = json.loads(newllm("eval", best, "--data", data, "--json"))
-    unk = "" if score["unk_share"] is None else f"{score['unk_share']:.1%}"
-    bpb = "" if score["bpb"] is None else f"{score['bpb']:.4f}"
-    rows = facts["data"]["accounting"]["train"]["documents"]
-    return (
-        f"| {dataset} | {tokenizer} | {facts['parameters'] / 1e6:.2f}M | {rows:,} "
-        f"| {facts['metrics']['trained_tokens']:,} | {unk} | {score['ngram_ppl']:.2f} "
-        f"| {score['ppl']:.2f} | {score['accuracy']:.1%} | {bpb} |"
-    )
-
-
-def main() -> None:
-    """Train all, print the table row by row."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", required=True, help="folder of the data sets, or sample")
-    parser.add_argument("--minutes", default="3", help="training time of each")
-    parser.add_argument("--datasets", nargs="+", default=DATASETS, choices=DATASETS)
-    parser.add_argument("--tokenizers", nargs="+", default=["word1000", "bpe"])
-    parser.add_argument("--out", type=Path, default=Path("benchmark_runs"))
-    arguments = parser.parse_args()
-    print(HEADER, flush=True)
-    for dataset in arguments.datasets:
-        sample = arguments.data_dir == "sample"
-        data = "sample" if sample else str(Path(arguments.data_dir) / dataset)
-        for tokenizer in arguments.tokenizers:
-            row = train_and_score(dataset, data, tokenizer, arguments.minutes, arguments.out)
-            print(row, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def train_and_score(dataset: str, name: str, flags: dict[str, Any]) -> Row:
+    """Train one model; what it and the n-gram table score on the validation rows."""
+    folder = Path(flags["out"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        (folder / f"{name}.log").open("w", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+    ):
+        best = train(dataset, {**flags, "name": name})
+    model = TrainedModel.load(best, "cpu")
+    score = model.evaluate(flags["data"])
+    return {
+        "data_set": dataset,
+        "tokenizer": flags["tokenizer"],
+        "parameters": model.parameters,
+        "rows": model.data["accounting"]["train"]["documents"],
+        "tokens_read": model.metrics["trained_tokens"],
+        "unk_share": score["unk_share"],
+        "ngram_ppl": score["ngram_ppl"],
+        "ppl": score["ppl"],
+        "accuracy": score["accuracy"],
+        "bits_per_byte": score["bpb"],
+    }

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from newllm.model.quantize import WeightFormat
     from newllm.trained import TrainedModel
 
 __version__ = "0.1.0"
@@ -22,16 +23,17 @@ __all__ = ["__version__", "load"]
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
-def load(path: str, device: str = "auto") -> TrainedModel:
+def load(path: str, device: str = "auto", weights: WeightFormat = "fp32") -> TrainedModel:
     """Load a `best_*.pt` or `*_final.pt` checkpoint for use.
 
     Args:
         path: the checkpoint file.
         device: auto, cpu, cuda or cuda:N.
+        weights: fp32, or bf16 or int8 (on a CPU): less to read for every token, so faster.
 
     Raises:
         newllm.errors.UserError: the file is missing, damaged, or not a model of ours.
     """
     from newllm.trained import TrainedModel
 
-    return TrainedModel.load(path, device)
+    return TrainedModel.load(path, device, weights)

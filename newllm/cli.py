@@ -9,14 +9,19 @@ import errno
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
+import newllm
 from newllm import __version__
 from newllm.config import Settings, option_name, read_yaml
 from newllm.errors import Stopped, UserError
 from newllm.levels import LEVELS
+
+if TYPE_CHECKING:
+    from newllm.model.quantize import WeightFormat
 
 _FULL_OR_READONLY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -70,6 +75,13 @@ def _setting_option(field: str) -> Callable[[Any], Any]:
 dataset_argument = click.argument("dataset", type=click.Choice(list(LEVELS)), metavar="DATASET")
 file_argument = click.argument("file", metavar="FILE")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(["fp32", "bf16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Round the matrices to a smaller format, which is faster to read (CPU only).",
+)
 
 
 @cli.command()
@@ -96,6 +108,7 @@ def train(dataset: str, resume: bool, config: str | None, **settings: Any) -> No
 @setting_options("data", "subset", "device")
 @click.option("--dataset", default=None, help="Read the rows as this data set's.")
 @click.option("--batch-size", default=None, type=click.IntRange(min=1), help="Rows scored at once.")
+@weights_option
 @json_option
 def evaluate(
     file: str,
@@ -104,6 +117,7 @@ def evaluate(
     device: str | None,
     dataset: str | None,
     batch_size: int | None,
+    weights: WeightFormat,
     as_json: bool,
 ) -> None:
     """Score the checkpoint FILE on validation rows.
@@ -113,7 +127,7 @@ def evaluate(
     from newllm.report.tables import evaluation_table
     from newllm.trained import TrainedModel
 
-    model = TrainedModel.load(file, device or "auto")
+    model = TrainedModel.load(file, device or "auto", weights)
     size = {} if batch_size is None else {"lanes": batch_size}
     result = model.evaluate(data or model.settings.data, dataset, subset, **size)
     click.echo(json.dumps(result) if as_json else evaluation_table(result))
@@ -145,6 +159,7 @@ def sampling_options(command: Any) -> Any:
 @click.option("--prompt", required=True, help="What is said to the model.")
 @sampling_options
 @setting_options("device")
+@weights_option
 def generate(
     file: str,
     prompt: str,
@@ -154,6 +169,7 @@ def generate(
     top_p: float,
     seed: int | None,
     device: str | None,
+    weights: WeightFormat,
 ) -> None:
     """Print the answer of checkpoint FILE to a prompt.
 
@@ -162,7 +178,7 @@ def generate(
     from newllm.chat.sampling import Sampling
     from newllm.trained import TrainedModel
 
-    model = TrainedModel.load(file, device or "auto")
+    model = TrainedModel.load(file, device or "auto", weights)
     sampling = Sampling(temperature, top_p, seed)
     for piece in model.generate(prompt, sampling, max_new_tokens, min_new_tokens):
         click.echo(piece, nl=False)
@@ -174,6 +190,7 @@ def generate(
 @click.option("--system", default=None, help="What the model is told before the conversation.")
 @sampling_options
 @setting_options("device")
+@weights_option
 def chat(
     file: str,
     system: str | None,
@@ -183,13 +200,14 @@ def chat(
     top_p: float,
     seed: int | None,
     device: str | None,
+    weights: WeightFormat,
 ) -> None:
     """Talk to checkpoint FILE; the conversation is held in its fixed-size state."""
     from newllm.chat.sampling import Sampling
     from newllm.chat.terminal import converse
     from newllm.trained import TrainedModel
 
-    model = TrainedModel.load(file, device or "auto")
+    model = TrainedModel.load(file, device or "auto", weights)
     session = model.chat(Sampling(temperature, top_p, seed), system)
     converse(session, f"{file}: {model.parameters:,} parameters", max_new_tokens, min_new_tokens)
 
@@ -230,6 +248,33 @@ def doctor(as_json: bool) -> None:
 
     facts = check_machine()
     click.echo(json.dumps(facts) if as_json else machine_table(facts))
+
+
+@cli.command(context_settings={"allow_interspersed_args": False})
+@click.argument("name", required=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS]...")
+def bench(name: str | None, arguments: tuple[str, ...]) -> None:
+    """Run the benchmark NAME of a clone of the source; without a name, list them.
+
+    Example: newllm bench inference --json
+    """
+    root = Path(newllm.__file__).parent.parent
+    if not (root / "benchmarks" / "__init__.py").exists():
+        raise UserError(
+            f"bench: no folder benchmarks in {root}; benchmarks are no part of the installed "
+            "package, they need a clone of the source installed with pip install -e ."
+        )
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    import benchmarks
+
+    if name is None:
+        for known, about in benchmarks.names().items():
+            click.echo(f"{known:<16}  {about}")
+        return
+    command = benchmarks.find(name)
+    with command.make_context(f"newllm bench {name}", list(arguments), **CONTEXT) as context:
+        command.invoke(context)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

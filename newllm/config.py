@@ -43,8 +43,9 @@ class DataSettings(_Settings):
 class ModelSettings(_Settings):
     """The shape of the model."""
 
-    architecture: Literal["context", "original"] = Field(
-        "context", description="our stack of context blocks, or the first published architecture"
+    architecture: Literal["context", "original", "gru", "lstm", "mingru", "transformer"] = Field(
+        "context",
+        description="our stack of context blocks, the first published architecture, or a peer",
     )
     num_layers: int = Field(ge=1, le=128, description="number of blocks")
     context_dim: int = Field(ge=8, le=16384, description="numbers in each context vector")
@@ -110,12 +111,15 @@ class Settings(RunSettings, TrainingSettings, ModelSettings, DataSettings):
 
     @property
     def run_name(self) -> str:
-        """--name, or `new_llm_{dataset}[_{subset}]_layers{N}[_original][_bpe]`."""
+        """--name, or `new_llm_{dataset}[_{subset}]_layers{N}[_{architecture}][_bpe]`.
+
+        The architecture is named unless it is `context`.
+        """
         if self.name is not None:
             return self.name
         subset = "" if self.subset == "all" else f"_{self.subset}"
         name = f"new_llm_{self.dataset}{subset}_layers{self.num_layers}"
-        name += "_original" if self.architecture == "original" else ""
+        name += "" if self.architecture == "context" else f"_{self.architecture}"
         return name + ("_bpe" if self.tokenizer == "bpe" else "")
 
 

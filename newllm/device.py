@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from functools import cache
 
 import torch
@@ -50,3 +52,18 @@ def pick_precision(setting: str, device: torch.device) -> str:
     if fast_bf16(device):
         return "bf16"
     return "fp16" if device.type == "cuda" else "fp32"
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed, for the next step, instead of giving it back.
+
+    glibc returns every large block to the system at once, and the next step pays for each of its
+    pages again: 5-10% of a training step on a CPU. Does nothing where the C library is another.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**30)

@@ -259,6 +259,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 PUBLISHED_RATE, PUBLISHED_RATE_BATCH = 1e-4, 32
 
+ONE_WIDTH = frozenset({"gru", "lstm"})
+"""Architectures whose state has to be as wide as the stream; `hidden_dim` does nothing there."""
+
+EQUAL_WIDTHS = ONE_WIDTH | {"transformer"}
+"""Architectures whose state, or attention, is as wide as the stream unless told otherwise."""
+
+HEAD_STEP = 16
+"""A transformer's `context_dim`, its heads side by side, is a multiple of this."""
+
 
 def find_level(dataset: str) -> Level:
     """The level of a data set.
@@ -290,12 +299,20 @@ def resolve(
     architecture = given.get("architecture", "context")
     recipe = RECIPES.get(architecture, RECIPES["context"])
     epochs = level.epochs.get(architecture, level.epochs["context"])
-    values = {**recipe, **level.settings, "epochs": epochs, **given}
-    return parse({**_computed(values), **values}, where)
+    defaults = {**recipe, **level.settings, "epochs": epochs}
+    settings = parse({**defaults, **_computed(defaults, given), **given}, where)
+    context_dim, embed_dim = settings.context_dim, settings.embed_dim
+    if architecture in ONE_WIDTH and context_dim != embed_dim:
+        both = f"--context-dim {context_dim} and --embed-dim {embed_dim}"
+        raise UserError(f"{both}: in {architecture} they are one width; give one of the two")
+    if architecture == "transformer" and context_dim % HEAD_STEP:
+        raise UserError(f"--context-dim {context_dim}: heads need a multiple of {HEAD_STEP}")
+    return settings
 
 
-def _computed(values: Mapping[str, Any]) -> dict[str, Any]:
+def _computed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that follow from others."""
+    values = {**defaults, **given}
     computed: dict[str, Any] = {}
     if values.get("architecture") == "original":
         batch = values["batch_size"]
@@ -305,6 +322,9 @@ def _computed(values: Mapping[str, Any]) -> dict[str, Any]:
     layers, context_dim = values["num_layers"], values["context_dim"]
     if isinstance(layers, int) and isinstance(context_dim, int):
         computed |= default_widths(layers, context_dim)
+        if values.get("architecture") in EQUAL_WIDTHS:
+            width = given.get("context_dim", given.get("embed_dim", computed["embed_dim"]))
+            computed |= equal_widths(layers, width) if isinstance(width, int) else {}
     return computed
 
 
@@ -322,3 +342,9 @@ def default_widths(num_layers: int, context_dim: int) -> dict[str, int]:
         embed_dim += embed_dim // 2
         return {"embed_dim": embed_dim, "hidden_dim": 2 * embed_dim}
     return {"embed_dim": embed_dim, "hidden_dim": embed_dim + embed_dim // 2}
+
+
+def equal_widths(num_layers: int, width: int) -> dict[str, int]:
+    """The same where `context_dim` and the stream have one width (see `EQUAL_WIDTHS`)."""
+    hidden_dim = 2 * width if num_layers == 1 else width + width // 2
+    return {"context_dim": width, "embed_dim": width, "hidden_dim": hidden_dim}

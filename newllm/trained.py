@@ -15,6 +15,7 @@ from newllm.config import Settings, parse
 from newllm.data.conversations import ROW_FORMATS
 from newllm.data.prepare import Encoded, Encoding, find_encoded, prepare_evaluation
 from newllm.data.render import Renderer, make_renderer
+from newllm.data.shards import EncodedSplit
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
 from newllm.device import pick_device
@@ -22,7 +23,8 @@ from newllm.errors import UserError, did_you_mean
 from newllm.evaluate.floor import ngram_floor
 from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
 from newllm.levels import find_level
-from newllm.model import LanguageModel, build_model
+from newllm.model import ContextLM, LanguageModel, build_model
+from newllm.model.quantize import RoundedLM, WeightFormat
 from newllm.train import checkpoint
 
 
@@ -42,11 +44,18 @@ class TrainedModel:
     device: torch.device
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> TrainedModel:
+    def load(
+        cls, path: str | Path, device: str = "auto", weights: WeightFormat = "fp32"
+    ) -> TrainedModel:
         """Read a checkpoint.
 
+        Args:
+            path: the file.
+            device: auto, cpu, cuda or cuda:N.
+            weights: round the matrices to a smaller format; see :mod:`newllm.model.quantize`.
+
         Raises:
-            UserError: missing, damaged, or a resume file.
+            UserError: missing, damaged, or a resume file; smaller weights where nothing uses them.
         """
         content = checkpoint.load(Path(path))
         if content["kind"] != "model":
@@ -58,8 +67,15 @@ class TrainedModel:
         tokenizer = from_dict(content["tokenizer"])
         model = build_model(settings.model_settings(), tokenizer.vocab_size)
         model.load_state_dict(content["model"])
+        if weights != "fp32":
+            if not isinstance(model, ContextLM) or where.type != "cpu":
+                raise UserError(
+                    f"--weights {weights}: only for the context architecture on a CPU, and this is "
+                    f"{settings.architecture} on {where}; use --weights fp32"
+                )
+            model = RoundedLM(model, weights)
         return cls(
-            model=model.to(where).eval(),
+            model=model.to(where).eval().requires_grad_(False),
             tokenizer=tokenizer,
             settings=settings,
             metrics=content["metrics"],
@@ -121,19 +137,12 @@ class TrainedModel:
             UserError: unknown data set or unusable rows.
         """
         dataset = dataset or self.settings.dataset
-        if dataset not in ROW_FORMATS:
-            raise UserError(f"unknown data set {dataset}{did_you_mean(dataset, ROW_FORMATS)}")
-        if subset is None:
-            subset = self.settings.subset if dataset == self.settings.dataset else "all"
-        length = ROW_FORMATS[dataset].protocol_length
-        encoding = Encoding(dataset, self.tokenizer.kind, self.tokenizer.vocab_size, length)
-        source = open_source(find_level(dataset), data, subset)
-        encoded = prepare_evaluation(source, encoding, self.tokenizer)
-        split = encoded.splits["validation"]
+        split = self.validation_rows(data, dataset, subset)
         metrics = evaluate(self.model, split, self.tokenizer, self.device, lanes)
         trained_on = self._training_rows()
         floor = ngram_floor(trained_on, split) if trained_on else None
         word1000 = self.tokenizer.kind == "word1000"
+        length = ROW_FORMATS[dataset].protocol_length
         return {
             "dataset": dataset,
             "tokenizer": self.tokenizer.kind,
@@ -141,6 +150,24 @@ class TrainedModel:
             **metrics.to_dict(),
             "ngram_ppl": floor.ppl if floor else None,
         }
+
+    def validation_rows(
+        self, data: str, dataset: str | None = None, subset: str | None = None
+    ) -> EncodedSplit:
+        """The validation rows found at `data` (all, if it is one file), in this model's tokens.
+
+        Raises:
+            UserError: unknown data set or unusable rows.
+        """
+        dataset = dataset or self.settings.dataset
+        if dataset not in ROW_FORMATS:
+            raise UserError(f"unknown data set {dataset}{did_you_mean(dataset, ROW_FORMATS)}")
+        if subset is None:
+            subset = self.settings.subset if dataset == self.settings.dataset else "all"
+        length = ROW_FORMATS[dataset].protocol_length
+        encoding = Encoding(dataset, self.tokenizer.kind, self.tokenizer.vocab_size, length)
+        source = open_source(find_level(dataset), data, subset)
+        return prepare_evaluation(source, encoding, self.tokenizer).splits["validation"]
 
     def _training_rows(self) -> Encoded | None:
         """The encoded training rows, if they are still in the cache (the n-gram counts them)."""

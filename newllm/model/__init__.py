@@ -1,16 +1,109 @@
-"""The models: one interface, two architectures."""
+"""The models: one interface, our architecture, the first published one, and their peers."""
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
 from newllm.config import ModelSettings
-from newllm.model.context_lm import ContextLM, State
+from newllm.errors import UserError
+from newllm.levels import EQUAL_WIDTHS, ONE_WIDTH, default_widths, equal_widths
+from newllm.model.baselines import GruLM, LstmLM, MinGruLM
+from newllm.model.context_lm import ContextBlock, ContextLM, State
 from newllm.model.original import OriginalLM
+from newllm.model.residual import Block
+from newllm.model.transformer import TransformerLM
 
-LanguageModel = ContextLM | OriginalLM
+LanguageModel = ContextLM | OriginalLM | GruLM | LstmLM | MinGruLM | TransformerLM
 
-__all__ = ["ContextLM", "LanguageModel", "OriginalLM", "State", "build_model"]
+__all__ = [
+    "ContextLM", "GruLM", "LanguageModel", "LstmLM", "MinGruLM", "OriginalLM", "State",
+    "TransformerLM", "block_matrices", "build_model", "count_parameters", "matched_widths",
+]  # fmt: skip
+
+_CLASSES: dict[str, type[LanguageModel]] = {
+    "context": ContextLM,
+    "original": OriginalLM,
+    "gru": GruLM,
+    "lstm": LstmLM,
+    "mingru": MinGruLM,
+    "transformer": TransformerLM,
+}
 
 
 def build_model(settings: ModelSettings, vocab_size: int) -> LanguageModel:
     """A freshly initialised model of the architecture that the settings name."""
-    return (OriginalLM if settings.architecture == "original" else ContextLM)(settings, vocab_size)
+    return _CLASSES[settings.architecture](settings, vocab_size)
+
+
+def count_parameters(settings: ModelSettings, vocab_size: int) -> int:
+    """Parameters of a model, counted without allocating them."""
+    with torch.device("meta"):
+        model = build_model(settings, vocab_size)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def matched_widths(
+    architecture: str, num_layers: int, vocab_size: int, parameters: int
+) -> dict[str, int]:
+    """The widest shape of an architecture with at most so many parameters.
+
+    The proportions are those of `default_widths` and `equal_widths` in `levels.py`. The width is a
+    multiple of 32, and what is left goes into the feed-forward. GRU, LSTM and `original` (in its
+    published proportions) have none inside a block, so that their width is a multiple of 8.
+
+    Returns:
+        context_dim, embed_dim and hidden_dim.
+
+    Raises:
+        UserError: not even the smallest shape has so few.
+    """
+
+    def shape(width: int) -> dict[str, int]:
+        if architecture in EQUAL_WIDTHS:
+            return equal_widths(num_layers, (8 if architecture in ONE_WIDTH else 32) * width)
+        if architecture == "original":  # published with 256, 256, 512
+            return {"context_dim": 8 * width, "embed_dim": 8 * width, "hidden_dim": 16 * width}
+        return {"context_dim": 32 * width, **default_widths(num_layers, 32 * width)}
+
+    def fits(widths: dict[str, int]) -> bool:
+        named = {"architecture": architecture, "num_layers": num_layers}
+        settings = ModelSettings.model_validate({**named, **widths})
+        return count_parameters(settings, vocab_size) <= parameters
+
+    width = _largest(lambda candidate: fits(shape(candidate)))
+    if width == 0:
+        raise UserError(
+            f"{architecture} with {num_layers} layers has more than {parameters:,} parameters"
+        )
+    widths = shape(width)
+    if architecture in (*ONE_WIDTH, "original"):
+        return widths
+    wider = _largest(
+        lambda eights: fits({**widths, "hidden_dim": widths["hidden_dim"] + 8 * eights})
+    )
+    return {**widths, "hidden_dim": widths["hidden_dim"] + 8 * wider}
+
+
+def _largest(holds: Callable[[int], bool]) -> int:
+    """The largest number for which a condition holds that holds up to some number, or 0."""
+    step = 1
+    while holds(step):
+        step *= 2
+    return bisect.bisect_left(range(step), True, lo=1, key=lambda number: not holds(number)) - 1
+
+
+def block_matrices(model: LanguageModel) -> Iterator[tuple[Tensor, int]]:
+    """The weight matrices inside the blocks, each with how many it is, one upon the other."""
+    assert not isinstance(model, OriginalLM), "its matrices are in no blocks"
+    for block in model.blocks:
+        if isinstance(block, ContextBlock):
+            yield block.in_proj.weight, 3
+            for linear in (block.out_proj, block.up_proj, block.down_proj):
+                yield linear.weight, 1
+        else:
+            assert isinstance(block, Block)
+            yield from block.matrices()

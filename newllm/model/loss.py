@@ -37,7 +37,9 @@ def sum_of_nats(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Te
     scored = targets != IGNORED
     if not bool(scored.all()):
         hidden, targets = hidden[scored], targets[scored]
-    return _SumOfNats.apply(hidden, weight, bias, targets, compute_dtype(weight))
+    return _SumOfNats.apply(
+        hidden, weight, bias, targets, compute_dtype(weight), torch.is_grad_enabled()
+    )
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
@@ -61,8 +63,8 @@ class _SumOfNats(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         dtype: torch.dtype,
+        with_grad: bool,
     ) -> Tensor:
-        with_grad = any(ctx.needs_input_grad)
         matrix = weight.to(dtype)
         d_hidden = torch.empty_like(hidden) if with_grad else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if with_grad else None
@@ -89,4 +91,4 @@ class _SumOfNats(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if grad is None else grad * grad_outputs[0] for grad in ctx.grads)
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)

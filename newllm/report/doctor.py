@@ -15,7 +15,7 @@ import torch
 import newllm
 from newllm.data.prepare import cache_folder
 from newllm.device import fast_bf16, pick_device, pick_precision
-from newllm.model.kernels import active_kernel
+from newllm.model.kernels import KERNEL_VARIABLE, active_kernel, triton_is_installed
 
 _PACKAGES = ("torch", "numpy", "numba", "tokenizers", "accelerate", "datasets")
 
@@ -42,8 +42,17 @@ def check_machine() -> dict[str, Any]:
     }
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["note"] = "no CUDA kernel yet: the recurrence runs as a plain loop on the GPU"
+        if active_kernel(device) == "reference":
+            facts["note"] = how_to_get_triton()
     return facts
+
+
+def how_to_get_triton() -> str:
+    """What to do where the recurrence runs as a plain loop on a GPU."""
+    remedy = f"unset {KERNEL_VARIABLE}"
+    if not triton_is_installed():
+        remedy = 'for the CUDA kernel install Triton: pip install -e ".[gpu]" (Linux)'
+    return f"the recurrence runs as a plain loop, which is slow on a GPU; {remedy}"
 
 
 def machine_table(facts: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 from newllm.config import Settings
 from newllm.data.loader import Batch, EpochLoader
 from newllm.data.prepare import Encoded
-from newllm.device import pick_device, pick_precision
+from newllm.device import keep_freed_memory, pick_device, pick_precision
 from newllm.errors import UserError
 from newllm.evaluate.metrics import Metrics, Record, evaluate
 from newllm.model import State, build_model
@@ -62,6 +62,8 @@ class Trainer:
         device = pick_device(settings.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        else:
+            keep_freed_memory()
         self.precision = pick_precision(settings.precision, device)
         # Accelerate keeps one state a process; several runs in one process may differ in precision.
         AcceleratorState._reset_state(reset_partial_state=True)

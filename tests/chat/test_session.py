@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from newllm.chat.sampling import Sampler, Sampling, Stream, never_written, write_tokens
 from newllm.chat.session import ChatSession
@@ -12,6 +15,7 @@ from newllm.data.conversations import ROW_FORMATS
 from newllm.data.render import ChatRenderer, ProtocolRenderer
 from newllm.data.tokenizers import BPE, Word1000
 from newllm.model import ContextLM, build_model
+from newllm.model.step import Lanes
 
 GREEDY = Sampling(temperature=0)
 
@@ -53,7 +57,7 @@ def test_a_conversation_equals_rereading_it(model, renderer, limit: int) -> None
     again.read(recorded.ids)
     assert again.logits is not None
     assert recorded.logits is not None
-    torch.testing.assert_close(again.logits, recorded.logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(again.logits, recorded.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_one_pass_and_token_by_token_give_the_same_opinion(model, renderer) -> None:
@@ -64,7 +68,82 @@ def test_one_pass_and_token_by_token_give_the_same_opinion(model, renderer) -> N
         steps.read([token])
     assert whole.logits is not None
     assert steps.logits is not None
-    torch.testing.assert_close(whole.logits, steps.logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(whole.logits, steps.logits, rtol=1e-4, atol=1e-4)
+
+
+@given(cuts=st.lists(st.integers(1, 40), max_size=12, unique=True))
+@pytest.mark.parametrize("kernel", ["numba", "reference"])
+def test_read_in_any_pieces(model, renderer, kernel, cuts, monkeypatch) -> None:
+    """Single tokens take the fused step, pieces the module; the state goes along."""
+    monkeypatch.setenv("NEWLLM_KERNEL", kernel)
+    ids = (renderer.prompt([{"role": "user", "content": "hello there, how are you?"}]) * 4)[:41]
+    whole, pieces = Stream(model), Stream(model)
+    whole.read(ids)
+    edges = [0, *sorted(cuts), 41]
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        pieces.read(ids[start:stop])
+    assert whole.logits is not None
+    assert pieces.logits is not None
+    np.testing.assert_allclose(whole.logits, pieces.logits, rtol=1e-4, atol=1e-4)
+    assert (pieces.tokens_read, pieces.last_token) == (41, ids[-1])
+    assert whole.state is not None
+    assert pieces.state is not None
+    for name, part in whole.state.items():
+        torch.testing.assert_close(part, pieces.state[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_stream_begins_from_a_state_and_leaves_it(model, renderer) -> None:
+    ids = renderer.prompt([{"role": "user", "content": "hello"}])
+    before = Stream(model)
+    before.read(ids)
+    assert before.state is not None
+    kept = {name: part.clone() for name, part in before.state.items()}
+    answers = []
+    for _ in range(2):
+        stream = Stream(model, before.state)
+        for token in (7, 8, 9):
+            stream.read([token])
+        assert stream.logits is not None
+        answers.append(stream.logits.copy())
+    assert np.array_equal(*answers)
+    assert all(torch.equal(kept[name], part) for name, part in before.state.items())
+
+
+def test_conversations_side_by_side_say_what_they_say_alone(model, renderer) -> None:
+    """Lanes come and go; every one has its own sampler, and gets its own text, token for token."""
+    prompts = [renderer.prompt([{"role": "user", "content": f"say {i}!"}]) for i in range(9)]
+    end, limit = renderer.tokenizer.end, 40
+    forbidden = never_written(renderer.tokenizer)
+
+    def begin(number: int) -> tuple[Stream, Sampler]:
+        stream = Stream(model)
+        stream.read(prompts[number])
+        return stream, Sampler(Sampling(1.0, 0.95, seed=number), forbidden)
+
+    alone = [list(write_tokens(*begin(number), end, limit)) for number in range(9)]
+    assert len({len(text) for text in alone}) > 3, "some end early"
+
+    together: list[list[int]] = [[] for _ in prompts]
+    lanes, waiting, running = Lanes(model, 2), list(range(9)), dict[int, tuple[int, Sampler]]()
+    drawn: dict[int, int] = {}
+    while waiting or running:
+        while waiting and len(running) < 4:
+            stream, sampler = begin(waiting[0])
+            assert stream.logits is not None
+            lane = lanes.add(stream.state)
+            running[lane] = (waiting.pop(0), sampler)
+            drawn[lane] = sampler.draw(stream.logits)
+        for lane in list(running):
+            number = running[lane][0]
+            if drawn[lane] == end or len(together[number]) == limit:
+                lanes.remove(lane)
+                del running[lane], drawn[lane]
+            else:
+                together[number].append(drawn[lane])
+        logits = lanes.step(list(running), [drawn[lane] for lane in running])
+        for row, (lane, (_, sampler)) in zip(logits, running.items(), strict=True):
+            drawn[lane] = sampler.draw(row)
+    assert together == alone
 
 
 def test_interleaved_sessions_do_not_touch(model, renderer) -> None:
@@ -108,7 +187,7 @@ def test_only_text_is_written(model, renderer) -> None:
 
 
 def test_top_p_keeps_the_likeliest(renderer) -> None:
-    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     draws = {p: {Sampler(Sampling(1.0, p, seed), []).draw(logits) for seed in range(60)}
              for p in (0.4, 0.7, 1.0)}  # fmt: skip
     assert draws == {0.4: {0}, 0.7: {0, 1}, 1.0: {0, 1, 2, 3}}

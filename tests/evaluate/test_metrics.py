@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from newllm.data.render import ChatRenderer, Document
 from newllm.data.shards import EncodedSplit, SplitWriter
 from newllm.data.tokenizers import BPE, Word1000
-from newllm.evaluate.metrics import Metrics, evaluate
+from newllm.evaluate.metrics import Metrics, evaluate, nats_by_document
 from newllm.model import build_model
 
 
@@ -98,15 +98,17 @@ def test_sums_do_not_depend_on_the_batch_size(
         assert other.nats == pytest.approx(results[0].nats, rel=1e-6)
         assert other.bpb_assistant == pytest.approx(results[0].bpb_assistant, rel=1e-6)
     # And they are those of each document read alone, token by token.
-    alone = 0.0
+    alone = []
     for document in documents:
         state, log_probability = None, 0.0
         for token, following in zip(document.ids, document.ids[1:], strict=False):
             hidden, state = model(torch.tensor([[token]]), state)
             distribution = torch.log_softmax(model.logits(hidden[0, 0]), 0)
             log_probability += distribution[following].item()
-        alone -= log_probability
-    assert results[0].nats == pytest.approx(alone, rel=1e-5)
+        alone.append(-log_probability)
+    assert results[0].nats == pytest.approx(sum(alone), rel=1e-5)
+    cpu = torch.device("cpu")
+    assert nats_by_document(model, split, cpu, lanes=2) == pytest.approx(alone, rel=1e-5)
 
 
 def test_metrics_leave_the_model_in_its_mode(tmp_path: Path, tiny_model_settings) -> None:

@@ -95,3 +95,23 @@ def test_a_split_batch_sees_the_same_dropout(tiny_model_settings) -> None:
     whole, _ = model(ids, noise=Noise(1, 2))
     parts = [model(ids[lane : lane + 1], noise=Noise(1, 2, lane))[0] for lane in range(3)]
     torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_gradients_of_a_split_batch_add_up(tiny_model_settings) -> None:
+    torch.manual_seed(0)
+    model = ContextLM(tiny_model_settings(dropout=0.1), 40)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ids, targets = torch.randint(0, 40, (2, 8, 12))
+    reset = torch.rand(8, 12) < 0.1
+
+    def gradients(edges: list[int]) -> list[torch.Tensor]:
+        model.zero_grad()
+        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+            hidden, _ = model(ids[start:stop], None, reset[start:stop], noise=Noise(1, 2, start))
+            model.loss(hidden, targets[start:stop]).backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    for whole, parts in zip(gradients([0, 8]), gradients([0, 3, 6, 8]), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5 * whole.abs().max().item())

@@ -1,4 +1,4 @@
-"""Token by token == whole == any split == packed with resets == left-padded; both architectures."""
+"""Token by token == whole == any split == packed with resets == left-padded; all architectures."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from newllm.config import ModelSettings
 from newllm.model import LanguageModel, build_model
 
 VOCAB = 50
-ARCHITECTURES = ["context", "original"]
+ARCHITECTURES = ["context", "original", "gru", "lstm", "mingru", "transformer"]
+CONTEXT_DIM = {"gru": 24, "lstm": 24, "transformer": 48}
+"""The stream is 24 wide, and a GRU's state must be; three heads make mistakes visible."""
 
 
 def make_model(architecture: str, settings: Callable[..., ModelSettings]) -> LanguageModel:
     torch.manual_seed(0)
-    model = build_model(settings(architecture=architecture), VOCAB)
+    context_dim = CONTEXT_DIM.get(architecture, 16)
+    model = build_model(settings(architecture=architecture, context_dim=context_dim), VOCAB)
     with torch.no_grad():  # away from the zeros and ones of birth, where mistakes could hide
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from newllm.errors import UserError
 from newllm.model import kernels
 from newllm.model.kernels import Noise, cpu_context, cpu_loss, cpu_stream, reference
 from newllm.model.kernels.noise import dropout, random_bytes
@@ -124,6 +125,19 @@ def test_add_norm(share: float, with_stream: bool, dtype: torch.dtype) -> None:
     assert dropped.any() == (share > 0)
 
 
+@pytest.mark.parametrize("output", [0, 1], ids=["stream", "norm"])
+def test_add_norm_of_which_one_output_is_used(output: int) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 7, 24), torch.randn(2, 7, 24), torch.randn(24)]
+    gradients = []
+    for operation in (cpu_stream.add_norm, reference.add_norm):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        operation(leaves[0], leaves[1], leaves[2], torch.float32)[output].square().sum().backward()
+        gradients.append([torch.zeros(()) if x.grad is None else x.grad for x in leaves])
+    for fast, slow in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, slow.expand_as(fast), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_squared_relu(dtype: torch.dtype) -> None:
     inputs = [torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0)).to(dtype)]
@@ -164,7 +178,7 @@ def test_kernel_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernels.KERNEL_VARIABLE, "reference")
     assert kernels.active_kernel("cpu") == "reference"
     monkeypatch.setenv(kernels.KERNEL_VARIABLE, "fast")
-    with pytest.raises(ValueError, match="numba or reference"):
+    with pytest.raises(UserError, match="numba or reference"):
         kernels.active_kernel("cpu")
 
 

@@ -12,10 +12,12 @@ from newllm.train.optimizers import MUON_RATE, Muon, make_optimizers, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
-def test_muon_equals_torch(shape: tuple[int, int]) -> None:
+def test_muon_agrees_with_torch(shape: tuple[int, int]) -> None:
+    """Same momentum, decay and scale; the iteration differs, and both only come near."""
     torch.manual_seed(0)
     ours = nn.Parameter(torch.randn(shape))
     theirs = nn.Parameter(ours.detach().clone())
+    start = ours.detach().clone()
     muon = Muon([{"params": [ours]}], lr=0.02, weight_decay=0.1)
     reference = torch.optim.Muon(
         [theirs], lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="original"
@@ -25,8 +27,9 @@ def test_muon_equals_torch(shape: tuple[int, int]) -> None:
         ours.grad, theirs.grad = gradient, gradient.clone()
         muon.step()
         reference.step()
-        # torch iterates in bf16; a step moves each entry by about lr.
-        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
+        moved = torch.stack([(p.detach() - start).flatten() for p in (ours, theirs)])
+        assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.97
+        assert 0.8 < (moved[0].norm() / moved[1].norm()).item() < 1.3
 
 
 def test_stacked_matrices_are_treated_one_by_one() -> None:
@@ -38,7 +41,7 @@ def test_stacked_matrices_are_treated_one_by_one() -> None:
     gradient = torch.randn(30, 16)
     stacked.grad = gradient
     for parameter, piece in zip(alone, gradient.chunk(3), strict=True):
-        parameter.grad = piece
+        parameter.grad = piece.clone()  # a step overwrites its gradients
     together.step()
     separate.step()
     torch.testing.assert_close(stacked.detach(), torch.cat([p.detach() for p in alone]))
@@ -46,22 +49,56 @@ def test_stacked_matrices_are_treated_one_by_one() -> None:
 
 def test_singular_values_become_about_one() -> None:
     torch.manual_seed(0)
-    result = orthogonalize(torch.randn(2, 20, 50), torch.float32)
+    matrices = torch.randn(2, 20, 50) * torch.tensor([1e-12, 1e6])[:, None, None]
+    result = orthogonalize(matrices, torch.float32)
     values = torch.linalg.svdvals(result)
-    assert values.min() > 0.5
-    assert values.max() < 1.3
+    assert values.min() > 0.75
+    assert values.max() < 1.25
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    torch.testing.assert_close(result, left @ right, atol=0.2, rtol=0)
 
 
-def test_every_parameter_has_one_optimizer() -> None:
-    settings = resolve("dolly", {"num_layers": 2, "context_dim": 16})
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rank", [1, 2, 5, 64])
+def test_few_directions_do_not_explode(rank: int, dtype: torch.dtype) -> None:
+    """Where one direction dominates, a bound of the spectral norm is the norm itself."""
+    generator = torch.Generator().manual_seed(rank)
+    left = torch.randn(100, 64, rank, generator=generator)
+    strength = torch.logspace(0, -6, rank)
+    right = torch.randn(100, rank, 192, generator=generator)
+    values = torch.linalg.svdvals(orthogonalize(left * strength @ right, dtype).float())
+    assert values[:, 0].min() > 0.7
+    assert values.max() < 1.35
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pieces"),
+    [
+        ("context", {3: 2, 1: 6}),
+        ("gru", {3: 4}),
+        ("lstm", {4: 4}),
+        ("mingru", {2: 2, 1: 6}),
+        ("transformer", {3: 2, 1: 6}),
+    ],
+)
+def test_every_parameter_has_one_optimizer(architecture: str, pieces: dict[int, int]) -> None:
+    """Two layers: `pieces` says how many of Muon's matrices are so many stacked ones."""
+    settings = resolve("dolly", {"architecture": architecture, "num_layers": 2, "context_dim": 16})
     model = build_model(settings.model_settings(), 50)
     muon, adamw = make_optimizers(model, settings)
     owned = [p for o in (muon, adamw) for g in o.param_groups for p in g["params"]]
     assert len(owned) == len({id(p) for p in owned}) == len(list(model.parameters()))
+    assert {g["pieces"]: len(g["params"]) for g in muon.param_groups} == pieces
     names = {id(p): n for n, p in model.named_parameters()}
-    matrices = {names[id(p)] for g in muon.param_groups for p in g["params"]}
-    assert all(name.endswith("_proj.weight") for name in matrices)
-    assert len(matrices) == 8
+    for group in muon.param_groups:
+        for matrix in group["params"]:
+            assert names[id(matrix)].startswith("blocks.")
+            rows, columns = matrix.shape
+            assert min(rows // group["pieces"], columns) == 16
+    # Of what has two dimensions, AdamW takes the embedding and our short filters.
+    rest = {names[id(p)] for g in adamw.param_groups for p in g["params"] if p.ndim == 2}
+    filters = {f"blocks.{layer}.conv_weight" for layer in range(2)}
+    assert rest == {"embedding.weight"} | (filters if architecture == "context" else set())
     assert muon.param_groups[0]["peak_lr"] == settings.learning_rate * MUON_RATE
 
 

@@ -194,8 +194,9 @@ def test_micro_batches_change_nothing_but_rounding(flags, tmp_path: Path) -> Non
     (whole,), (parts,) = (
         records(folder, NAME) for folder in (tmp_path / "out", tmp_path / "micro")
     )
-    assert parts["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-4)
-    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-3)
+    # Equal gradients up to rounding (tests/model/test_context_lm.py); Muon's bfloat16 amplifies it.
+    assert parts["train_loss"] == pytest.approx(whole["train_loss"], rel=5e-3)
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=5e-3)
 
 
 @pytest.mark.parametrize("minutes", [1e-4, 1e-9])

@@ -1,8 +1,8 @@
 """`context_read` as one numba kernel with a hand-written backward, for the CPU.
 
-Lanes and channel groups run in parallel. A group's state and parameters lie in a small scratch
-array that stays in the first-level cache; its rows start at constants, so that LLVM can see that
-they do not overlap, and vectorises every loop over the channels of a group.
+Lanes run in parallel. The state and parameters of a group of channels lie in a small scratch array
+that stays in the cache; its rows start at constants, so that LLVM can see that they do not overlap,
+and vectorises the loops over the channels of a group.
 Equal to `reference.py` in outputs and gradients (tested).
 """
 
@@ -43,53 +43,59 @@ def _forward_kernel(group: int) -> Any:
         projected, bias, conv, scale, reset, lengths, context, tail,
         read, contexts, last_context, last_tail,
     ):  # fmt: skip
-        batch, groups, time = projected.shape[0], projected.shape[3], projected.shape[1]
+        batch, time, _, groups, n = projected.shape
         keep_contexts = contexts.shape[1] == time
-        for job in numba.prange(batch * groups):
-            b, h = job // groups, job % groups
-            s = np.empty(10 * group, np.float32)
-            for i in range(group):
-                s[conv_0 + i], s[conv_1 + i] = conv[0, h, i], conv[1, h, i]
-                s[conv_2 + i], s[conv_3 + i] = conv[2, h, i], conv[3, h, i]
-                s[bias_0 + i], s[scale_0 + i] = bias[h, i], scale[h, i]
-                s[c_0 + i] = context[b, h, i]
-                s[w1_0 + i], s[w2_0 + i] = tail[b, 0, h, i], tail[b, 1, h, i]
-                s[w3_0 + i] = tail[b, 2, h, i]
+        for b in numba.prange(batch):
+            scratch = np.empty((groups, 10 * group), np.float32)
+            for h in range(groups):
+                s = scratch[h]
+                for i in range(group):
+                    s[conv_0 + i], s[conv_1 + i] = conv[0, h, i], conv[1, h, i]
+                    s[conv_2 + i], s[conv_3 + i] = conv[2, h, i], conv[3, h, i]
+                    s[bias_0 + i], s[scale_0 + i] = bias[h, i], scale[h, i]
+                    s[c_0 + i] = context[b, h, i]
+                    s[w1_0 + i], s[w2_0 + i] = tail[b, 0, h, i], tail[b, 1, h, i]
+                    s[w3_0 + i] = tail[b, 2, h, i]
             for t in range(lengths[b]):
-                if reset[b, t]:
-                    for i in range(4 * group):  # context and the three writes
-                        s[c_0 + i] = ZERO
-                for i in range(group):
-                    w0 = widen(projected[b, t, 0, h, i])
-                    w1, w2 = s[w1_0 + i], s[w2_0 + i]
-                    value = s[conv_0 + i] * w0 + s[conv_1 + i] * w1
-                    value += s[conv_2 + i] * w2 + s[conv_3 + i] * s[w3_0 + i]
-                    s[w1_0 + i], s[w2_0 + i], s[w3_0 + i] = w0, w1, w2
-                    f = sigmoid(widen(projected[b, t, 1, h, i]) + s[bias_0 + i])
-                    s[c_0 + i] = value + f * (s[c_0 + i] - value)
-                mean = ZERO
-                for i in range(group):
-                    mean += s[c_0 + i]
-                mean /= size
-                variance = ZERO
-                for i in range(group):
-                    difference = s[c_0 + i] - mean
-                    variance += difference * difference
-                deviation = ONE / np.sqrt(variance / size + _EPSILON)
-                for i in range(group):
-                    g = widen(projected[b, t, 2, h, i])
-                    y = (s[c_0 + i] - mean) * deviation * s[scale_0 + i] * g * sigmoid(g)
-                    read[b, t, h, i] = narrow(y, read)
-                if keep_contexts:
+                for h in range(groups):
+                    s = scratch[h]
+                    if reset[b, t]:
+                        for i in range(4 * group):  # context and the three writes
+                            s[c_0 + i] = ZERO
                     for i in range(group):
-                        contexts[b, t, h, i] = s[c_0 + i]
+                        w0 = widen(projected[b, t, 0, h, i])
+                        w1, w2 = s[w1_0 + i], s[w2_0 + i]
+                        value = s[conv_0 + i] * w0 + s[conv_1 + i] * w1
+                        value += s[conv_2 + i] * w2 + s[conv_3 + i] * s[w3_0 + i]
+                        s[w1_0 + i], s[w2_0 + i], s[w3_0 + i] = w0, w1, w2
+                        f = sigmoid(widen(projected[b, t, 1, h, i]) + s[bias_0 + i])
+                        s[c_0 + i] = value + f * (s[c_0 + i] - value)
+                    mean = ZERO
+                    for i in range(n):
+                        mean += s[c_0 + i]
+                    mean /= size
+                    variance = ZERO
+                    for i in range(n):
+                        difference = s[c_0 + i] - mean
+                        variance += difference * difference
+                    deviation = ONE / np.sqrt(variance / size + _EPSILON)
+                    for i in range(group):
+                        g = widen(projected[b, t, 2, h, i])
+                        y = (s[c_0 + i] - mean) * deviation * s[scale_0 + i] * g * sigmoid(g)
+                        read[b, t, h, i] = narrow(y, read)
+                    if keep_contexts:
+                        for i in range(n):
+                            contexts[b, t, h, i] = s[c_0 + i]
             for t in range(lengths[b], time):
+                for h in range(groups):
+                    for i in range(n):
+                        read[b, t, h, i] = narrow(ZERO, read)
+            for h in range(groups):
+                s = scratch[h]
                 for i in range(group):
-                    read[b, t, h, i] = narrow(ZERO, read)
-            for i in range(group):
-                last_context[b, h, i] = s[c_0 + i]
-                last_tail[b, 0, h, i], last_tail[b, 1, h, i] = s[w1_0 + i], s[w2_0 + i]
-                last_tail[b, 2, h, i] = s[w3_0 + i]
+                    last_context[b, h, i] = s[c_0 + i]
+                    last_tail[b, 0, h, i], last_tail[b, 1, h, i] = s[w1_0 + i], s[w2_0 + i]
+                    last_tail[b, 2, h, i] = s[w3_0 + i]
 
     return forward
 
@@ -112,131 +118,139 @@ def _backward_kernel(group: int) -> Any:
         d_read, d_last_context, d_last_tail,
         d_projected, d_parameters, d_context, d_tail,
     ):  # fmt: skip
-        batch, groups, time = projected.shape[0], projected.shape[3], projected.shape[1]
-        for job in numba.prange(batch * groups):
-            b, h = job // groups, job % groups
+        batch, time, _, groups, n = projected.shape
+        for b in numba.prange(batch):
             length = lengths[b]
-            s = np.zeros(27 * group, np.float32)
-            for i in range(group):
-                s[conv_0 + i], s[conv_1 + i] = conv[0, h, i], conv[1, h, i]
-                s[conv_2 + i], s[conv_3 + i] = conv[2, h, i], conv[3, h, i]
-                s[bias_0 + i], s[scale_0 + i] = bias[h, i], scale[h, i]
-                s[carry_0 + i] = d_last_context[b, h, i]
-            # The writes before token `length`; the loop shifts them by one before it uses them.
-            for age in range(3):
-                t = length - 1 - age
+            scratch = np.zeros((groups, 27 * group), np.float32)
+            for h in range(groups):
+                s = scratch[h]
                 for i in range(group):
-                    if t >= 0:
-                        s[w1_0 + age * group + i] = widen(projected[b, t, 0, h, i])
-                    else:
-                        s[w1_0 + age * group + i] = tail[b, -t - 1, h, i]
+                    s[conv_0 + i], s[conv_1 + i] = conv[0, h, i], conv[1, h, i]
+                    s[conv_2 + i], s[conv_3 + i] = conv[2, h, i], conv[3, h, i]
+                    s[bias_0 + i], s[scale_0 + i] = bias[h, i], scale[h, i]
+                    s[carry_0 + i] = d_last_context[b, h, i]
+                # The writes before token `length`; the loop shifts them by one before it uses them.
+                for age in range(3):
+                    t = length - 1 - age
+                    for i in range(group):
+                        if t >= 0:
+                            s[w1_0 + age * group + i] = widen(projected[b, t, 0, h, i])
+                        else:
+                            s[w1_0 + age * group + i] = tail[b, -t - 1, h, i]
             in_tail = True  # no document starts after token t: its write is in the last tail
             for t in range(length - 1, -1, -1):
-                for i in range(3 * group):
-                    s[w0_0 + i] = s[w1_0 + i]
-                if t >= 3:
-                    for i in range(group):
-                        s[w3_0 + i] = widen(projected[b, t - 3, 0, h, i])
-                else:
-                    for i in range(group):
-                        s[w3_0 + i] = tail[b, 2 - t, h, i]
                 # Which of the earlier writes the filter saw: none from before a document's start.
                 keep = ZERO if reset[b, t] else ONE
                 m2 = ZERO if t >= 1 and reset[b, t - 1] else keep
                 m3 = ZERO if t >= 2 and reset[b, t - 2] else m2
-
-                for i in range(group):
-                    s[c_0 + i] = contexts[b, t, h, i]
-                if t > 0:
-                    for i in range(group):
-                        s[old_0 + i] = contexts[b, t - 1, h, i]
-                else:
-                    for i in range(group):
-                        s[old_0 + i] = context[b, h, i]
-                for i in range(group):
-                    s[dy_0 + i] = widen(d_read[b, t, h, i])
-                for i in range(group):
-                    s[gate_0 + i] = widen(projected[b, t, 2, h, i])
-                for i in range(group):
-                    s[f_0 + i] = widen(projected[b, t, 1, h, i])
-
-                mean = ZERO
-                for i in range(group):
-                    mean += s[c_0 + i]
-                mean /= size
-                variance = ZERO
-                for i in range(group):
-                    difference = s[c_0 + i] - mean
-                    variance += difference * difference
-                deviation = ONE / np.sqrt(variance / size + _EPSILON)
-                mean_dn, mean_dn_n = ZERO, ZERO
-                for i in range(group):
-                    n = (s[c_0 + i] - mean) * deviation
-                    g, dy = s[gate_0 + i], s[dy_0 + i]
-                    gate = sigmoid(g)
-                    s[sum_scale + i] += dy * n * g * gate
-                    dn = dy * s[scale_0 + i]
-                    s[gate_0 + i] = dn * n * gate * (ONE + g * (ONE - gate))
-                    dn *= g * gate
-                    s[dy_0 + i], s[c_0 + i] = dn, n
-                    mean_dn += dn
-                    mean_dn_n += dn * n
-                mean_dn /= size
-                mean_dn_n /= size
-                for i in range(group):
-                    s[carry_0 + i] += deviation * (s[dy_0 + i] - mean_dn - s[c_0 + i] * mean_dn_n)
-                for i in range(group):
-                    value = s[conv_0 + i] * s[w0_0 + i] + keep * s[conv_1 + i] * s[w1_0 + i]
-                    value += m2 * s[conv_2 + i] * s[w2_0 + i] + m3 * s[conv_3 + i] * s[w3_0 + i]
-                    f, carry = sigmoid(s[f_0 + i] + s[bias_0 + i]), s[carry_0 + i]
-                    d0 = carry * (ONE - f)
-                    s[d0_0 + i] = d0
-                    s[f_0 + i] = (keep * s[old_0 + i] - value) * f * d0
-                    s[carry_0 + i] = carry * keep * f
-                for i in range(group):
-                    s[sum_bias + i] += s[f_0 + i]
-                    d0 = s[d0_0 + i]
-                    s[sum_conv_0 + i] += d0 * s[w0_0 + i]
-                    s[sum_conv_1 + i] += keep * d0 * s[w1_0 + i]
-                    s[sum_conv_2 + i] += m2 * d0 * s[w2_0 + i]
-                    s[sum_conv_3 + i] += m3 * d0 * s[w3_0 + i]
-                for i in range(group):
-                    d0, d1, d2 = s[d0_0 + i], s[d1_0 + i], s[d2_0 + i]
-                    d_write = s[conv_0 + i] * d0 + s[conv_1 + i] * d1
-                    s[dw_0 + i] = d_write + s[conv_2 + i] * d2 + s[conv_3 + i] * s[d3_0 + i]
-                    # A document's start hides this step's write, and earlier ones, from the next.
-                    s[d1_0 + i], s[d2_0 + i], s[d3_0 + i] = keep * d0, keep * d1, keep * d2
                 age = length - 1 - t
-                if in_tail and age < 3:
+                for h in range(groups):
+                    s = scratch[h]
+                    for i in range(3 * n):
+                        s[w0_0 + i] = s[w1_0 + i]
+                    if t >= 3:
+                        for i in range(n):
+                            s[w3_0 + i] = widen(projected[b, t - 3, 0, h, i])
+                    else:
+                        for i in range(n):
+                            s[w3_0 + i] = tail[b, 2 - t, h, i]
+                    for i in range(n):
+                        s[c_0 + i] = contexts[b, t, h, i]
+                    if t > 0:
+                        for i in range(n):
+                            s[old_0 + i] = contexts[b, t - 1, h, i]
+                    else:
+                        for i in range(n):
+                            s[old_0 + i] = context[b, h, i]
+                    for i in range(n):
+                        s[dy_0 + i] = widen(d_read[b, t, h, i])
+                    for i in range(n):
+                        s[gate_0 + i] = widen(projected[b, t, 2, h, i])
+                    for i in range(n):
+                        s[f_0 + i] = widen(projected[b, t, 1, h, i])
+
+                    mean = ZERO
+                    for i in range(n):
+                        mean += s[c_0 + i]
+                    mean /= size
+                    variance = ZERO
+                    for i in range(n):
+                        difference = s[c_0 + i] - mean
+                        variance += difference * difference
+                    deviation = ONE / np.sqrt(variance / size + _EPSILON)
+                    mean_dn, mean_dn_n = ZERO, ZERO
                     for i in range(group):
-                        s[dw_0 + i] += d_last_tail[b, age, h, i]
-                for i in range(group):
-                    d_projected[b, t, 0, h, i] = narrow(s[dw_0 + i], d_projected)
-                for i in range(group):
-                    d_projected[b, t, 1, h, i] = narrow(s[f_0 + i], d_projected)
-                for i in range(group):
-                    d_projected[b, t, 2, h, i] = narrow(s[gate_0 + i], d_projected)
+                        normed = (s[c_0 + i] - mean) * deviation
+                        g, dy = s[gate_0 + i], s[dy_0 + i]
+                        gate = sigmoid(g)
+                        s[sum_scale + i] += dy * normed * g * gate
+                        dn = dy * s[scale_0 + i]
+                        s[gate_0 + i] = dn * normed * gate * (ONE + g * (ONE - gate))
+                        dn *= g * gate
+                        s[dy_0 + i], s[c_0 + i] = dn, normed
+                        mean_dn += dn
+                        mean_dn_n += dn * normed
+                    mean_dn /= size
+                    mean_dn_n /= size
+                    for i in range(n):
+                        s[carry_0 + i] += deviation * (
+                            s[dy_0 + i] - mean_dn - s[c_0 + i] * mean_dn_n
+                        )
+                    for i in range(group):
+                        value = s[conv_0 + i] * s[w0_0 + i] + keep * s[conv_1 + i] * s[w1_0 + i]
+                        value += m2 * s[conv_2 + i] * s[w2_0 + i] + m3 * s[conv_3 + i] * s[w3_0 + i]
+                        f, carry = sigmoid(s[f_0 + i] + s[bias_0 + i]), s[carry_0 + i]
+                        d0 = carry * (ONE - f)
+                        s[d0_0 + i] = d0
+                        s[f_0 + i] = (keep * s[old_0 + i] - value) * f * d0
+                        s[carry_0 + i] = carry * keep * f
+                    for i in range(group):
+                        s[sum_bias + i] += s[f_0 + i]
+                        d0 = s[d0_0 + i]
+                        s[sum_conv_0 + i] += d0 * s[w0_0 + i]
+                        s[sum_conv_1 + i] += keep * d0 * s[w1_0 + i]
+                        s[sum_conv_2 + i] += m2 * d0 * s[w2_0 + i]
+                        s[sum_conv_3 + i] += m3 * d0 * s[w3_0 + i]
+                    for i in range(group):
+                        d0, d1, d2 = s[d0_0 + i], s[d1_0 + i], s[d2_0 + i]
+                        d_write = s[conv_0 + i] * d0 + s[conv_1 + i] * d1
+                        s[dw_0 + i] = d_write + s[conv_2 + i] * d2 + s[conv_3 + i] * s[d3_0 + i]
+                        # A document's start hides this step's write, and earlier ones, from the
+                        # steps after it.
+                        s[d1_0 + i], s[d2_0 + i], s[d3_0 + i] = keep * d0, keep * d1, keep * d2
+                    if in_tail and age < 3:
+                        for i in range(n):
+                            s[dw_0 + i] += d_last_tail[b, age, h, i]
+                    for i in range(n):
+                        d_projected[b, t, 0, h, i] = narrow(s[dw_0 + i], d_projected)
+                    for i in range(n):
+                        d_projected[b, t, 1, h, i] = narrow(s[f_0 + i], d_projected)
+                    for i in range(n):
+                        d_projected[b, t, 2, h, i] = narrow(s[gate_0 + i], d_projected)
                 in_tail = in_tail and not reset[b, t]
             for t in range(length, time):
                 for part in range(3):
-                    for i in range(group):
-                        d_projected[b, t, part, h, i] = narrow(ZERO, d_projected)
-            for i in range(group):
-                d_context[b, h, i] = s[carry_0 + i]
-                # The write of `age` tokens before the first, seen by v_0 .. v_2.
-                d_tail[b, 0, h, i] = (
-                    s[conv_1 + i] * s[d1_0 + i]
-                    + s[conv_2 + i] * s[d2_0 + i]
-                    + s[conv_3 + i] * s[d3_0 + i]
-                )
-                d_tail[b, 1, h, i] = s[conv_2 + i] * s[d1_0 + i] + s[conv_3 + i] * s[d2_0 + i]
-                d_tail[b, 2, h, i] = s[conv_3 + i] * s[d1_0 + i]
-                for row in range(6):
-                    d_parameters[b, row, h, i] = s[sum_conv_0 + row * group + i]
-            if in_tail:
-                for age in range(length, 3):
-                    for i in range(group):
-                        d_tail[b, age - length, h, i] += d_last_tail[b, age, h, i]
+                    for h in range(groups):
+                        for i in range(n):
+                            d_projected[b, t, part, h, i] = narrow(ZERO, d_projected)
+            for h in range(groups):
+                s = scratch[h]
+                for i in range(group):
+                    d_context[b, h, i] = s[carry_0 + i]
+                    # The write of `age` tokens before the first: v_0 .. v_2 saw it.
+                    d_tail[b, 0, h, i] = (
+                        s[conv_1 + i] * s[d1_0 + i]
+                        + s[conv_2 + i] * s[d2_0 + i]
+                        + s[conv_3 + i] * s[d3_0 + i]
+                    )
+                    d_tail[b, 1, h, i] = s[conv_2 + i] * s[d1_0 + i] + s[conv_3 + i] * s[d2_0 + i]
+                    d_tail[b, 2, h, i] = s[conv_3 + i] * s[d1_0 + i]
+                    for row in range(6):
+                        d_parameters[b, row, h, i] = s[sum_conv_0 + row * group + i]
+                if in_tail:
+                    for age in range(length, 3):
+                        for i in range(n):
+                            d_tail[b, age - length, h, i] += d_last_tail[b, age, h, i]
 
     return backward
 
@@ -255,10 +269,11 @@ class _ContextRead(torch.autograd.Function):
         lengths: Tensor,
         context: Tensor,
         tail: Tensor,
+        with_gradients: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, time, _, channels = projected.shape
         group = group_size(channels)
-        kept_time = time if any(ctx.needs_input_grad) else 0
+        kept_time = time if with_gradients else 0
         read = torch.empty(batch, time, channels, dtype=projected.dtype)
         contexts = torch.empty(batch, kept_time, channels)
         last_context, last_tail = torch.empty_like(context), torch.empty_like(tail)
@@ -283,7 +298,7 @@ class _ContextRead(torch.autograd.Function):
         use_torch_threads()
         _backward_kernel(group)(*_arrays(group, *saved, *d_outputs, *d_inputs))
         d_conv, d_bias, d_scale = d_parameters.sum(dim=0).split([CONV_TAPS, 1, 1])
-        return d_projected, d_bias[0], d_conv, d_scale[0], None, None, d_context, d_tail
+        return d_projected, d_bias[0], d_conv, d_scale[0], None, None, d_context, d_tail, None
 
 
 def _arrays(group: int, *tensors: Tensor) -> list[np.ndarray]:
@@ -316,4 +331,5 @@ def context_read(
         lengths.contiguous(),
         context.float().contiguous(),
         tail.float().contiguous(),
+        torch.is_grad_enabled(),
     )

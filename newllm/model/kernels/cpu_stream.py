@@ -72,6 +72,7 @@ def _add_norm_backward(
     rows, width = total.shape
     size = np.float32(width)
     blocks = d_weight.shape[0]
+    has_total = d_total.shape[0] == rows
     for block in numba.prange(blocks):
         d_weight[block] = ZERO
         for row in range(rows * block // blocks, rows * (block + 1) // blocks):
@@ -89,8 +90,10 @@ def _add_norm_backward(
             mean_d_n /= size
             for i in range(width):
                 n = (total[row, i] - mean) * deviation
-                d = deviation * (d_stream[row, i] - mean_d - n * mean_d_n)
-                d_stream[row, i] = d_total[row, i] + d
+                d_stream[row, i] = deviation * (d_stream[row, i] - mean_d - n * mean_d_n)
+            if has_total:
+                for i in range(width):
+                    d_stream[row, i] += d_total[row, i]
             if drop_below > 0:
                 counter = np.uint32(first + row * width)
                 for i in range(width):
@@ -116,13 +119,16 @@ class _AddNorm(torch.autograd.Function):
         arrays = [as_array(x) for x in (stream, branch, weight)]
         _add_norm_forward(*arrays, *noise, as_array(total), as_array(normed), as_array(moments))
         ctx.save_for_backward(total, weight, moments)
+        ctx.set_materialize_grads(False)  # nobody reads the last sum: no zeros to add
         ctx.noise, ctx.branch_dtype, ctx.has_stream = noise, branch.dtype, len(stream) > 0
         return total, normed
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         total, weight, moments = ctx.saved_tensors
-        d_total, d_normed = (grad.contiguous() for grad in grad_outputs)
+        d_total, d_normed = grad_outputs
+        d_total = total[:0] if d_total is None else d_total.contiguous()
+        d_normed = total.new_zeros(total.shape) if d_normed is None else d_normed.contiguous()
         d_stream = torch.empty_like(total)
         d_branch = torch.empty(total.shape, dtype=ctx.branch_dtype)
         d_weight = torch.empty(_BLOCKS, total.shape[1])

@@ -1,0 +1,183 @@
+"""From rows to batches: speed of each stage against the bare tokenizer's, and memory.
+
+    newllm bench data dolly --data FOLDER
+    newllm bench data ultrachat --data FOLDER --tokenizer word1000
+
+Each stage contains those before it: reading the rows, making conversations of them, the whole
+preparation (shards and hashes included) with a given vocabulary. The bare tokenizer encodes the
+same text and does nothing else. Memory is that of a first preparation, vocabulary included.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import click
+import tokenizers
+
+from benchmarks.measure import PeakMemory, Report, Row, report_options, rounds
+from newllm.cli import dataset_argument, setting_options
+from newllm.config import Settings
+from newllm.data.conversations import ROW_FORMATS
+from newllm.data.loader import EpochLoader
+from newllm.data.prepare import Encoded, Encoding, prepare_training
+from newllm.data.rows import Item, Located
+from newllm.data.sources import open_source
+from newllm.data.tokenizers import BPE, Tokenizer, replace_surrogates
+from newllm.levels import find_level, resolve
+
+_BATCH_ROWS = 512
+_LOADER_BATCHES = 500
+
+_SETTINGS = ("data", "subset", "tokenizer", "vocab_size", "max_seq_length", "batch_size")
+
+
+@click.command()
+@dataset_argument
+@setting_options(*_SETTINGS)
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1),
+              help="Rounds, of which the median counts.")  # fmt: skip
+@report_options
+def command(dataset: str, repeats: int, **flags: Any) -> Report:
+    settings = resolve(dataset, {name: v for name, v in flags.items() if v is not None})
+    with tempfile.TemporaryDirectory() as cache:
+        started = time.perf_counter()
+        with PeakMemory() as memory:
+            encoded = _prepare(settings, cache)
+        first_seconds = time.perf_counter() - started
+        counts = encoded.accounting.values()
+        facts = {
+            "data_set": dataset,
+            "source": encoded.source,
+            "tokenizer": settings.tokenizer,
+            "rows": sum(count.rows for count in counts),
+            "tokens": sum(count.tokens for count in counts),
+            "content_bytes": sum(count.content_bytes for count in counts),
+        }
+        tables = {
+            "Preparing": stages(settings, encoded.tokenizer, facts, repeats),
+            "Memory of a first preparation": [
+                {
+                    "seconds": first_seconds,
+                    "peak_mb": memory.peak_mb,
+                    "grown_mb": memory.grown_mb,
+                }
+            ],
+            "Training batches": [loading(settings, encoded)],
+        }
+    return Report(tables, facts)
+
+
+def stages(settings: Settings, tokenizer: Tokenizer, facts: Row, repeats: int) -> list[Row]:
+    """Rows and bytes of content a second, stage by stage, over the bare tokenizer's."""
+    encode = _bare(tokenizer)
+
+    def tokenize() -> float:
+        seconds = 0.0
+        texts = (replace_surrogates(text)[0] for text in _texts(settings))
+        while batch := list(islice(texts, _BATCH_ROWS)):
+            started = time.perf_counter()
+            encode(batch)
+            seconds += time.perf_counter() - started
+        return seconds
+
+    def read() -> None:
+        for rows in _splits(settings):
+            for _ in rows:
+                pass
+
+    def converse() -> None:
+        for _ in _texts(settings):
+            pass
+
+    def prepare() -> None:
+        with tempfile.TemporaryDirectory() as cache:
+            _prepare(settings, cache, tokenizer)
+
+    candidates: dict[str, Callable[[], object]] = {
+        "bare tokenizer": tokenize,
+        "reading rows": read,
+        "to conversations": converse,
+        "whole preparation": prepare,
+    }
+    return [
+        {
+            "stage": timing.name,
+            "seconds": timing.seconds,
+            "rows_per_second": timing.per_second,
+            "megabytes_per_second": facts["content_bytes"] / timing.seconds / 1e6,
+            "spread": timing.spread,
+            "ratio_to_bare_tokenizer": timing.ratio,
+        }
+        for timing in rounds(candidates, repeats, work=facts["rows"])
+    ]
+
+
+def loading(settings: Settings, encoded: Encoded) -> Row:
+    """The batches of one epoch (its first part), as training takes them."""
+    started = time.perf_counter()
+    loader = EpochLoader(
+        encoded.splits["train"], settings.max_seq_length, settings.batch_size, (settings.seed, 0)
+    )
+    planned = time.perf_counter()
+    batches, scored = 0, 0
+    for batch in islice(loader.batches(), _LOADER_BATCHES):
+        batches, scored = batches + 1, scored + batch.scored
+    seconds = time.perf_counter() - planned
+    return {
+        "rows_in_batch": settings.batch_size,
+        "row_length": settings.max_seq_length,
+        "batches_in_epoch": len(loader),
+        "seconds_to_plan": planned - started,
+        "batches_per_second": batches / seconds,
+        "tokens_per_second": scored / seconds,
+        "filled_share": scored / (batches * settings.batch_size * settings.max_seq_length),
+    }
+
+
+def _prepare(settings: Settings, cache: str, tokenizer: Tokenizer | None = None) -> Encoded:
+    """Encode from nothing, into a cache of its own."""
+    before = os.environ.get("NEWLLM_CACHE")
+    os.environ["NEWLLM_CACHE"] = cache
+    try:
+        source = open_source(find_level(settings.dataset), settings.data, settings.subset)
+        return prepare_training(source, Encoding.of(settings), tokenizer)
+    finally:
+        if before is None:
+            del os.environ["NEWLLM_CACHE"]
+        else:
+            os.environ["NEWLLM_CACHE"] = before
+
+
+def _splits(settings: Settings) -> Iterator[Iterator[Item]]:
+    source = open_source(find_level(settings.dataset), settings.data, settings.subset)
+    return (rows() for rows in source.training_splits())
+
+
+def _texts(settings: Settings) -> Iterator[str]:
+    """Every text that the preparation tokenizes, in its order."""
+    row_format, flat = ROW_FORMATS[settings.dataset], settings.tokenizer == "word1000"
+    for rows in _splits(settings):
+        for item in rows:
+            if not isinstance(item, Located):
+                continue
+            try:
+                if flat:
+                    yield row_format.protocol_text(item.row)
+                else:
+                    yield from (m["content"] for m in row_format.conversation(item.row))
+            except ValueError:  # a malformed row, which the preparation counts
+                continue
+
+
+def _bare(tokenizer: Tokenizer) -> Callable[[list[str]], object]:
+    """The quickest way to the ids of a list of texts: the library's, without ours around it."""
+    if not isinstance(tokenizer, BPE):
+        return tokenizer.encode_batch
+    library = tokenizers.Tokenizer.from_str(tokenizer.to_dict()["definition"])
+    return lambda texts: library.encode_batch_fast(texts, add_special_tokens=False)

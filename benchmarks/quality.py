@@ -1,0 +1,243 @@
+"""Bits per byte of every architecture: equal training time, equal parameters, equal care.
+
+The rules, fixed before any run. A trial trains for the same minutes on one core, one process a
+core. Every architecture has the same grid of learning rates, the same optimizers (Muon for the
+matrices; `original` keeps its Adam), batch, schedule and no dropout, and as many parameters as fit
+the budget. The rate is chosen on the first set with the first seed; the other sets and the second
+seed then use it. Intervals are 95% bootstrap intervals of the ratio to `context`, over documents.
+
+Trials are kept in --out: a comparison that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.measure import Report, report_options
+from newllm.model import matched_widths
+
+DEPTHS = {
+    1.4: {"context": 2, "gru": 1, "lstm": 1, "mingru": 2, "transformer": 3, "original": 1},
+    5.0: {"context": 4, "gru": 2, "lstm": 2, "mingru": 4, "transformer": 4, "original": 2},
+}
+"""Blocks by size in millions of parameters: what suits each architecture at that size."""
+
+VOCABULARY = {1.4: 2048, 5.0: 4096}
+"""BPE entries by size, so that the embedding does not take it all."""
+
+RATES = (0.001, 0.003, 0.01)
+BOOTSTRAP_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run."""
+
+    dataset: str
+    tokenizer: str
+    architecture: str
+    millions: float
+    learning_rate: float
+    seed: int
+    minutes: float
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        return "_".join(str(value).replace(".", "p") for value in asdict(self).values())
+
+    def arguments(self, data: str) -> list[str]:
+        """Of `newllm train`."""
+        layers = DEPTHS[self.millions][self.architecture]
+        vocabulary = VOCABULARY[self.millions] if self.tokenizer == "bpe" else 1000
+        parameters = round(self.millions * 1e6)
+        widths = matched_widths(self.architecture, layers, vocabulary, parameters)
+        shape = [f"--{key.replace('_', '-')}={value}" for key, value in widths.items()]
+        return [
+            "train", self.dataset, "--data", data, "--tokenizer", self.tokenizer,
+            "--vocab-size", str(VOCABULARY[self.millions]), "--architecture", self.architecture,
+            "--num-layers", str(layers), *shape, "--learning-rate", str(self.learning_rate),
+            "--batch-size", "32", "--max-seq-length", "128", "--dropout", "0",
+            "--warmup-share", "0.02", "--warmdown-share", "0.6", "--patience", "1000",
+            "--epochs", "1000", "--minutes", str(self.minutes), "--seed", str(self.seed),
+        ]  # fmt: skip
+
+
+def run_trial(trial: Trial, data_dir: str, out: Path) -> dict[str, Any]:
+    """Train and score on one core, unless it was done before; the record of the trial."""
+    record = out / f"{trial.name}.json"
+    if record.exists():
+        return json.loads(record.read_text(encoding="utf-8"))
+    data = data_dir if data_dir == "sample" else str(Path(data_dir) / trial.dataset)
+    one_core = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    log = (out / f"{trial.name}.log").open("w", encoding="utf-8")
+    with log:
+        for command in (
+            ["newllm", *trial.arguments(data), "--out", str(out), "--name", trial.name],
+            ["benchmarks.quality", "score", str(out), trial.name, data],
+        ):
+            subprocess.run(
+                [sys.executable, "-m", *command], check=True, stdout=log, stderr=log, env=one_core
+            )
+    for kind in ("best_{}.pt", "{}_final.pt", "{}_resume.pt", "{}_resume.previous.pt"):
+        (out / kind.format(trial.name)).unlink(missing_ok=True)
+    return json.loads(record.read_text(encoding="utf-8"))
+
+
+def score(out: Path, name: str, data: str) -> None:
+    """Write a finished trial's record and its nats by document."""
+    import newllm
+    from newllm.evaluate.metrics import nats_by_document
+
+    model = newllm.load(str(out / f"{name}_final.pt"))
+    numbers = model.evaluate(data)
+    encoded = model.validation_rows(data)
+    np.save(out / f"{name}.npy", nats_by_document(model.model, encoded, model.device))
+    facts = {
+        **numbers,
+        "bytes": int(encoded.content_bytes.sum()),
+        "parameters": model.parameters,
+        "trained_tokens": model.metrics["trained_tokens"],
+        "trained_seconds": model.metrics["total_seconds"],
+        "data_fingerprint": model.data["fingerprint"],
+        "settings": model.settings.model_dump(),
+        "nats_file": f"{name}.npy",
+    }
+    (out / f"{name}.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def run_all(trials: Iterable[Trial], data_dir: str, out: Path, cores: int) -> list[dict[str, Any]]:
+    """Records of all trials, so many at a time."""
+    trials = list(trials)
+    with ThreadPoolExecutor(cores) as pool:
+        records = pool.map(lambda trial: run_trial(trial, data_dir, out), trials)
+        for trial, record in zip(trials, records, strict=True):
+            click.echo(f"{trial.name}: {_quality(record):.4f}", err=True)
+    return [run_trial(trial, data_dir, out) for trial in trials]
+
+
+def _quality(record: dict[str, Any]) -> float:
+    """Bits per byte, or perplexity where bytes mean nothing."""
+    return record["bpb"] if record["bpb"] is not None else record["ppl"]
+
+
+def interval(record: dict[str, Any], reference: dict[str, Any], out: Path) -> tuple[float, float]:
+    """95% bootstrap interval, over documents, of the ratio of nats to the reference's."""
+    ours, theirs = np.load(out / record["nats_file"]), np.load(out / reference["nats_file"])
+    draws = np.random.default_rng(0).integers(len(ours), size=(BOOTSTRAP_DRAWS, len(ours)))
+    ratios = ours[draws].sum(axis=1) / theirs[draws].sum(axis=1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def compare(
+    sets: Sequence[tuple[str, str]],
+    architectures: Sequence[str],
+    millions: float,
+    minutes: float,
+    data_dir: str,
+    out: Path,
+    cores: int,
+) -> list[dict[str, Any]]:
+    """All trials of one size, and the rows of the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    best: dict[str, float] = {}
+    first = {
+        (architecture, rate): Trial(*sets[0], architecture, millions, rate, 0, minutes)
+        for architecture in architectures
+        for rate in RATES
+    }
+    records = dict(zip(first, run_all(first.values(), data_dir, out, cores), strict=True))
+    for architecture in architectures:
+        best[architecture] = min(RATES, key=lambda rate: _quality(records[architecture, rate]))
+    final = [
+        Trial(*rows, architecture, millions, best[architecture], seed, minutes)
+        for rows in sets
+        for architecture in architectures
+        for seed in (0, 1)
+    ]
+    results = dict(zip(final, run_all(final, data_dir, out, cores), strict=True))
+    table = []
+    for rows in sets:
+        for architecture in architectures:
+            pair = [
+                results[Trial(*rows, architecture, millions, best[architecture], seed, minutes)]
+                for seed in (0, 1)
+            ]
+            reference = Trial(*rows, architectures[0], millions, best[architectures[0]], 0, minutes)
+            low, high = interval(pair[0], results[reference], out)
+            table.append(
+                {
+                    "set": ":".join(rows),
+                    "architecture": architecture,
+                    "parameters": pair[0]["parameters"],
+                    "learning_rate": best[architecture],
+                    "tokens_read": pair[0]["trained_tokens"],
+                    "quality_seed_0": _quality(pair[0]),
+                    "quality_seed_1": _quality(pair[1]),
+                    "accuracy": pair[0]["accuracy"],
+                    "nats_ratio_low": low,
+                    "nats_ratio_high": high,
+                }
+            )
+        floor = results[
+            Trial(*rows, architectures[0], millions, best[architectures[0]], 0, minutes)
+        ]
+        table.append({"set": ":".join(rows), "architecture": "n-gram", **_floor(floor)})
+    return table
+
+
+def _floor(record: dict[str, Any]) -> dict[str, Any]:
+    """The n-gram table's quality in the record's unit."""
+    if record["bpb"] is None:
+        return {"quality_seed_0": record["ngram_ppl"]}
+    nats_ratio = np.log(record["ngram_ppl"]) / record["loss"]
+    return {"quality_seed_0": record["bpb"] * float(nats_ratio)}
+
+
+@click.command()
+@click.option("--data-dir", required=True, help="Folder of the data sets, or sample.")
+@click.option(
+    "--sets", default="dolly:bpe,dolly:word1000,hh_rlhf:bpe,code_alpaca:bpe", show_default=True
+)
+@click.option("--architectures", default=",".join(DEPTHS[1.4]), show_default=True)
+@click.option(
+    "--millions", default="1.4", type=click.Choice([str(m) for m in DEPTHS]), show_default=True
+)
+@click.option("--minutes", default=3.0, show_default=True, help="Of training, each trial.")
+@click.option("--cores", default=os.cpu_count(), show_default=True, help="Trials at a time.")
+@click.option("--out", default="benchmark_runs/quality", show_default=True, type=Path)
+@report_options
+def command(
+    data_dir: str,
+    sets: str,
+    architectures: str,
+    millions: str,
+    minutes: float,
+    cores: int,
+    out: Path,
+) -> Report:
+    pairs = [
+        (dataset, tokenizer)
+        for dataset, _, tokenizer in (s.partition(":") for s in sets.split(","))
+    ]
+    rows = compare(pairs, architectures.split(","), float(millions), minutes, data_dir, out, cores)
+    title = f"{millions}M parameters, {minutes:g} minutes on one core"
+    return Report({title: rows}, {"rates": str(RATES), "seeds": "0, 1"})
+
+
+if __name__ == "__main__":
+    _, verb, folder, name, rows = sys.argv
+    assert verb == "score"
+    score(Path(folder), name, rows)

@@ -1,0 +1,295 @@
+"""`context_read` as two Triton kernels with a hand-written backward, for CUDA GPUs.
+
+One program, a single warp, reads one lane and one channel group from the first token to the last.
+All that a step needs stays in registers, in fp32; sums over a group are shuffles within the warp,
+so nothing waits for shared memory or other warps. The next token's inputs are requested before the
+current token is worked on. By design, not yet by measurement: many lanes hide the rest of the
+latency, and memory is the limit; with few lanes and long texts the chain from token to token is the
+limit, and most of the GPU idles.
+
+The backward needs no look back: it carries the gradient of the state (context and tail), as the
+forward carries the state, and takes the earlier contexts from the forward. Parameter gradients are
+summed in each program and reduced by torch afterwards, always in the same order: no atomics.
+Equal to `reference.py` in outputs and gradients (tested in Triton's interpreter, not on a GPU).
+`time` is not specialised: one compiled kernel serves every length, a single token too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from newllm.model.kernels.reference import CONV_TAPS, EPSILON, group_size
+
+_ONE_WARP = 1
+_jit: Any = triton.jit
+
+
+@_jit
+def _inputs(token, within, CHANNELS: tl.constexpr):
+    """What to write, forget gate and read-out gate of a token, zero unless it is `within`."""
+    write = tl.load(token, mask=within, other=0.0).to(tl.float32)
+    forget = tl.load(token + CHANNELS, mask=within, other=0.0).to(tl.float32)
+    gate = tl.load(token + 2 * CHANNELS, mask=within, other=0.0).to(tl.float32)
+    return write, forget, gate
+
+
+@_jit
+def _normalise(context, EPSILON: tl.constexpr, GROUP: tl.constexpr):
+    """A context minus its mean over the group, and 1 / its standard deviation."""
+    centred = context - tl.sum(context, axis=0) / GROUP
+    variance = tl.sum(centred * centred, axis=0) / GROUP
+    return centred, tl.rsqrt(variance + EPSILON)
+
+
+@_jit(do_not_specialize=["time"])
+def _forward(
+    projected, bias, conv, scale, reset, lengths, context, tail,
+    read, contexts, last_context, last_tail, time,
+    EPSILON: tl.constexpr, CHANNELS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    lane = (program // (CHANNELS // GROUP)).to(tl.int64)  # products with it pass 2^31
+    at = (program % (CHANNELS // GROUP)) * GROUP + tl.arange(0, GROUP)
+    length = time
+    if lengths is not None:
+        length = tl.minimum(tl.load(lengths + lane).to(tl.int32), time)
+
+    conv_0, conv_1 = tl.load(conv + at), tl.load(conv + CHANNELS + at)
+    conv_2, conv_3 = tl.load(conv + 2 * CHANNELS + at), tl.load(conv + 3 * CHANNELS + at)
+    b, s = tl.load(bias + at), tl.load(scale + at)
+    c = tl.load(context + lane * CHANNELS + at)
+    tail += lane * 3 * CHANNELS + at
+    w1, w2, w3 = tl.load(tail), tl.load(tail + CHANNELS), tl.load(tail + 2 * CHANNELS)
+
+    token = projected + lane * time * 3 * CHANNELS + at
+    read += lane * time * CHANNELS + at
+    if reset is not None:
+        reset += lane * time
+    if contexts is not None:
+        contexts += lane * (time + 1) * CHANNELS + at
+        tl.store(contexts, c)
+
+    w0, forget, gate = _inputs(token, length > 0, CHANNELS)
+    for t in range(length):
+        token += 3 * CHANNELS
+        next_w0, next_forget, next_gate = _inputs(token, t + 1 < length, CHANNELS)
+
+        if reset is not None:
+            keep = tl.load(reset + t) == 0
+            c, w1 = tl.where(keep, c, 0.0), tl.where(keep, w1, 0.0)
+            w2, w3 = tl.where(keep, w2, 0.0), tl.where(keep, w3, 0.0)
+        value = conv_0 * w0 + conv_1 * w1 + conv_2 * w2 + conv_3 * w3
+        c = value + tl.sigmoid(forget + b) * (c - value)
+        w1, w2, w3 = w0, w1, w2
+
+        centred, deviation = _normalise(c, EPSILON, GROUP)
+        y = centred * deviation * s * gate * tl.sigmoid(gate)
+        tl.store(read, y.to(read.dtype.element_ty))
+        read += CHANNELS
+        if contexts is not None:
+            contexts += CHANNELS
+            tl.store(contexts, c)
+        w0, forget, gate = next_w0, next_forget, next_gate
+
+    tl.store(last_context + lane * CHANNELS + at, c)
+    last_tail += lane * 3 * CHANNELS + at
+    tl.store(last_tail, w1)
+    tl.store(last_tail + CHANNELS, w2)
+    tl.store(last_tail + 2 * CHANNELS, w3)
+
+
+@_jit(do_not_specialize=["time"])
+def _backward(
+    projected, bias, conv, scale, reset, lengths, tail, contexts,
+    d_read, d_last_context, d_last_tail,
+    d_projected, d_parameters, d_context, d_tail, time,
+    EPSILON: tl.constexpr, CHANNELS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    lane = (program // (CHANNELS // GROUP)).to(tl.int64)
+    at = (program % (CHANNELS // GROUP)) * GROUP + tl.arange(0, GROUP)
+    length = time
+    if lengths is not None:
+        length = tl.minimum(tl.load(lengths + lane).to(tl.int32), time)
+
+    conv_0, conv_1 = tl.load(conv + at), tl.load(conv + CHANNELS + at)
+    conv_2, conv_3 = tl.load(conv + 2 * CHANNELS + at), tl.load(conv + 3 * CHANNELS + at)
+    b, s = tl.load(bias + at), tl.load(scale + at)
+    zero = tl.zeros([GROUP], tl.float32)
+    sum_0, sum_1, sum_2, sum_3, sum_bias, sum_scale = zero, zero, zero, zero, zero, zero
+
+    # Gradients of the state after token t: its context and the three writes of its tail.
+    d_c = tl.load(d_last_context + lane * CHANNELS + at)
+    d_last_tail += lane * 3 * CHANNELS + at
+    d_w1, d_w2 = tl.load(d_last_tail), tl.load(d_last_tail + CHANNELS)
+    d_w3 = tl.load(d_last_tail + 2 * CHANNELS)
+    # Gradients of v_{t+1} .. v_{t+3}, zero where a document's start hides token t from them.
+    d_v1, d_v2, d_v3 = zero, zero, zero
+
+    last = length - 1
+    token = projected + (lane * time + last) * 3 * CHANNELS + at
+    d_token = d_projected + (lane * time + last) * 3 * CHANNELS + at
+    d_read += (lane * time + last) * CHANNELS + at
+    contexts += (lane * (time + 1) + length) * CHANNELS + at  # after the last token
+    if reset is not None:
+        reset += lane * time
+
+    c = tl.load(contexts)
+    contexts -= CHANNELS
+    w0, forget, gate = _inputs(token, length > 0, CHANNELS)
+    d_y = tl.load(d_read, mask=length > 0, other=0.0).to(tl.float32)
+    old = tl.load(contexts, mask=length > 0, other=0.0)
+    for step in range(length):
+        t = last - step
+        token -= 3 * CHANNELS
+        d_read -= CHANNELS
+        contexts -= CHANNELS
+        next_w0, next_forget, next_gate = _inputs(token, t > 0, CHANNELS)
+        next_d_y = tl.load(d_read, mask=t > 0, other=0.0).to(tl.float32)
+        next_old = tl.load(contexts, mask=t > 0, other=0.0)
+
+        # The read-out: y = n * scale * silu(gate), n the normalised context.
+        centred, deviation = _normalise(c, EPSILON, GROUP)
+        n = centred * deviation
+        open_gate = tl.sigmoid(gate)
+        sum_scale += d_y * n * gate * open_gate
+        d_n = d_y * s
+        d_gate = d_n * n * open_gate * (1.0 + gate * (1.0 - open_gate))
+        d_n *= gate * open_gate
+        mean_d_n, mean_d_n_n = tl.sum(d_n, axis=0) / GROUP, tl.sum(d_n * n, axis=0) / GROUP
+        d_c += deviation * (d_n - mean_d_n - n * mean_d_n_n)
+
+        # The recurrence: c = f * before + (1 - f) * v. The forget gate's gradient has the factor
+        # (1 - f) * (before - v), which is before - c.
+        f = tl.sigmoid(forget + b)
+        before = old
+        if reset is not None:
+            keep = tl.load(reset + t) == 0
+            before = tl.where(keep, old, 0.0)
+        d_forget = d_c * f * (before - c)
+        d_v0 = d_c * (1.0 - f)
+        d_c *= f
+        sum_bias += d_forget
+
+        # The filter: token t's write is in v_t .. v_{t+3}; the tail moves by one.
+        sum_0 += d_v0 * w0
+        sum_1 += d_v1 * w0
+        sum_2 += d_v2 * w0
+        sum_3 += d_v3 * w0
+        d_w0 = d_w1 + conv_0 * d_v0
+        d_w1, d_w2, d_w3 = d_w2 + conv_1 * d_v0, d_w3 + conv_2 * d_v0, conv_3 * d_v0
+        d_v1, d_v2, d_v3 = d_v0, d_v1, d_v2
+        if reset is not None:
+            d_c = tl.where(keep, d_c, 0.0)
+            d_w1, d_v1 = tl.where(keep, d_w1, 0.0), tl.where(keep, d_v1, 0.0)
+            d_w2, d_v2 = tl.where(keep, d_w2, 0.0), tl.where(keep, d_v2, 0.0)
+            d_w3, d_v3 = tl.where(keep, d_w3, 0.0), tl.where(keep, d_v3, 0.0)
+
+        tl.store(d_token, d_w0.to(d_token.dtype.element_ty))
+        tl.store(d_token + CHANNELS, d_forget.to(d_token.dtype.element_ty))
+        tl.store(d_token + 2 * CHANNELS, d_gate.to(d_token.dtype.element_ty))
+        d_token -= 3 * CHANNELS
+        c, old, d_y = old, next_old, next_d_y
+        w0, forget, gate = next_w0, next_forget, next_gate
+
+    # The filter also saw the writes before the first token.
+    tail += lane * 3 * CHANNELS + at
+    w1, w2, w3 = tl.load(tail), tl.load(tail + CHANNELS), tl.load(tail + 2 * CHANNELS)
+    sum_1 += d_v1 * w1
+    sum_2 += d_v2 * w1 + d_v1 * w2
+    sum_3 += d_v3 * w1 + d_v2 * w2 + d_v1 * w3
+
+    tl.store(d_context + lane * CHANNELS + at, d_c)
+    d_tail += lane * 3 * CHANNELS + at
+    tl.store(d_tail, d_w1)
+    tl.store(d_tail + CHANNELS, d_w2)
+    tl.store(d_tail + 2 * CHANNELS, d_w3)
+    d_parameters += lane * 6 * CHANNELS + at
+    tl.store(d_parameters, sum_0)
+    tl.store(d_parameters + CHANNELS, sum_1)
+    tl.store(d_parameters + 2 * CHANNELS, sum_2)
+    tl.store(d_parameters + 3 * CHANNELS, sum_3)
+    tl.store(d_parameters + 4 * CHANNELS, sum_bias)
+    tl.store(d_parameters + 5 * CHANNELS, sum_scale)
+
+
+def _launch(kernel: Any, channels: int, tensors: tuple[Tensor | None, ...], time: int) -> None:
+    """Run a kernel, one program for every lane and channel group, on the tensors' device."""
+    projected, group = tensors[0], group_size(channels)
+    assert projected is not None
+    grid = (projected.shape[0] * channels // group,)
+    with torch.cuda.device_of(projected):  # Triton launches on the current device
+        kernel[grid](
+            *tensors, time, EPSILON=EPSILON, CHANNELS=channels, GROUP=group, num_warps=_ONE_WARP
+        )  # fmt: skip
+
+
+class _ContextRead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        projected: Tensor,
+        bias: Tensor,
+        conv: Tensor,
+        scale: Tensor,
+        reset: Tensor | None,
+        lengths: Tensor | None,
+        context: Tensor,
+        tail: Tensor,
+        with_gradients: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        lanes, time, channels = projected.shape[0], projected.shape[1], context.shape[1]
+        # Tokens beyond a lane's length are not visited.
+        make = torch.empty if lengths is None else torch.zeros
+        read = make(lanes, time, channels, dtype=projected.dtype, device=projected.device)
+        # Before the first token, and after each.
+        contexts = context.new_empty(lanes, time + 1, channels) if with_gradients else None
+        last_context, last_tail = torch.empty_like(context), torch.empty_like(tail)
+        inputs = (projected, bias, conv, scale, reset, lengths, context, tail)
+        _launch(_forward, channels, (*inputs, read, contexts, last_context, last_tail), time)
+        ctx.save_for_backward(projected, bias, conv, scale, reset, lengths, tail, contexts)
+        return read, last_context, last_tail
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        projected, lengths, tail = saved[0], saved[5], saved[6]
+        lanes, time, channels = projected.shape[0], projected.shape[1], tail.shape[2]
+        d_projected = (torch.empty_like if lengths is None else torch.zeros_like)(projected)
+        d_parameters = tail.new_empty(lanes, CONV_TAPS + 2, channels)  # filter, bias, scale
+        d_context, d_tail = tail.new_empty(lanes, channels), torch.empty_like(tail)
+        d_outputs = (grad.contiguous() for grad in grad_outputs)
+        d_inputs = (d_projected, d_parameters, d_context, d_tail)
+        _launch(_backward, channels, (*saved, *d_outputs, *d_inputs), time)
+        d_conv, d_bias, d_scale = d_parameters.sum(dim=0).split([CONV_TAPS, 1, 1])
+        return d_projected, d_bias[0], d_conv, d_scale[0], None, None, d_context, d_tail, None
+
+
+def context_read(
+    projected: Tensor,
+    forget_bias: Tensor,
+    conv_weight: Tensor,
+    read_scale: Tensor,
+    reset: Tensor | None,
+    lengths: Tensor | None,
+    context: Tensor,
+    tail: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`newllm.model.kernels.reference.context_read`; fp32 inside."""
+    floats = (projected, forget_bias, conv_weight, read_scale, context, tail)
+    return _ContextRead.apply(
+        projected.contiguous(),
+        forget_bias.float().contiguous(),
+        conv_weight.float().contiguous(),
+        read_scale.float().contiguous(),
+        None if reset is None else reset.contiguous(),
+        None if lengths is None else lengths.contiguous(),
+        context.float().contiguous(),
+        tail.float().contiguous(),
+        torch.is_grad_enabled() and any(x.requires_grad for x in floats),
+    )

@@ -1,0 +1,186 @@
+"""The residual stream of the peers of `ContextLM`: everything about them but how they mix tokens.
+
+Embedding, norms, feed-forward, dropout, tied head, loss and interface are those of `ContextLM`.
+Shapes as in `context_lm.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from newllm.config import ModelSettings
+from newllm.model.context_lm import EMBEDDING_STD, State
+from newllm.model.kernels import EPSILON, Noise, active_kernel, add_norm, squared_relu
+from newllm.model.loss import compute_dtype, sum_of_nats
+
+
+class Block(nn.Module):
+    """One layer: something that mixes tokens, then (with `hidden_dim`) a feed-forward.
+
+    ::
+
+        x = x + mix(norm(x))
+        x = x + W_down relu(W_up norm(x))^2
+    """
+
+    def __init__(self, embed_dim: int, hidden_dim: int | None) -> None:
+        super().__init__()
+        self.mixer_norm = nn.Parameter(torch.ones(embed_dim))
+        self.feed_forward = None if hidden_dim is None else FeedForward(embed_dim, hidden_dim)
+
+    def mix(
+        self, normed: Tensor, carried: list[Tensor], places: Any
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What is added to the stream, [B, T, D], and what is carried on.
+
+        Args:
+            normed: the stream's norm, [B, T, D].
+            carried: this layer's parts of the state, lanes first.
+            places: where documents start and lanes end, as the model's `_read` made it.
+        """
+        raise NotImplementedError
+
+    def mixing_matrices(self) -> Iterator[tuple[Tensor, int]]:
+        """Weight matrices of `mix`, and how many stacked matrices each one is."""
+        raise NotImplementedError
+
+    def matrices(self) -> Iterator[tuple[Tensor, int]]:
+        """All weight matrices, and how many stacked matrices each one is."""
+        yield from self.mixing_matrices()
+        if self.feed_forward is not None:
+            yield self.feed_forward.up_proj.weight, 1
+            yield self.feed_forward.down_proj.weight, 1
+
+
+class FeedForward(nn.Module):
+    """W_down relu(W_up x)^2; zero at birth."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.Parameter(torch.ones(embed_dim))
+        self.up_proj = projection(embed_dim, hidden_dim)
+        self.down_proj = projection(hidden_dim, embed_dim, zero=True)
+
+    def forward(self, normed: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return self.down_proj(squared_relu(self.up_proj(normed)))
+
+
+def projection(inputs: int, outputs: int, zero: bool = False) -> nn.Linear:
+    """A matrix as in `ContextBlock`: unit variance is kept, or (`zero`) nothing is added yet."""
+    linear = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(linear.weight, std=0.0 if zero else inputs**-0.5)
+    return linear
+
+
+class ResidualLM(nn.Module):
+    """A stack of blocks with the interface of `ContextLM`."""
+
+    FIRST_REPLACES: ClassVar[bool] = False
+    """Whether the first block's output replaces the embedding in the stream, instead of adding."""
+
+    CARRIED: ClassVar[tuple[str, ...]]
+    """Names of the state's parts, one tensor of shape [L, B, ...] each."""
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        vocab_size: int,
+        blocks: Sequence[Block],
+        carried_shape: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.settings, self.vocab_size = settings, vocab_size
+        self.embedding = nn.Embedding(vocab_size, settings.embed_dim)
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        self.embedding_norm = nn.Parameter(torch.ones(settings.embed_dim))
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.Parameter(torch.ones(settings.embed_dim))
+        self._carried_shape = carried_shape
+
+    def initial_state(self, batch_size: int) -> State:
+        """State before the first token: fp32 zeros."""
+        shape = (self.settings.num_layers, batch_size, *self._carried_shape)
+        zeros = self.embedding.weight.new_zeros
+        return {name: zeros(shape, dtype=torch.float32) for name in self.CARRIED}
+
+    def forward(
+        self,
+        ids: Tensor,
+        state: State | None = None,
+        reset: Tensor | None = None,
+        valid: Tensor | None = None,
+        noise: Noise | None = None,
+    ) -> tuple[Tensor, State]:
+        """Read tokens; arguments and results as :meth:`ContextLM.forward`."""
+        state = state or self.initial_state(ids.shape[0])
+        hidden = self.embedding.weight.new_zeros(*ids.shape, self.settings.embed_dim)
+        if ids.numel() == 0 or (valid is not None and not bool(valid.any())):
+            return hidden, state
+        if valid is None or bool(valid.all()):
+            return self._read(ids, state, reset, None, noise)
+        # Move each lane's real tokens to the front; what follows them is ignored.
+        lengths = valid.sum(dim=1)
+        order = torch.argsort(~valid, dim=1, stable=True)[:, : int(lengths.max())]
+        reset = None if reset is None else reset.gather(1, order)
+        read, last = self._read(ids.gather(1, order), state, reset, lengths, noise)
+        place = order[:, :, None].expand_as(read)
+        return hidden.to(read.dtype).scatter(1, place, read) * valid[:, :, None], last
+
+    def _read(
+        self,
+        ids: Tensor,
+        state: State,
+        reset: Tensor | None,
+        lengths: Tensor | None,
+        noise: Noise | None,
+    ) -> tuple[Tensor, State]:
+        """The stack on tokens of which each lane's first `lengths` count."""
+        raise NotImplementedError
+
+    def _run(
+        self, ids: Tensor, state: State, places: Any, noise: Noise | None
+    ) -> tuple[Tensor, State]:
+        """The residual stream through all blocks."""
+        dtype = compute_dtype(self.embedding.weight)
+        share = self.settings.dropout if self.training else 0.0
+        noise = (noise or Noise.drawn()) if share else None
+        width = self.embedding_norm.shape
+        x, site, parts = None, 0, []
+        branch = F.layer_norm(self.embedding(ids), width, self.embedding_norm, eps=EPSILON)
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x, normed = add_norm(x, branch, block.mixer_norm, dtype, share, noise, site)
+            carried = [state[name][layer] for name in self.CARRIED]
+            branch, carried = block.mix(normed, carried, places)
+            parts.append(carried)
+            site += 1
+            if layer == 0 and self.FIRST_REPLACES:
+                x = None
+            if block.feed_forward is not None:
+                weight = block.feed_forward.norm
+                x, normed = add_norm(x, branch, weight, dtype, share, noise, site)
+                branch = block.feed_forward(normed)
+                site += 1
+        _, hidden = add_norm(x, branch, self.norm, dtype, share, noise, site)
+        stacked = (torch.stack(layers) for layers in zip(*parts, strict=True))
+        return hidden, dict(zip(self.CARRIED, stacked, strict=True))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every next token, [..., D] -> [..., V]; the matrix is the embedding's."""
+        return F.linear(hidden, self.embedding.weight)
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Sum of nats over the scored targets; see :func:`newllm.model.loss.sum_of_nats`."""
+        return sum_of_nats(hidden, self.embedding.weight, None, targets)
+
+
+def runs_on_numba(x: Tensor) -> bool:
+    """Whether the CPU kernels take a tensor like `x`."""
+    known = x.dtype in (torch.float32, torch.bfloat16)
+    return known and x.numel() > 0 and active_kernel(x.device) == "numba"

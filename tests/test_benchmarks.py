@@ -1,0 +1,318 @@
+"""Every benchmark in tiny form, through the verb: its keys, its table, and a user's mistakes."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import newllm
+from newllm.cli import main
+
+ROOT = Path(newllm.__file__).parent.parent
+SHAPE = "--num-layers 1 --context-dim 16 --embed-dim 16 --hidden-dim 16".split()
+MACHINE = {
+    "date", "newllm", "python", "torch", "numpy", "numba", "tokenizers", "cpu", "cores", "threads",
+    "load", "kernel",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model of dialogues, hardly trained."""
+    out = tmp_path_factory.mktemp("run")
+    flags = "--vocab-size 400 --max-samples 20 --epochs 1 --data sample --device cpu".split()
+    flags += [*SHAPE, "--batch-size", "8", "--out", str(out), "--name", "tiny"]
+    assert main(["train", "hh_rlhf", *flags]) == 0
+    return str(out / "best_tiny.pt")
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """What `newllm bench .. --json` prints."""
+    capsys.readouterr()
+    assert main(["bench", *arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result) == {"machine", "facts", "tables"}
+    assert set(result["machine"]) == MACHINE
+    return result
+
+
+def keys(result: dict[str, Any]) -> dict[str, list[str]]:
+    """Table -> columns, after seeing that all rows have the same."""
+    for rows in result["tables"].values():
+        assert all(list(row) == list(rows[0]) for row in rows)
+    return {title: list(rows[0]) for title, rows in result["tables"].items()}
+
+
+# -- the verb ------------------------------------------------------------------------------------
+
+
+def test_the_list_has_a_line_for_each(capsys) -> None:
+    assert main(["bench"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = {line.split()[0] for line in lines}
+    assert listed >= {"data", "inference", "levels", "memory", "probes"}
+    assert not listed & {"measure", "models", "__init__"}
+    for line in lines:
+        assert len(line.split()) > 4
+        assert main(["bench", line.split()[0].replace("_", "-"), "--help"]) == 0
+        assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["infrence"], "unknown benchmark infrence (did you mean inference?)"),
+        (["measure"], "unknown benchmark measure"),
+        (["inference", "--token", "3"], "No such option '--token'."),
+        (["memory", "--tokens", "5"], "5 is not in the range"),
+        (["memory", "--checkpoint", "x.pt"], "x.pt: no such checkpoint"),
+        (["inference", "--vocab-size", "3"], "--vocab-size 3: input should be greater"),
+        (["data", "dolly", "--data", "nowhere"], "nowhere: no such file or folder"),
+        (["levels", "--data-dir", "sample", "--dataset", "chat"], "'chat' is not one of"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, says, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+def test_without_a_clone(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(newllm, "__file__", str(tmp_path / "newllm" / "__init__.py"))
+    assert main(["bench", "memory"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "clone of the source" in line
+
+
+# -- the benchmarks ------------------------------------------------------------------------------
+
+
+def test_inference(capsys) -> None:
+    result = run_json(
+        capsys, "inference", *SHAPE, "--vocab_size", "300", "--tokens", "3", "--repeats", "2"
+    )
+    tables = result["tables"]
+    assert keys(result) == {
+        "One token at a time": [
+            "candidate", "microseconds", "tokens_per_second", "spread", "ratio_to_module",
+        ],
+        "Reading a prompt": [
+            "candidate", "milliseconds", "tokens_per_second", "spread", "ratio_to_training",
+        ],
+        "Independent texts side by side": [
+            "candidate", "lanes", "tokens_per_second", "spread", "ratio_to_one_lane",
+        ],
+    }  # fmt: skip
+    assert [row["candidate"] for row in tables["One token at a time"]] == [
+        "module", "fused step", "fused step, bf16 weights", "fused step, int8 weights",
+        "generation, sampling included",
+    ]  # fmt: skip
+    assert tables["One token at a time"][0]["ratio_to_module"] == 1.0
+    assert {row["lanes"] for row in tables["Independent texts side by side"]} >= {1, 64}
+    assert result["facts"]["context_dim"] == 16
+
+
+def test_inference_of_a_peer_has_no_fused_step(capsys) -> None:
+    result = run_json(
+        capsys, "inference", *SHAPE, "--architecture", "gru", "--vocab-size", "300",
+        "--tokens", "1", "--repeats", "1",
+    )  # fmt: skip
+    candidates = [row["candidate"] for row in result["tables"]["One token at a time"]]
+    assert candidates == ["module", "generation, sampling included"]
+
+
+def test_memory(checkpoint: str, capsys) -> None:
+    result = run_json(capsys, "memory", "--checkpoint", checkpoint, "--tokens", "2000")
+    assert keys(result) == {
+        "A text as it grows": [
+            "tokens", "tokens_per_second", "spread", "of_a_text_just_begun", "ratio",
+            "state_bytes", "resident_mb", "resident_ratio",
+        ]
+    }  # fmt: skip
+    rows = result["tables"]["A text as it grows"]
+    assert [row["tokens"] for row in rows] == [100, 1000, 2000]
+    assert {row["state_bytes"] for row in rows} == {4 * 4 * 16}  # a context and a tail of three
+    assert all(0.2 < row["ratio"] < 5 for row in rows)
+    assert result["facts"]["model"] == checkpoint
+    assert main(["bench", "memory", "--checkpoint", checkpoint, "--tokens", "100"]) == 0
+    printed = capsys.readouterr().out
+    assert "| tokens | tokens per second |" in printed
+    assert "| 100 | " in printed
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "word1000"])
+def test_data(tokenizer: str, dolly_folder: Path, capsys) -> None:
+    result = run_json(
+        capsys, "data", "dolly", "--data", str(dolly_folder), "--repeats", "1",
+        "--vocab-size", "300", "--tokenizer", tokenizer,
+    )  # fmt: skip
+    assert keys(result) == {
+        "Preparing": [
+            "stage", "seconds", "rows_per_second", "megabytes_per_second", "spread",
+            "ratio_to_bare_tokenizer",
+        ],
+        "Memory of a first preparation": ["seconds", "peak_mb", "grown_mb"],
+        "Training batches": [
+            "rows_in_batch", "row_length", "batches_in_epoch", "seconds_to_plan",
+            "batches_per_second", "tokens_per_second", "filled_share",
+        ],
+    }  # fmt: skip
+    assert result["facts"]["rows"] == 72
+    stages = {row["stage"]: row for row in result["tables"]["Preparing"]}
+    assert stages["bare tokenizer"]["ratio_to_bare_tokenizer"] == 1.0
+    assert stages["whole preparation"]["seconds"] > stages["reading rows"]["seconds"]
+    (batches,) = result["tables"]["Training batches"]
+    assert 0 < batches["filled_share"] <= 1
+
+
+def test_probes(checkpoint: str, capsys, tmp_path) -> None:
+    picture = tmp_path / "probes.png"
+    result = run_json(
+        capsys, "probes", "--quick", "--architecture", "context", "--architecture", "gru",
+        "--checkpoint", checkpoint, "--dialogues", "5", "--plot", str(picture),
+    )  # fmt: skip
+    model = ["architecture", "context_dim", "parameters", "state_numbers"]
+    assert keys(result) == {
+        "Turns of dialogues": [
+            "turn", "speaker", "dialogues", "tokens", "nats_per_token", "nats_per_token_reset",
+            "nats_per_byte", "nats_per_byte_reset", "saved_share",
+        ],
+        "Recall by number of pairs": [*model, "pairs_2", "pairs_4"],
+        "Recall of 4 pairs by distance": [
+            *model, *(f"distance_{n}" for n in (8, 16, 32, 64, 128)),
+        ],
+        "Parity by length": [*model, "length_32", "length_64"],
+    }  # fmt: skip
+    by_pairs = result["tables"]["Recall by number of pairs"]
+    names = [(row["architecture"], row["context_dim"]) for row in by_pairs]
+    assert names == [("guess", None), *(("context", n) for n in (16, 32, 64)), ("gru", 32)]
+    first = result["tables"]["Turns of dialogues"][0]
+    assert (first["turn"], first["dialogues"]) == (1, 5)
+    assert first["nats_per_byte"] == pytest.approx(first["nats_per_byte_reset"], rel=1e-5)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_probes_of_what_has_no_turns(capsys, monkeypatch, tmp_path) -> None:
+    out = str(tmp_path)
+    flags = [*SHAPE, "--tokenizer", "word1000", "--max-samples", "20", "--epochs", "1",
+             "--data", "sample", "--device", "cpu", "--out", out, "--name", "words"]  # fmt: skip
+    assert main(["train", "hh_rlhf", *flags]) == 0
+    capsys.readouterr()
+    assert main(["bench", "probes", "--checkpoint", f"{out}/best_words.pt"]) == 2
+    assert "knows no turns" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["bench", "probes", "--plot", "x.png"]) == 2
+    assert "pip install 'new-llm[report]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_levels(capsys, tmp_path) -> None:
+    result = run_json(
+        capsys, "levels", "--data-dir", "sample", "--dataset", "dolly", "--tokenizer", "bpe",
+        "--minutes", "0.002", "--max-samples", "50", "--context-dim", "16", "--out", str(tmp_path),
+    )  # fmt: skip
+    assert keys(result) == {
+        "0.002 minutes of training each": [
+            "data_set", "tokenizer", "parameters", "rows", "tokens_read", "unk_share", "ngram_ppl",
+            "ppl", "accuracy", "bits_per_byte",
+        ]
+    }  # fmt: skip
+    ((row,),) = result["tables"].values()
+    assert (row["rows"], row["unk_share"]) == (50, None)
+    assert row["bits_per_byte"] > 0
+    assert "Level 1" in (tmp_path / "dolly_bpe.log").read_text(encoding="utf-8")
+
+
+# -- what they share -----------------------------------------------------------------------------
+
+
+def test_rounds_alternate_after_a_warm_up() -> None:
+    from benchmarks.measure import rounds
+
+    calls: list[str] = []
+    timings = rounds({name: lambda name=name: calls.append(name) for name in "abc"}, 2)
+    assert calls == list("abc" * 3)
+    assert [timing.name for timing in timings] == list("abc")
+    assert timings[0].ratio == 1.0
+
+
+def test_rounds_compare_within_a_round() -> None:
+    """The machine is ten times slower in the second round: the ratio does not see it."""
+    from benchmarks.measure import rounds
+
+    slow = [1.0, 1.0, 10.0, 1.0]  # the first is the warm-up
+    quick = iter(0.5 * seconds for seconds in slow)
+    steady = iter(slow)
+    old, new = rounds(
+        {"old": lambda: next(steady), "new": lambda: next(quick)}, 3, "old", {"old": 4, "new": 6}
+    )
+    assert (old.seconds, old.per_second, old.ratio) == (1.0, 4.0, 1.0)
+    assert (new.seconds, new.per_second, new.ratio) == (0.5, 12.0, 3.0)
+    assert new.spread == pytest.approx((2.75 - 0.5) / 0.5)
+
+
+def test_peak_memory_sees_what_is_freed_again() -> None:
+    from benchmarks.measure import PeakMemory
+
+    # Mapped, not from memory that this process has kept.
+    with PeakMemory() as memory, mmap.mmap(-1, 50_000_000) as block:
+        for _ in range(50):
+            block.write(bytes(1_000_000))
+        time.sleep(0.3)
+    assert 45 < memory.grown_mb < 200
+    assert memory.peak_mb > memory.grown_mb
+
+
+def test_tables() -> None:
+    from benchmarks.measure import Report
+
+    values = {
+        "name": "x",
+        "count": 12345,
+        "big": 1234.5,
+        "small": 0.00123,
+        "share": 0.5,
+        "no": None,
+    }
+    printed = Report({"Title": [values]}, {"some_fact": 10.0}).markdown()
+    assert "| name | count | big | small | share | no |" in printed
+    assert "| x | 12,345 | 1,234 | 0.0012 | 0.500 |  |" in printed
+    assert "**Title**\n\n" in printed
+    assert "\n\nsome fact 10.00\n\n" in printed
+
+
+def test_lessons_rise_when_learned(monkeypatch) -> None:
+    """A task that is learned at once, then one that cannot be: it is begun, and repeated."""
+    monkeypatch.setattr("newllm.train.optimizers.fast_bf16", lambda device: False)  # all alike
+    from benchmarks.probe_training import train_on
+    from newllm.evaluate.probes import Task
+
+    drawn: list[str] = []
+
+    def easy(seed: int) -> Task:
+        drawn.append("easy")
+        ids = np.random.default_rng(seed).integers(2, size=(8, 8))
+        return Task(ids, 2 + ids)
+
+    def hard(seed: int) -> Task:
+        drawn.append("hard")
+        rng = np.random.default_rng(seed)
+        return Task(rng.integers(2, size=(8, 8)), rng.integers(4, size=(8, 8)))
+
+    train_on([easy, hard, easy], 4, "context", 16, 0.01, 60, seed=0)
+    begun = drawn.index("hard")
+    assert 5 < begun < 40
+    assert "easy" in drawn[begun:]  # an earlier lesson again
+    assert drawn[begun:].count("hard") > len(drawn[begun:]) / 2
