@@ -80,7 +80,9 @@ def run_trial(trial: Trial, data_dir: str, out: Path) -> dict[str, Any]:
     if record.exists():
         return json.loads(record.read_text(encoding="utf-8"))
     data = data_dir if data_dir == "sample" else str(Path(data_dir) / trial.dataset)
-    one_core = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    root = str(Path(__file__).parent.parent)  # where `-m benchmarks.quality` is found
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    one_core = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": path}
     log = (out / f"{trial.name}.log").open("w", encoding="utf-8")
     with log:
         for command in (
@@ -88,7 +90,11 @@ def run_trial(trial: Trial, data_dir: str, out: Path) -> dict[str, Any]:
             ["benchmarks.quality", "score", str(out), trial.name, data],
         ):
             subprocess.run(
-                [sys.executable, "-m", *command], check=True, stdout=log, stderr=log, env=one_core
+                [sys.executable, "-m", *command],
+                check=True,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **one_core},
             )
     for kind in ("best_{}.pt", "{}_final.pt", "{}_resume.pt", "{}_resume.previous.pt"):
         (out / kind.format(trial.name)).unlink(missing_ok=True)

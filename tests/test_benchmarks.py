@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import mmap
 import time
@@ -13,6 +14,8 @@ import pytest
 
 import newllm
 from newllm.cli import main
+from newllm.config import ModelSettings
+from newllm.model import count_parameters, matched_widths
 
 ROOT = Path(newllm.__file__).parent.parent
 SHAPE = "--num-layers 1 --context-dim 16 --embed-dim 16 --hidden-dim 16".split()
@@ -316,3 +319,55 @@ def test_lessons_rise_when_learned(monkeypatch) -> None:
     assert 5 < begun < 40
     assert "easy" in drawn[begun:]  # an earlier lesson again
     assert drawn[begun:].count("hard") > len(drawn[begun:]) / 2
+
+
+# -- length --------------------------------------------------------------------------------------
+
+
+def test_length(checkpoint: str, capsys) -> None:
+    result = run_json(
+        capsys, "length", "--checkpoint", checkpoint, "--data", "sample", "--times", "4"
+    )
+    (rows,) = result["tables"].values()
+    assert [row["positions"] for row in rows] == ["0 to 128", "128 to 256", "256 to 512"]
+    for row in rows:
+        assert row["nats_a_token"] > 0
+        assert row["ratio"] == pytest.approx(row["nats_a_token"] / row["with_resets"])
+
+
+def test_length_beyond_the_rows(checkpoint: str, capsys) -> None:
+    assert main(["bench", "length", "--checkpoint", checkpoint, "--times", "100000"]) == 2
+    assert "lower --times" in capsys.readouterr().err
+
+
+# -- quality -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("millions", [1.4, 5.0])
+@pytest.mark.parametrize("tokenizer", ["bpe", "word1000"])
+def test_every_trial_keeps_to_the_budget(millions: float, tokenizer: str) -> None:
+    """Equal parameters: all within 5% of the budget, and none beyond it."""
+    quality = importlib.import_module("benchmarks.quality")
+    for architecture in quality.DEPTHS[millions]:
+        trial = quality.Trial("dolly", tokenizer, architecture, millions, 0.003, 0, 1.0)
+        flags = dict(
+            pair.split("=", 1) for pair in trial.arguments("sample") if pair.startswith("--context")
+        )
+        layers = quality.DEPTHS[millions][architecture]
+        vocabulary = quality.VOCABULARY[millions] if tokenizer == "bpe" else 1000
+        widths = matched_widths(architecture, layers, vocabulary, round(millions * 1e6))
+        assert int(flags["--context-dim"]) == widths["context_dim"]
+        values = {"architecture": architecture, "num_layers": layers, **widths}
+        parameters = count_parameters(ModelSettings(**values), vocabulary)
+        assert 0.95 * millions * 1e6 < parameters <= millions * 1e6, architecture
+
+
+def test_bootstrap_interval(tmp_path: Path) -> None:
+    quality = importlib.import_module("benchmarks.quality")
+    generator = np.random.default_rng(0)
+    theirs = generator.gamma(2.0, 100.0, size=400)
+    np.save(tmp_path / "theirs.npy", theirs)
+    np.save(tmp_path / "ours.npy", theirs * generator.normal(1.1, 0.05, size=400))
+    records = [{"nats_file": f"{name}.npy"} for name in ("ours", "theirs")]
+    low, high = quality.interval(*records, tmp_path)
+    assert 1.08 < low < 1.1 < high < 1.12
