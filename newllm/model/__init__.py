@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from newllm.config import ModelSettings
 from newllm.errors import UserError
 from newllm.levels import EQUAL_WIDTHS, ONE_WIDTH, default_widths, equal_widths
 from newllm.model.baselines import GruLM, LstmLM, MinGruLM
-from newllm.model.context_lm import ContextBlock, ContextLM, State
+from newllm.model.context_lm import ContextLM
 from newllm.model.original import OriginalLM
-from newllm.model.residual import Block
+from newllm.model.residual import State
 from newllm.model.transformer import TransformerLM
 
 LanguageModel = ContextLM | OriginalLM | GruLM | LstmLM | MinGruLM | TransformerLM
 
 __all__ = [
     "ContextLM", "GruLM", "LanguageModel", "LstmLM", "MinGruLM", "OriginalLM", "State",
-    "TransformerLM", "block_matrices", "build_model", "count_parameters", "matched_widths",
+    "TransformerLM", "build_model", "count_parameters", "matched_widths",
 ]  # fmt: skip
 
 _CLASSES: dict[str, type[LanguageModel]] = {
@@ -94,16 +93,3 @@ def _largest(holds: Callable[[int], bool]) -> int:
     while holds(step):
         step *= 2
     return bisect.bisect_left(range(step), True, lo=1, key=lambda number: not holds(number)) - 1
-
-
-def block_matrices(model: LanguageModel) -> Iterator[tuple[Tensor, int]]:
-    """The weight matrices inside the blocks, each with how many it is, one upon the other."""
-    assert not isinstance(model, OriginalLM), "its matrices are in no blocks"
-    for block in model.blocks:
-        if isinstance(block, ContextBlock):
-            yield block.in_proj.weight, 3
-            for linear in (block.out_proj, block.up_proj, block.down_proj):
-                yield linear.weight, 1
-        else:
-            assert isinstance(block, Block)
-            yield from block.matrices()

@@ -1,6 +1,6 @@
 """The recurrent peers of `ContextLM`: GRU, LSTM and minGRU, with all the care it has.
 
-Shapes as in `context_lm.py`. What is not said here is in `residual.py`.
+Shapes, and what is not said here, are in `residual.py`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from newllm.config import ModelSettings
-from newllm.model.context_lm import LONGEST_MEMORY, SHORTEST_MEMORY, State
+from newllm.model.context_lm import LONGEST_MEMORY, SHORTEST_MEMORY
 from newllm.model.kernels import Noise
-from newllm.model.residual import Block, ResidualLM, projection, runs_on_numba
+from newllm.model.residual import Block, ResidualLM, State, projection, runs_on_numba
 from newllm.model.segments import Segments
 
 
@@ -96,12 +96,13 @@ class _GatedLM(ResidualLM):
 
     FIRST_REPLACES = True
     KIND: ClassVar[type[nn.GRU | nn.LSTM]]
+    CARRIED: ClassVar[tuple[str, ...]]
 
     def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
         width = settings.embed_dim
         assert settings.context_dim == width, "the state of a GRU or LSTM is as wide as its stream"
         blocks = [GatedBlock(self.KIND, width) for _ in range(settings.num_layers)]
-        super().__init__(settings, vocab_size, blocks, (width,))
+        super().__init__(settings, vocab_size, blocks, dict.fromkeys(self.CARRIED, (width,)))
 
     def _read(
         self,
@@ -153,12 +154,10 @@ class MinGruBlock(Block):
 class MinGruLM(ResidualLM):
     """A stack of minGRU blocks; the state is {"hidden": [L, B, C]}."""
 
-    CARRIED = ("hidden",)
-
     def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
         widths = settings.embed_dim, settings.context_dim, settings.hidden_dim
         blocks = [MinGruBlock(*widths) for _ in range(settings.num_layers)]
-        super().__init__(settings, vocab_size, blocks, (settings.context_dim,))
+        super().__init__(settings, vocab_size, blocks, {"hidden": (settings.context_dim,)})
 
     def _read(
         self,

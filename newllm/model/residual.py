@@ -1,12 +1,12 @@
-"""The residual stream of the peers of `ContextLM`: everything about them but how they mix tokens.
+"""The residual stream: all that `ContextLM` and its peers share, and how to mix tokens is not.
 
-Embedding, norms, feed-forward, dropout, tied head, loss and interface are those of `ContextLM`.
-Shapes as in `context_lm.py`.
+Shapes: B lanes of a batch, T time steps, D width of the stream (`embed_dim`), C size of a context
+vector (`context_dim`), F width of the feed-forward (`hidden_dim`), L layers, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,9 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings
-from newllm.model.context_lm import EMBEDDING_STD, State
 from newllm.model.kernels import EPSILON, Noise, active_kernel, add_norm, squared_relu
 from newllm.model.loss import compute_dtype, sum_of_nats
+
+State = dict[str, Tensor]
+"""Everything a model carries from token to token: plain tensors, the lanes in dimension 1."""
+
+EMBEDDING_STD = 0.02
+"""Small at birth: the head is tied, and a large embedding would first predict its own token."""
 
 
 class Block(nn.Module):
@@ -26,6 +31,8 @@ class Block(nn.Module):
 
         x = x + mix(norm(x))
         x = x + W_down relu(W_up norm(x))^2
+
+    What is added is dropped out in training, and starts at zero: a new block is the identity.
     """
 
     def __init__(self, embed_dim: int, hidden_dim: int | None) -> None:
@@ -72,28 +79,33 @@ class FeedForward(nn.Module):
 
 
 def projection(inputs: int, outputs: int, zero: bool = False) -> nn.Linear:
-    """A matrix as in `ContextBlock`: unit variance is kept, or (`zero`) nothing is added yet."""
+    """A matrix at birth: it keeps unit variance, or (`zero`) adds nothing yet."""
     linear = nn.Linear(inputs, outputs, bias=False)
     nn.init.normal_(linear.weight, std=0.0 if zero else inputs**-0.5)
     return linear
 
 
 class ResidualLM(nn.Module):
-    """A stack of blocks with the interface of `ContextLM`."""
+    """Language model with a stack of blocks and a tied head."""
 
     FIRST_REPLACES: ClassVar[bool] = False
     """Whether the first block's output replaces the embedding in the stream, instead of adding."""
-
-    CARRIED: ClassVar[tuple[str, ...]]
-    """Names of the state's parts, one tensor of shape [L, B, ...] each."""
 
     def __init__(
         self,
         settings: ModelSettings,
         vocab_size: int,
         blocks: Sequence[Block],
-        carried_shape: tuple[int, ...],
+        carried: Mapping[str, tuple[int, ...]],
     ) -> None:
+        """Around finished blocks.
+
+        Args:
+            settings: shape of the model.
+            vocab_size: V.
+            blocks: L of them.
+            carried: what every layer carries for a lane: name -> shape.
+        """
         super().__init__()
         self.settings, self.vocab_size = settings, vocab_size
         self.embedding = nn.Embedding(vocab_size, settings.embed_dim)
@@ -101,13 +113,22 @@ class ResidualLM(nn.Module):
         self.embedding_norm = nn.Parameter(torch.ones(settings.embed_dim))
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.Parameter(torch.ones(settings.embed_dim))
-        self._carried_shape = carried_shape
+        self._carried = carried
 
     def initial_state(self, batch_size: int) -> State:
-        """State before the first token: fp32 zeros."""
-        shape = (self.settings.num_layers, batch_size, *self._carried_shape)
+        """State before the first token: fp32 zeros, a tensor [L, B, ...] of each name."""
+        lanes = self.settings.num_layers, batch_size
         zeros = self.embedding.weight.new_zeros
-        return {name: zeros(shape, dtype=torch.float32) for name in self.CARRIED}
+        return {
+            name: zeros(*lanes, *shape, dtype=torch.float32)
+            for name, shape in self._carried.items()
+        }
+
+    def matrices(self) -> Iterator[tuple[Tensor, int]]:
+        """Weight matrices inside the blocks, and how many stacked matrices each one is."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield from block.matrices()
 
     def forward(
         self,
@@ -117,7 +138,22 @@ class ResidualLM(nn.Module):
         valid: Tensor | None = None,
         noise: Noise | None = None,
     ) -> tuple[Tensor, State]:
-        """Read tokens; arguments and results as :meth:`ContextLM.forward`."""
+        """Read tokens.
+
+        Token by token, the whole, any split, documents packed with resets and left-padded lanes
+        all give the same values and gradients.
+
+        Args:
+            ids: token ids, [B, T].
+            state: what an earlier call returned, or None for the start of a text.
+            reset: True where a new document starts (nothing is carried over), [B, T].
+            valid: False where a token is padding and leaves the state as it is, [B, T].
+            noise: of dropout, in training mode; drawn from torch's generator if not given.
+
+        Returns:
+            hidden [B, T, D] (zeros at padding) for :meth:`logits`, and the state after the last
+            token.
+        """
         state = state or self.initial_state(ids.shape[0])
         hidden = self.embedding.weight.new_zeros(*ids.shape, self.settings.embed_dim)
         if ids.numel() == 0 or (valid is not None and not bool(valid.any())):
@@ -141,7 +177,7 @@ class ResidualLM(nn.Module):
         noise: Noise | None,
     ) -> tuple[Tensor, State]:
         """The stack on tokens of which each lane's first `lengths` count."""
-        raise NotImplementedError
+        return self._run(ids, state, (reset, lengths), noise)
 
     def _run(
         self, ids: Tensor, state: State, places: Any, noise: Noise | None
@@ -156,7 +192,7 @@ class ResidualLM(nn.Module):
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             x, normed = add_norm(x, branch, block.mixer_norm, dtype, share, noise, site)
-            carried = [state[name][layer] for name in self.CARRIED]
+            carried = [state[name][layer] for name in self._carried]
             branch, carried = block.mix(normed, carried, places)
             parts.append(carried)
             site += 1
@@ -169,7 +205,7 @@ class ResidualLM(nn.Module):
                 site += 1
         _, hidden = add_norm(x, branch, self.norm, dtype, share, noise, site)
         stacked = (torch.stack(layers) for layers in zip(*parts, strict=True))
-        return hidden, dict(zip(self.CARRIED, stacked, strict=True))
+        return hidden, dict(zip(self._carried, stacked, strict=True))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every next token, [..., D] -> [..., V]; the matrix is the embedding's."""

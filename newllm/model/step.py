@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from newllm.model.context_lm import ContextBlock, ContextLM, State
+from newllm.model.context_lm import ContextBlock, ContextLM
 from newllm.model.kernels import CONV_TAPS, active_kernel, group_size
 from newllm.model.quantize import RoundedLM, WeightFormat, int8_rows
+from newllm.model.residual import State
 
 
 def can_step(model: nn.Module) -> bool:
@@ -167,11 +168,11 @@ def _pack(model: ContextLM) -> _Packed:
     matrices: list[Tensor] = []
     for block in blocks:
         matrices += [*block.in_proj.weight.chunk(3), block.out_proj.weight]
-        matrices += [block.up_proj.weight, block.down_proj.weight]
+        matrices += [block.feed_forward.up_proj.weight, block.feed_forward.down_proj.weight]
     matrices.append(model.embedding.weight)
     words, scales = zip(*(_panels(matrix, weights) for matrix in matrices), strict=True)
     dtype = {"fp32": np.float32, "bf16": np.uint16, "int8": np.int8}[weights]
-    norms = [norm for block in blocks for norm in (block.context_norm, block.hidden_norm)]
+    norms = [norm for block in blocks for norm in (block.mixer_norm, block.feed_forward.norm)]
     channels = [[*block.conv_weight, block.forget_bias, block.read_scale] for block in blocks]
     return _Packed(
         model.embedding.weight.detach().numpy(),

@@ -4,7 +4,7 @@ Pre-norm blocks with rotary positions (Su et al. 2021, arXiv:2104.09864) and mul
 the token itself and the 256 before it. What earlier calls left of those is carried as in
 Transformer-XL (Dai et al. 2019, arXiv:1901.02860). Queries and keys are normalised (Henry et al.
 2020, arXiv:2010.04245), which bears larger learning rates. Shapes as in
-`context_lm.py`; H heads of size P.
+`residual.py`; H heads of size P.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings
-from newllm.model.context_lm import State
 from newllm.model.kernels import EPSILON, Noise
-from newllm.model.residual import Block, ResidualLM, projection, runs_on_numba
+from newllm.model.residual import Block, ResidualLM, State, projection, runs_on_numba
 
 WINDOW = 256
 """Tokens before a token that it can see."""
@@ -122,12 +121,11 @@ class TransformerLM(ResidualLM):
     [L, B, 256, C] each, and "seen", how many of them are visible, [1, B].
     """
 
-    CARRIED = ("keys", "values")
-
     def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
         widths = settings.embed_dim, settings.context_dim, settings.hidden_dim
         blocks = [AttentionBlock(*widths) for _ in range(settings.num_layers)]
-        super().__init__(settings, vocab_size, blocks, (WINDOW, settings.context_dim))
+        window = (WINDOW, settings.context_dim)
+        super().__init__(settings, vocab_size, blocks, {"keys": window, "values": window})
 
     def initial_state(self, batch_size: int) -> State:
         """Nothing is visible before the first token."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from newllm.config import Settings
 from newllm.device import fast_bf16
-from newllm.model import LanguageModel, block_matrices
+from newllm.model import LanguageModel, OriginalLM
+from newllm.model.residual import ResidualLM
 
 MUON_RATE = 10.0
 """Muon's rate as a multiple of the learning rate (an update of Muon has unit spectral norm)."""
@@ -106,7 +107,7 @@ class Muon(torch.optim.Optimizer):
 
 def make_optimizers(model: LanguageModel, settings: Settings) -> list[torch.optim.Optimizer]:
     """The optimizers of a run; each group remembers its peak rate as `peak_lr`."""
-    if settings.architecture == "original":
+    if isinstance(model, OriginalLM):
         adam = torch.optim.Adam(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -119,10 +120,10 @@ def make_optimizers(model: LanguageModel, settings: Settings) -> list[torch.opti
     return optimizers
 
 
-def _muon_and_adamw(model: LanguageModel, settings: Settings) -> list[torch.optim.Optimizer]:
+def _muon_and_adamw(model: ResidualLM, settings: Settings) -> list[torch.optim.Optimizer]:
     """Matrices inside the blocks to Muon; embedding, gates' biases, norms and filters to AdamW."""
     by_pieces: dict[int, list[Tensor]] = {}
-    for parameter, pieces in block_matrices(model):
+    for parameter, pieces in model.matrices():
         by_pieces.setdefault(pieces, []).append(parameter)
     matrices = {id(parameter) for group in by_pieces.values() for parameter in group}
     others = [parameter for parameter in model.parameters() if id(parameter) not in matrices]

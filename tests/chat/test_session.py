@@ -121,7 +121,7 @@ def test_conversations_side_by_side_say_what_they_say_alone(model, renderer) -> 
         return stream, Sampler(Sampling(1.0, 0.95, seed=number), forbidden)
 
     alone = [list(write_tokens(*begin(number), end, limit)) for number in range(9)]
-    assert len({len(text) for text in alone}) > 3, "some end early"
+    assert min(map(len, alone)) < limit, "some end early"
 
     together: list[list[int]] = [[] for _ in prompts]
     lanes, waiting, running = Lanes(model, 2), list(range(9)), dict[int, tuple[int, Sampler]]()

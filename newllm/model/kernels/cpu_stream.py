@@ -77,15 +77,16 @@ def _add_norm_backward(
         d_weight[block] = ZERO
         for row in range(rows * block // blocks, rows * (block + 1) // blocks):
             mean, deviation = moments[row, 0], moments[row, 1]
+            for i in range(width):
+                d_weight[block, i] += widen(d_normed[row, i]) * (total[row, i] - mean) * deviation
+            for i in range(width):
+                d_stream[row, i] = widen(d_normed[row, i]) * weight[i]
+            # Sums are loops that store nothing: one that does is compiled twice, for arrays that
+            # overlap and not, and which one runs, and in which order it adds, is up to addresses.
             mean_d, mean_d_n = ZERO, ZERO
             for i in range(width):
-                n = (total[row, i] - mean) * deviation
-                d = widen(d_normed[row, i])
-                d_weight[block, i] += d * n
-                d *= weight[i]
-                d_stream[row, i] = d
-                mean_d += d
-                mean_d_n += d * n
+                mean_d += d_stream[row, i]
+                mean_d_n += d_stream[row, i] * (total[row, i] - mean) * deviation
             mean_d /= size
             mean_d_n /= size
             for i in range(width):
