@@ -22,7 +22,7 @@ from newllm.errors import UserError
 from newllm.files import sync_folder, write_bytes
 
 FORMAT = "new-llm"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _SEAL = b"NEWLLM-SHA256:"
 _SEAL_SIZE = len(_SEAL) + 64
