@@ -12,6 +12,7 @@ Trials are kept in --out: a comparison that was stopped goes on where it was.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.measure import Report, report_options
+from benchmarks.measure import Report, Row, progress, report_options
 from newllm.model import matched_widths
 
 DEPTHS = {
@@ -37,6 +38,7 @@ VOCABULARY = {1.4: 2048, 5.0: 4096}
 """BPE entries by size, so that the embedding does not take it all."""
 
 RATES = (0.001, 0.003, 0.01)
+SEEDS = (0, 1)
 BOOTSTRAP_DRAWS = 2000
 
 
@@ -124,13 +126,15 @@ def score(out: Path, name: str, data: str) -> None:
 
 
 def run_all(trials: Iterable[Trial], data_dir: str, out: Path, cores: int) -> list[dict[str, Any]]:
-    """Records of all trials, so many at a time."""
-    trials = list(trials)
+    """Records of all trials, in their order, so many at a time."""
+
+    def run(trial: Trial) -> dict[str, Any]:
+        record = run_trial(trial, data_dir, out)
+        progress(f"{trial.name}: {_quality(record):.4f}")
+        return record
+
     with ThreadPoolExecutor(cores) as pool:
-        records = pool.map(lambda trial: run_trial(trial, data_dir, out), trials)
-        for trial, record in zip(trials, records, strict=True):
-            click.echo(f"{trial.name}: {_quality(record):.4f}", err=True)
-    return [run_trial(trial, data_dir, out) for trial in trials]
+        return list(pool.map(run, trials))
 
 
 def _quality(record: dict[str, Any]) -> float:
@@ -155,61 +159,60 @@ def compare(
     data_dir: str,
     out: Path,
     cores: int,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """All trials of one size, and the rows of the table."""
     out.mkdir(parents=True, exist_ok=True)
-    best: dict[str, float] = {}
-    first = {
-        (architecture, rate): Trial(*sets[0], architecture, millions, rate, 0, minutes)
-        for architecture in architectures
-        for rate in RATES
+
+    def trial(rows: tuple[str, str], architecture: str, rate: float, seed: int) -> Trial:
+        return Trial(*rows, architecture, millions, rate, seed, minutes)
+
+    tuning = [trial(sets[0], name, rate, 0) for name in architectures for rate in RATES]
+    tuned = dict(zip(tuning, run_all(tuning, data_dir, out, cores), strict=True))
+    best = {
+        name: min(RATES, key=lambda rate: _quality(tuned[trial(sets[0], name, rate, 0)]))
+        for name in architectures
     }
-    records = dict(zip(first, run_all(first.values(), data_dir, out, cores), strict=True))
-    for architecture in architectures:
-        best[architecture] = min(RATES, key=lambda rate: _quality(records[architecture, rate]))
     final = [
-        Trial(*rows, architecture, millions, best[architecture], seed, minutes)
+        trial(rows, name, best[name], seed)
         for rows in sets
-        for architecture in architectures
-        for seed in (0, 1)
+        for name in architectures
+        for seed in SEEDS
     ]
     results = dict(zip(final, run_all(final, data_dir, out, cores), strict=True))
-    table = []
+    table: list[Row] = []
     for rows in sets:
-        for architecture in architectures:
-            pair = [
-                results[Trial(*rows, architecture, millions, best[architecture], seed, minutes)]
-                for seed in (0, 1)
-            ]
-            reference = Trial(*rows, architectures[0], millions, best[architectures[0]], 0, minutes)
-            low, high = interval(pair[0], results[reference], out)
+        pairs = {
+            name: [results[trial(rows, name, best[name], seed)] for seed in SEEDS]
+            for name in architectures
+        }
+        reference = pairs[architectures[0]][0]
+        for name, (record, again) in pairs.items():
+            low, high = interval(record, reference, out)
             table.append(
                 {
                     "set": ":".join(rows),
-                    "architecture": architecture,
-                    "parameters": pair[0]["parameters"],
-                    "learning_rate": best[architecture],
-                    "tokens_read": pair[0]["trained_tokens"],
-                    "quality_seed_0": _quality(pair[0]),
-                    "quality_seed_1": _quality(pair[1]),
-                    "accuracy": pair[0]["accuracy"],
+                    "architecture": name,
+                    "parameters": record["parameters"],
+                    "learning_rate": best[name],
+                    "tokens_read": record["trained_tokens"],
+                    "quality": _quality(record),
+                    "quality_of_second_seed": _quality(again),
+                    "accuracy": record["accuracy"],
                     "nats_ratio_low": low,
                     "nats_ratio_high": high,
                 }
             )
-        floor = results[
-            Trial(*rows, architectures[0], millions, best[architectures[0]], 0, minutes)
-        ]
-        table.append({"set": ":".join(rows), "architecture": "n-gram", **_floor(floor)})
+        # The columns of the others, empty but for what a table of counts has.
+        floor = {"set": ":".join(rows), "architecture": "n-gram", "quality": _floor(reference)}
+        table.append({**dict.fromkeys(table[-1]), **floor})
     return table
 
 
-def _floor(record: dict[str, Any]) -> dict[str, Any]:
+def _floor(record: dict[str, Any]) -> float:
     """The n-gram table's quality in the record's unit."""
     if record["bpb"] is None:
-        return {"quality_seed_0": record["ngram_ppl"]}
-    nats_ratio = np.log(record["ngram_ppl"]) / record["loss"]
-    return {"quality_seed_0": record["bpb"] * float(nats_ratio)}
+        return record["ngram_ppl"]
+    return record["bpb"] * math.log(record["ngram_ppl"]) / record["loss"]
 
 
 @click.command()
@@ -240,7 +243,7 @@ def command(
     ]
     rows = compare(pairs, architectures.split(","), float(millions), minutes, data_dir, out, cores)
     title = f"{millions}M parameters, {minutes:g} minutes on one core"
-    return Report({title: rows}, {"rates": str(RATES), "seeds": "0, 1"})
+    return Report({title: rows}, {"rates": str(RATES), "seeds": str(SEEDS)})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import mmap
 import time
@@ -14,8 +13,6 @@ import pytest
 
 import newllm
 from newllm.cli import main
-from newllm.config import ModelSettings
-from newllm.model import count_parameters, matched_widths
 
 ROOT = Path(newllm.__file__).parent.parent
 SHAPE = "--num-layers 1 --context-dim 16 --embed-dim 16 --hidden-dim 16".split()
@@ -23,11 +20,6 @@ MACHINE = {
     "date", "newllm", "python", "torch", "numpy", "numba", "tokenizers", "cpu", "cores", "threads",
     "load", "kernel",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _benchmarks_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
 
 
 @pytest.fixture(scope="module")
@@ -338,36 +330,3 @@ def test_length(checkpoint: str, capsys) -> None:
 def test_length_beyond_the_rows(checkpoint: str, capsys) -> None:
     assert main(["bench", "length", "--checkpoint", checkpoint, "--times", "100000"]) == 2
     assert "lower --times" in capsys.readouterr().err
-
-
-# -- quality -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("millions", [1.4, 5.0])
-@pytest.mark.parametrize("tokenizer", ["bpe", "word1000"])
-def test_every_trial_keeps_to_the_budget(millions: float, tokenizer: str) -> None:
-    """Equal parameters: all within 5% of the budget, and none beyond it."""
-    quality = importlib.import_module("benchmarks.quality")
-    for architecture in quality.DEPTHS[millions]:
-        trial = quality.Trial("dolly", tokenizer, architecture, millions, 0.003, 0, 1.0)
-        flags = dict(
-            pair.split("=", 1) for pair in trial.arguments("sample") if pair.startswith("--context")
-        )
-        layers = quality.DEPTHS[millions][architecture]
-        vocabulary = quality.VOCABULARY[millions] if tokenizer == "bpe" else 1000
-        widths = matched_widths(architecture, layers, vocabulary, round(millions * 1e6))
-        assert int(flags["--context-dim"]) == widths["context_dim"]
-        values = {"architecture": architecture, "num_layers": layers, **widths}
-        parameters = count_parameters(ModelSettings(**values), vocabulary)
-        assert 0.95 * millions * 1e6 < parameters <= millions * 1e6, architecture
-
-
-def test_bootstrap_interval(tmp_path: Path) -> None:
-    quality = importlib.import_module("benchmarks.quality")
-    generator = np.random.default_rng(0)
-    theirs = generator.gamma(2.0, 100.0, size=400)
-    np.save(tmp_path / "theirs.npy", theirs)
-    np.save(tmp_path / "ours.npy", theirs * generator.normal(1.1, 0.05, size=400))
-    records = [{"nats_file": f"{name}.npy"} for name in ("ours", "theirs")]
-    low, high = quality.interval(*records, tmp_path)
-    assert 1.08 < low < 1.1 < high < 1.12

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,8 +29,20 @@ EVALUATION_ROW = 256
 EVALUATION_LANES = 32
 
 
+_Sums = TypeVar("_Sums", bound="Additive")
+
+
+class Additive:
+    """Adds up dataclasses of numbers, field by field."""
+
+    def __iadd__(self: _Sums, other: _Sums) -> _Sums:
+        for item in fields(self):  # type: ignore[arg-type]
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+        return self
+
+
 @dataclass
-class Sums:
+class Sums(Additive):
     """Totals over scored tokens."""
 
     nats: float = 0.0
@@ -39,11 +51,6 @@ class Sums:
     unk_tokens: int = 0
     assistant_nats: float = 0.0
     assistant_tokens: int = 0
-
-    def __iadd__(self, other: Sums) -> Sums:
-        for item in fields(self):
-            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
-        return self
 
 
 @dataclass(frozen=True)

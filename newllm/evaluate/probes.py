@@ -6,7 +6,7 @@ The tasks are functions of a seed; their answers are known, so that a wrong one 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from newllm.data.conversations import Conversation
 from newllm.data.loader import IGNORED
 from newllm.data.render import ChatRenderer, Document
+from newllm.evaluate.metrics import Additive
 from newllm.model import LanguageModel
 
 RECALL_KEYS, RECALL_VALUES = 32, 8
@@ -99,7 +100,7 @@ def answers(model: LanguageModel, task: Task) -> np.ndarray:
 
 
 @dataclass
-class TurnSums:
+class TurnSums(Additive):
     """Totals over the same turn of many dialogues, of one speaker."""
 
     dialogues: int = 0
@@ -109,11 +110,6 @@ class TurnSums:
     """With all earlier turns in the state."""
     nats_reset: float = 0.0
     """As if the dialogue began with this turn."""
-
-    def __iadd__(self, other: TurnSums) -> TurnSums:
-        for item in fields(self):
-            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
-        return self
 
 
 def exchanges(conversation: Conversation) -> list[Conversation]:
