@@ -29,7 +29,8 @@ from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.rows import Item, Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE, Tokenizer, replace_surrogates
-from newllm.levels import find_level, resolve
+from newllm.levels import find_level
+from newllm.recipes import resolve
 
 _BATCH_ROWS = 512
 _LOADER_BATCHES = 500

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from newllm.evaluate.probes import Task
-from newllm.levels import resolve
 from newllm.model import LanguageModel, build_model
+from newllm.recipes import resolve
 from newllm.train.optimizers import make_optimizers
 from newllm.train.schedule import Schedule
 

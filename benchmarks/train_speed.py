@@ -25,9 +25,10 @@ from newllm.data.loader import EpochLoader
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.device import fast_bf16, keep_freed_memory
-from newllm.levels import find_level, resolve
+from newllm.levels import find_level
 from newllm.model import LanguageModel, build_model, matched_widths
 from newllm.model.kernels import Noise
+from newllm.recipes import resolve
 from newllm.train.optimizers import make_optimizers
 
 PUBLISHED_PARAMETERS = 1_426_152

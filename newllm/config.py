@@ -38,6 +38,15 @@ class DataSettings(_Settings):
     )
     max_samples: int | None = Field(None, ge=1, description="use at most so many training rows")
     subset: str = Field("all", description="part of the rows: helpful, harmless (HH-RLHF) or all")
+    tokenizer_file: str | None = Field(
+        None, description="BPE to use instead of one trained on the rows (newllm tokenizer train)"
+    )
+    rehearse: list[str] = Field(
+        [], description="earlier data set to rehearse, DATASET or DATASET=PATH; may be repeated"
+    )
+    rehearsal_share: float = Field(
+        0.1, ge=0, le=0.9, description="share of the trained tokens that is rehearsal"
+    )
 
 
 class ModelSettings(_Settings):
@@ -75,6 +84,9 @@ class TrainingSettings(_Settings):
     )
     patience: int = Field(ge=1, description="epochs without improvement before training winds down")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of weights, order and dropout")
+    freeze_old: bool = Field(
+        False, description="train only what `grow` added to the model of --from"
+    )
 
     @model_validator(mode="after")
     def _shares_fit(self) -> TrainingSettings:

@@ -57,11 +57,7 @@ class TrainedModel:
         Raises:
             UserError: missing, damaged, or a resume file; smaller weights where nothing uses them.
         """
-        content = checkpoint.load(Path(path))
-        if content["kind"] != "model":
-            raise UserError(
-                f"{path}: this file only resumes a training; give the run's best_*.pt or *_final.pt"
-            )
+        content = checkpoint.load_model(Path(path))
         where = pick_device(device)
         settings = parse(content["settings"])
         tokenizer = from_dict(content["tokenizer"])

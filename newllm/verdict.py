@@ -8,7 +8,8 @@ from typing import Any
 from newllm.config import Settings, option_name
 from newllm.evaluate.floor import Floor
 from newllm.evaluate.metrics import Record
-from newllm.levels import Advice, Level, resolve
+from newllm.levels import Advice, Level
+from newllm.recipes import resolve
 
 
 def verdict_lines(

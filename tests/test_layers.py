@@ -15,6 +15,7 @@ LAYERS = [
     {"errors", "files"},
     {"config", "device"},
     {"levels"},
+    {"recipes"},
     {"data"},
     {"model"},
     {"evaluate"},
@@ -22,6 +23,7 @@ LAYERS = [
     {"verdict"},
     {"train"},
     {"trained"},
+    {"curriculum"},
     {"report"},
     {"cli"},
 ]

@@ -9,7 +9,8 @@ import pytest
 
 from newllm.cli import cli
 from newllm.evaluate.floor import Floor
-from newllm.levels import LEVELS, default_widths, resolve
+from newllm.levels import LEVELS
+from newllm.recipes import default_widths, resolve
 from newllm.verdict import verdict_lines
 
 

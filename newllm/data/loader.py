@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from newllm.data.packing import Plan, plan_epoch
-from newllm.data.shards import EncodedSplit
+from newllm.data.shards import Documents
 
 IGNORED = -100
 """Target of positions that are not scored: padding, and what follows a document's last token."""
@@ -48,7 +48,7 @@ class EpochLoader:
 
     def __init__(
         self,
-        split: EncodedSplit,
+        split: Documents,
         row_length: int,
         lanes: int,
         shuffle_seed: tuple[int, int] | None = None,

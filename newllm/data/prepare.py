@@ -34,7 +34,7 @@ _BATCH_ROWS = 512
 _MALFORMED_SHOWN = 20
 _LEAST_VALIDATION_ROWS = 1000
 """Validation rows are limited with the training rows (a tenth of them), but not below this."""
-_TOKENIZER_BYTES = 256 * 1024 * 1024
+TOKENIZER_BYTES = 256 * 1024 * 1024
 """Text a BPE vocabulary is trained on at most."""
 
 
@@ -77,6 +77,9 @@ class Encoded:
     source: str
     revision: str | None
     folder: Path
+    rows: str = ""
+    """Identifies the rows alone, whatever the tokenizer; unknown ("") for data found by its
+    fingerprint."""
 
 
 def cache_folder() -> Path:
@@ -162,9 +165,13 @@ def _prepare(
     del identity["length" if encoding.tokenizer == "bpe" else "vocab_size"]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder() / "encoded" / key
+    rows = source.fingerprint
+    if encoding.max_samples is not None:
+        rows += f":{encoding.max_samples}:{encoding.seed}"
     encoded = _open(folder)
     if encoded is not None:  # equal rows may have been encoded from another place
-        return replace(encoded, source=source.description, revision=source.revision)
+        place = {"source": source.description, "revision": source.revision}
+        return replace(encoded, **place, rows=rows)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{key}.tmp-", dir=folder.parent))
     try:
@@ -177,7 +184,7 @@ def _prepare(
     encoded = _open(folder)
     if encoded is None:
         raise OSError(f"{folder}: written, but cannot be read back")
-    return encoded
+    return replace(encoded, rows=rows)
 
 
 def _open(folder: Path) -> Encoded | None:
@@ -250,7 +257,7 @@ def _encode_split(
     read = (
         row_format.conversation if isinstance(renderer, ChatRenderer) else row_format.protocol_text
     )
-    for batch in _batches(_usable(rows, read, accounting)):
+    for batch in _batches(usable_rows(rows, read, accounting)):
         documents = render_rows(renderer, row_format, batch)
         writer.add(documents)
         for document in documents:
@@ -266,7 +273,7 @@ def _encode_split(
     return accounting
 
 
-def _usable(
+def usable_rows(
     rows: Rows, read: Callable[[dict[str, Any]], object], accounting: Accounting
 ) -> Iterator[dict[str, Any]]:
     """The well-formed rows; the others are counted and remembered with their place."""
@@ -294,17 +301,17 @@ def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 def _train_tokenizer(rows: Rows, encoding: Encoding) -> Tokenizer:
     row_format = encoding.row_format
     if encoding.tokenizer == "word1000":
-        usable = _usable(rows, row_format.vocabulary_text, Accounting())
+        usable = usable_rows(rows, row_format.vocabulary_text, Accounting())
         usable = islice(usable, row_format.vocabulary_rows)
         return Word1000.train(row_format.vocabulary_text(row) for row in usable)
 
     def contents() -> Iterator[str]:
         size = 0
-        for row in _usable(rows, row_format.conversation, Accounting()):
+        for row in usable_rows(rows, row_format.conversation, Accounting()):
             for message in row_format.conversation(row):
                 yield message["content"]
                 size += len(message["content"])
-            if size > _TOKENIZER_BYTES:
+            if size > TOKENIZER_BYTES:
                 return
 
     return BPE.train(contents(), encoding.vocab_size)

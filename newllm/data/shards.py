@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,6 +27,17 @@ SHARD_TOKENS = 16 * 1024 * 1024
 """Tokens after which a new shard begins: bounds the memory that preparing needs."""
 
 _PARTS = {"tokens": np.dtype(np.uint16), "assistant": np.dtype(bool), "documents": np.dtype("<i8")}
+
+
+class Documents(Protocol):
+    """What batches are made of: a split, or a mixture of several."""
+
+    lengths: np.ndarray
+    """Tokens of each document, [D] int64."""
+
+    def tokens(self, document: int, start: int, stop: int) -> np.ndarray: ...
+
+    def assistant(self, document: int, start: int, stop: int) -> np.ndarray: ...
 
 
 class EncodedSplit:

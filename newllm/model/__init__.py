@@ -9,12 +9,12 @@ import torch
 
 from newllm.config import ModelSettings
 from newllm.errors import UserError
-from newllm.levels import EQUAL_WIDTHS, ONE_WIDTH, default_widths, equal_widths
 from newllm.model.baselines import GruLM, LstmLM, MinGruLM
 from newllm.model.context_lm import ContextLM
 from newllm.model.original import OriginalLM
 from newllm.model.residual import State
 from newllm.model.transformer import TransformerLM
+from newllm.recipes import EQUAL_WIDTHS, ONE_WIDTH, default_widths, equal_widths
 
 LanguageModel = ContextLM | OriginalLM | GruLM | LstmLM | MinGruLM | TransformerLM
 

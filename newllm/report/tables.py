@@ -10,7 +10,8 @@ from typing import Any
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import Tokenizer
-from newllm.levels import find_level, resolve
+from newllm.levels import find_level
+from newllm.recipes import resolve
 from newllm.trained import TrainedModel
 
 Facts = dict[str, Any]

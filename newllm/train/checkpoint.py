@@ -87,6 +87,20 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def load_model(path: Path) -> dict[str, Any]:
+    """`load` for a file that holds a model, not just the means to go on training.
+
+    Raises:
+        UserError: it is another file of ours, besides what `load` refuses.
+    """
+    content = load(path)
+    if content["kind"] != "model":
+        raise UserError(
+            f"{path}: this file only resumes a training; give the run's best_*.pt or *_final.pt"
+        )
+    return content
+
+
 def previous_path(path: Path) -> Path:
     """Where the file before the newest is kept."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")

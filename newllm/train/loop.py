@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,15 +19,18 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from newllm.config import Settings
+from newllm.config import ModelSettings, Settings
 from newllm.data.loader import Batch, EpochLoader
+from newllm.data.mixing import Mixture
 from newllm.data.prepare import Encoded
+from newllm.data.shards import Documents
 from newllm.device import keep_freed_memory, pick_device, pick_precision
 from newllm.errors import UserError
 from newllm.evaluate.metrics import Metrics, Record, evaluate
 from newllm.model import State, build_model
 from newllm.model.kernels import Noise
 from newllm.train.epoch_log import EpochLog, validation_line
+from newllm.train.freezing import Frozen
 from newllm.train.guards import MAX_NONFINITE_STEPS, StopRequest, all_finite
 from newllm.train.memory import fit_rows, preset_rows, resident_bytes
 from newllm.train.optimizers import make_optimizers
@@ -47,6 +50,8 @@ class Trainer:
         log: where lines go.
         save: called with the trainer when the state should be made durable.
         finish_epoch: called with the trainer, and whether the epoch was the best so far.
+        rehearsed: earlier training rows, of which every epoch has some.
+        frozen: shape of the part of a grown model that does not train.
     """
 
     def __init__(
@@ -56,7 +61,10 @@ class Trainer:
         log: EpochLog,
         save: Callable[[Trainer], None],
         finish_epoch: Callable[[Trainer, bool], None],
+        rehearsed: Sequence[Documents] = (),
+        frozen: ModelSettings | None = None,
     ) -> None:
+        self._rehearsed = rehearsed
         self.settings, self.data, self.log = settings, data, log
         self._save, self._finish_epoch = save, finish_epoch
         device = pick_device(settings.device)
@@ -78,6 +86,7 @@ class Trainer:
         # Not wrapped by accelerate: validation calls the same model in fp32.
         self.model = build_model(settings.model_settings(), data.tokenizer.vocab_size)
         self.model.to(self.device)
+        self._frozen = None if frozen is None else Frozen(self.model, frozen)
         self.optimizers = [
             self.accelerator.prepare_optimizer(optimizer)
             for optimizer in make_optimizers(self.model, settings)
@@ -96,6 +105,8 @@ class Trainer:
     def fit(self, stop: StopRequest) -> bool:
         """Train on; True when finished, False when a stop request came (the state is saved)."""
         progress = self.progress
+        if self._frozen is not None:
+            self._frozen.hold()
         if self.micro_batch == 0:
             self._find_micro_batch()
         self._last_save = time.monotonic()
@@ -157,8 +168,12 @@ class Trainer:
             )
 
     def _loader(self, epoch: int) -> EpochLoader:
+        documents: Documents = self.data.splits["train"]
+        if self._rehearsed:
+            seed = self.settings.seed, epoch
+            documents = Mixture(documents, self._rehearsed, self.settings.rehearsal_share, seed)
         return EpochLoader(
-            self.data.splits["train"],
+            documents,
             self.settings.max_seq_length,
             self.settings.batch_size,
             (self.settings.seed, epoch),
@@ -244,6 +259,8 @@ class Trainer:
     def _update(self, nats: Tensor, rate_factor: float) -> None:
         """Step the optimizers, unless a number is not finite."""
         progress = self.progress
+        if self._frozen is not None:
+            self._frozen.mask_gradients()
         norm: Tensor = self.accelerator.clip_grad_norm_(  # type: ignore[assignment]
             self.model.parameters(), clip_norm(self.settings, progress.epoch)
         )
@@ -254,6 +271,8 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak_lr"] * rate_factor
                 optimizer.step()
+            if self._frozen is not None:
+                self._frozen.restore()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         if finite:

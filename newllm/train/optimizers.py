@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -136,3 +136,34 @@ def _muon_and_adamw(model: ResidualLM, settings: Settings) -> list[torch.optim.O
         others, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
     return [muon, adamw]
+
+
+def get_moments(
+    model: LanguageModel, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, dict[str, Any]]:
+    """What the optimizers remember of each parameter's gradients, by the parameter's name."""
+    states = [optimizer.state for optimizer in optimizers]
+    return {
+        name: dict(state[parameter])
+        for name, parameter in model.named_parameters()
+        for state in states
+        if parameter in state
+    }
+
+
+def set_moments(
+    model: LanguageModel,
+    optimizers: Sequence[torch.optim.Optimizer],
+    moments: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Give the optimizers what :func:`get_moments` took from others of the same kind."""
+    parameters = dict(model.named_parameters())
+    for optimizer in optimizers:
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, parts in moments.items():
+            parameter = parameters[name]
+            if id(parameter) in trained and parameter.requires_grad:
+                optimizer.state[parameter] = {
+                    part: value.to(parameter.device) if isinstance(value, Tensor) else value
+                    for part, value in parts.items()
+                }

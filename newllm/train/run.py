@@ -19,18 +19,20 @@ from newllm.data.conversations import ROW_FORMATS
 from newllm.data.prepare import Accounting, Encoded, Encoding, prepare_training
 from newllm.data.render import make_renderer
 from newllm.data.sources import open_source
-from newllm.data.tokenizers import from_dict
 from newllm.errors import Stopped, UserError
 from newllm.evaluate.floor import ngram_floor
 from newllm.files import write_text
-from newllm.levels import find_level, resolve
+from newllm.levels import find_level
 from newllm.model.kernels import active_kernel
+from newllm.recipes import resolve
 from newllm.train import checkpoint
 from newllm.train.answers import answer_prompts
 from newllm.train.epoch_log import EpochLog, MetricsFile, make_log
 from newllm.train.guards import StopRequest, run_lock
 from newllm.train.loop import Trainer
+from newllm.train.optimizers import get_moments
 from newllm.train.run_files import RunFiles, set_aside
+from newllm.train.start import Start, prepare_rehearsal, shape_of
 from newllm.verdict import verdict_lines
 
 
@@ -56,13 +58,16 @@ def train(
         UserError: anything the user can mend.
         Stopped: a signal came; everything is saved.
     """
+    given = {**(file or {}), **flags}
+    if given.get("init_from") is not None:
+        flags = {**shape_of(given["init_from"]), **given}
     settings = resolve(dataset, flags, file)
     files = RunFiles(Path(settings.out), settings.run_name)
     log = make_log()
     with run_lock(files.folder, files.name, log.note):
         stored = _find_resume(files, log) if resume else None
         if stored is not None:
-            settings = _settings_of_resumed(stored, {**(file or {}), **flags}, settings)
+            settings = _settings_of_resumed(stored, given, settings)
         else:
             set_aside(files, log)
         try:
@@ -77,20 +82,29 @@ class _Run:
     def __init__(self, settings: Settings, files: RunFiles, log: EpochLog) -> None:
         self.settings, self.files, self.log = settings, files, log
         self.level = find_level(settings.dataset)
-        self.initial = _load_initial(settings)
+        self.start = Start.read(settings)
         self.data = self._encode()
+        self.rehearsed = prepare_rehearsal(settings, self.data.tokenizer)
         self.metrics_file = MetricsFile(
             files.metrics,
             files.folder / "tensorboard" / files.name if settings.tensorboard else None,
         )
 
     def train(self, stored: dict[str, Any] | None) -> Path:
-        trainer = Trainer(self.settings, self.data, self.log, self._save, self._finish_epoch)
+        trainer = Trainer(
+            self.settings,
+            self.data,
+            self.log,
+            self._save,
+            self._finish_epoch,
+            rehearsed=[data.splits["train"] for data in self.rehearsed.values()],
+            frozen=self.start.frozen,
+        )
         if stored is not None:
             self._refuse_changed_data(stored)
             trainer.load_state_dict(stored["trainer"])
-        elif self.initial is not None:
-            _load_weights(trainer, self.initial, self.settings)
+        else:
+            self.start.apply(trainer)
         self._introduce(trainer, resumed=stored is not None)
         write_text(self.files.settings, to_yaml(self.settings))
         self.metrics_file.write(trainer.progress.history)
@@ -99,20 +113,16 @@ class _Run:
             with stop.listening():
                 if not trainer.fit(stop):
                     raise Stopped(stop.exit_code, f"Stopped; to go on: {_resume_command()}")
-            self._write_model(self.files.final, trainer, trainer.progress.history[-1])
+            last = trainer.progress.history[-1]
+            moments = get_moments(trainer.model, trainer.optimizers)
+            self._write_model(self.files.final, trainer, last, {"moments": moments})
         self._conclude(trainer)
         return self.files.best
 
     def _encode(self) -> Encoded:
         settings = self.settings
         source = open_source(self.level, settings.data, settings.subset)
-        given = from_dict(self.initial["tokenizer"]) if self.initial else None
-        if given is not None and given.kind != settings.tokenizer:
-            raise UserError(
-                f"--from {settings.init_from}: its tokenizer is {given.kind}, "
-                f"so give --tokenizer {given.kind}"
-            )
-        return prepare_training(source, Encoding.of(settings), given)
+        return prepare_training(source, Encoding.of(settings), self.start.tokenizer)
 
     def _introduce(self, trainer: Trainer, resumed: bool) -> None:
         settings, counts = self.settings, self.data.accounting
@@ -127,6 +137,12 @@ class _Run:
                     f"       {facts.malformed} malformed {name} rows left out; "
                     f"first: {facts.malformed_examples[0]}"
                 )
+        if self.rehearsed:
+            rows = ", ".join(
+                f"{name} ({data.accounting['train'].documents:,} rows)"
+                for name, data in self.rehearsed.items()
+            )
+            self.log.note(f"       rehearsed: {settings.rehearsal_share:.0%} of the tokens, {rows}")
         self.log.note(
             f"Model  {settings.architecture}, {settings.num_layers} layer(s), context "
             f"{settings.context_dim}, {trainer.parameters:,} parameters, {settings.tokenizer} "
@@ -141,7 +157,8 @@ class _Run:
             self.log.note(f"Resumed at epoch {at.epoch + 1}, step {at.step}")
 
     def _refuse_changed_data(self, stored: dict[str, Any]) -> None:
-        if stored["data"]["fingerprint"] != self.data.fingerprint:
+        now = self._describe_data()
+        if any(stored["data"][key] != now[key] for key in ("fingerprint", "rehearsed")):
             raise UserError(
                 f"--resume: the data changed since the run began ({stored['data']['source']}); "
                 "restore it, or train anew without --resume"
@@ -150,9 +167,11 @@ class _Run:
     def _describe_data(self) -> dict[str, Any]:
         return {
             "fingerprint": self.data.fingerprint,
+            "rows": self.data.rows,
             "source": self.data.source,
             "revision": self.data.revision,
             "accounting": {name: asdict(facts) for name, facts in self.data.accounting.items()},
+            "rehearsed": {name: data.fingerprint for name, data in self.rehearsed.items()},
         }
 
     def _save(self, trainer: Trainer) -> None:
@@ -185,7 +204,13 @@ class _Run:
         line = json.dumps({"epoch": epoch, **answered}, ensure_ascii=False)
         write_text(path, "\n".join([*kept, line]) + "\n")
 
-    def _write_model(self, path: Path, trainer: Trainer, record: dict[str, Any]) -> None:
+    def _write_model(
+        self,
+        path: Path,
+        trainer: Trainer,
+        record: dict[str, Any],
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
         """A self-contained checkpoint: enough to evaluate, chat and train on."""
         content = {
             "kind": "model",
@@ -197,6 +222,7 @@ class _Run:
             "newllm_version": newllm.__version__,
             "torch_version": str(torch.__version__),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **(more or {}),
         }
         checkpoint.save(path, content)
 
@@ -249,30 +275,6 @@ def _settings_of_resumed(
     # `out` and `name` found the run, so they are right even where they are the defaults.
     free = {*(WITHOUT_EFFECT_ON_WEIGHTS & set(given)), "out", "name"}
     return parse({**before, **{name: getattr(resolved, name) for name in free}})
-
-
-def _load_initial(settings: Settings) -> dict[str, Any] | None:
-    if settings.init_from is None:
-        return None
-    content = checkpoint.load(Path(settings.init_from))
-    if content["kind"] != "model":
-        raise UserError(f"--from {settings.init_from}: give a best_*.pt or *_final.pt file")
-    return content
-
-
-def _load_weights(trainer: Trainer, initial: dict[str, Any], settings: Settings) -> None:
-    shape = settings.model_settings().model_dump(exclude={"dropout"})
-    differing = [
-        f"{option_name(name)} {initial['settings'][name]}"
-        for name, value in shape.items()
-        if initial["settings"][name] != value
-    ]
-    if differing:
-        raise UserError(
-            f"--from {settings.init_from}: the model there has another shape; "
-            f"give {' '.join(differing)}"
-        )
-    trainer.model.load_state_dict(initial["model"])
 
 
 def _resume_command() -> str:

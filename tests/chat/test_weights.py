@@ -13,9 +13,9 @@ from newllm.chat.sampling import Sampling, Stream
 from newllm.cli import cli, main
 from newllm.data.tokenizers import BPE
 from newllm.errors import UserError
-from newllm.levels import resolve
 from newllm.model import build_model
 from newllm.model.quantize import RoundedLM, WeightFormat
+from newllm.recipes import resolve
 from newllm.train import checkpoint
 from newllm.trained import TrainedModel
 

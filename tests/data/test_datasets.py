@@ -16,7 +16,8 @@ from newllm.data.sample import SAMPLES, sample_rows
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE, Word1000
 from newllm.errors import UserError
-from newllm.levels import LEVELS, resolve
+from newllm.levels import LEVELS
+from newllm.recipes import resolve
 
 GOOD: dict[str, list[dict[str, Any]]] = {
     "hh_rlhf": [{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: ok\n\nAssistant: Bye."}],

@@ -18,7 +18,8 @@ import pytest
 
 from newllm.cli import CONTEXT, cli, main
 from newllm.config import Settings
-from newllm.levels import find_level, resolve
+from newllm.levels import find_level
+from newllm.recipes import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ("TRAINING_PROGRESSION", "HH_RLHF_TRAINING", "ULTRACHAT_TRAINING", "CODE_MATH_TRAINING")

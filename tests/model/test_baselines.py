@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from newllm.config import ModelSettings
 from newllm.errors import UserError
-from newllm.levels import resolve
 from newllm.model import LanguageModel, build_model, count_parameters, matched_widths
 from newllm.model.baselines import GatedBlock, min_gru
 from newllm.model.kernels import KERNEL_VARIABLE, Noise
 from newllm.model.segments import Segments
 from newllm.model.transformer import WINDOW
+from newllm.recipes import resolve
 
 PEERS = ["gru", "lstm", "mingru", "transformer"]
 VOCAB = 40

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from newllm.data.loader import IGNORED
-from newllm.levels import resolve
 from newllm.model import ContextLM, build_model
 from newllm.model.kernels import Noise
 from newllm.model.loss import sum_of_nats
+from newllm.recipes import resolve
 
 
 @pytest.mark.parametrize(("layers", "published"), [(1, 1_426_152), (4, 2_214_120)])

@@ -113,7 +113,7 @@ def test_context_is_clamped_and_dropout_acts() -> None:
 
 
 def test_published_rate_follows_the_batch() -> None:
-    from newllm.levels import resolve
+    from newllm.recipes import resolve
 
     settings = resolve("dolly", {"architecture": "original"})
     assert settings.learning_rate == pytest.approx(8e-4)

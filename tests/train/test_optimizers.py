@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from newllm.levels import resolve
 from newllm.model import build_model
+from newllm.recipes import resolve
 from newllm.train.optimizers import MUON_RATE, Muon, make_optimizers, orthogonalize
 
 

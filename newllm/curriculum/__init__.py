@@ -1,0 +1,1 @@
+"""One model through all levels: growing, climbing, and what it forgets."""
