@@ -20,6 +20,7 @@ LAYERS = [
     {"evaluate"},
     {"chat"},
     {"verdict"},
+    {"summary"},
     {"train"},
     {"trained"},
     {"report"},

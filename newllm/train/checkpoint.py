@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from newllm.errors import UserError
-from newllm.files import sync_folder, write_bytes
+from newllm.files import previous_path, sync_folder, write_bytes
 
 FORMAT = "new-llm"
 FORMAT_VERSION = 2
@@ -85,11 +85,6 @@ def load(path: Path) -> dict[str, Any]:
             f"{path}: cut off, or saved again by other software (no SHA-256 at its end)"
         )
     return content
-
-
-def previous_path(path: Path) -> Path:
-    """Where the file before the newest is kept."""
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def load_newest(path: Path) -> tuple[dict[str, Any], str | None] | None:
