@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from benchmarks.measure import Row
-from newllm.cli import setting_options
+from newllm.cli_options import setting_options
 from newllm.config import Settings
 from newllm.levels import resolve
 from newllm.model import LanguageModel, build_model

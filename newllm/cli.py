@@ -8,17 +8,17 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import newllm
-from newllm import __version__
-from newllm.config import Settings, option_name, read_yaml
+from newllm import __version__, cli_report
+from newllm.cli_options import dataset_argument, file_argument, json_option, setting_options
+from newllm.config import read_yaml
 from newllm.errors import Stopped, UserError
-from newllm.levels import LEVELS
 
 if TYPE_CHECKING:
     from newllm.model.quantize import WeightFormat
@@ -40,41 +40,6 @@ def cli() -> None:
     """Small language models without attention: train them level by level, and talk to them."""
 
 
-def setting_options(*fields: str) -> Callable[[Any], Any]:
-    """Add an option for each of these settings (default: all), from its definition."""
-
-    def decorate(command: Any) -> Any:
-        for field in reversed(
-            fields or [name for name in Settings.model_fields if name != "dataset"]
-        ):
-            command = _setting_option(field)(command)
-        return command
-
-    return decorate
-
-
-def _setting_option(field: str) -> Callable[[Any], Any]:
-    info = Settings.model_fields[field]
-    kinds = [kind for kind in get_args(info.annotation) if kind is not type(None)]
-    kind: Any = (
-        kinds[0] if kinds and get_origin(info.annotation) is not Literal else info.annotation
-    )
-    default = "" if info.is_required() or info.default is None else f"  [default: {info.default}]"
-    if info.is_required():
-        default = "  [default: the level's]"
-    options: dict[str, Any] = {"help": f"{info.description}.{default}", "default": None}
-    if kind is bool:
-        options["is_flag"] = True
-    elif get_origin(kind) is Literal:
-        options["type"] = click.Choice(get_args(kind))
-    else:
-        options["type"] = kind
-    return click.option(option_name(field), field, **options)
-
-
-dataset_argument = click.argument("dataset", type=click.Choice(list(LEVELS)), metavar="DATASET")
-file_argument = click.argument("file", metavar="FILE")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 weights_option = click.option(
     "--weights",
     type=click.Choice(["fp32", "bf16", "int8"]),
@@ -275,6 +240,10 @@ def bench(name: str | None, arguments: tuple[str, ...]) -> None:
     command = benchmarks.find(name)
     with command.make_context(f"newllm bench {name}", list(arguments), **CONTEXT) as context:
         command.invoke(context)
+
+
+for verb in cli_report.COMMANDS:
+    cli.add_command(verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

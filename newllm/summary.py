@@ -90,10 +90,10 @@ def summary_lines(summary: Summary) -> list[str]:
         f"Finished: {done}, {summary.trained_tokens:,} tokens",
         _result(summary.best),
         _floor(summary.floor),
-        _mark(summary),
+        mark_line(summary),
     ]
     if summary.verdict.bpb_mark is not None:
-        lines.append(_bpb_mark(summary.verdict.bpb_mark))
+        lines.append(bpb_mark_line(summary.verdict.bpb_mark))
     for step in summary.advice:
         lines.append(f"Next, {step.text}:\n  {step.command}")
     lines.append(f"Talk to it:\n  newllm chat {shlex.quote(summary.checkpoint)}")
@@ -118,7 +118,8 @@ def _floor(floor: Mapping[str, Any]) -> str:
     return f"A {floor['order']}-gram table reaches {reached} on the same rows: this model is {how}."
 
 
-def _mark(summary: Summary) -> str:
+def mark_line(summary: Summary) -> str:
+    """The verdict by the published mark."""
     verdict = summary.verdict
     if verdict.mark is None:
         return f"{summary.dataset} has no pass mark."
@@ -144,7 +145,8 @@ def _mark(summary: Summary) -> str:
     return f"{name}: the mark (PPL < {verdict.mark:g}) is not judged: {why}."
 
 
-def _bpb_mark(mark: Mapping[str, Any]) -> str:
+def bpb_mark_line(mark: Mapping[str, Any]) -> str:
+    """The verdict by the mark in bits per byte."""
     word = "CLEARED" if mark["cleared"] else "NOT CLEARED"
     return (
         f"In bits per byte: {word}, against {mark['bpb']:.4f} ({mark['how']}, "

@@ -33,6 +33,8 @@ Reason = Literal[
 GUESSED_MARKS = (4, 5)
 """Levels whose marks were published as guesses; a table of counts passes them."""
 
+REAL_ROWS = "the real rows, from the Hub (or --data PATH)"
+
 OUT = Settings.model_fields["out"].default
 
 
@@ -61,6 +63,8 @@ class NextStep:
     text: str
     command: str
     """Ready to paste."""
+    dataset: str
+    """What the command trains."""
 
 
 def judge(level: Level, settings: Settings, best: Record) -> Verdict:
@@ -91,15 +95,19 @@ def next_steps(level: Level, settings: Settings, best: Record, floor: Floor) -> 
     """What to do next, the most promising first."""
     if settings.data == "sample":
         command = train_command(level.dataset, settings.tokenizer, settings.out)
-        return [NextStep("the real rows, from the Hub (or --data PATH)", command)]
+        return [NextStep(REAL_ROWS, command, level.dataset)]
     if level.pass_mark is None:
         return []
     if settings.tokenizer == "word1000":
         band = level.band(best["ppl"])
     else:
         band = "cleared" if beats_floor(best, floor) else "needs work"
-    steps = ((item.text, _command(item, settings)) for item in level.advice[band])
-    return [NextStep(text, command) for text, command in steps if command is not None]
+    steps = ((item, _command(item, settings)) for item in level.advice[band])
+    return [
+        NextStep(item.text, command, item.level or level.dataset)
+        for item, command in steps
+        if command is not None
+    ]
 
 
 def train_command(dataset: str, tokenizer: str, out: str) -> str:

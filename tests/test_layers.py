@@ -24,6 +24,8 @@ LAYERS = [
     {"train"},
     {"trained"},
     {"report"},
+    {"cli_options"},
+    {"cli_report"},
     {"cli"},
 ]
 """From the bottom up. A module may import its own part and every part above it in this list."""
