@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib import metadata
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +21,7 @@ import psutil
 import torch
 
 import newllm
+from newllm.device import cpu_model
 from newllm.model.kernels import active_kernel
 
 Row = dict[str, Any]
@@ -188,22 +188,12 @@ def machine_facts() -> Row:
         "newllm": newllm.__version__,
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in _PACKAGES},
-        "cpu": _cpu_name(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(psutil.getloadavg()[0], 1),
         "kernel": active_kernel("cpu"),
     }
-
-
-def _cpu_name() -> str:
-    """As the system calls it; the architecture where it does not say."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

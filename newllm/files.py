@@ -35,6 +35,11 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
+def previous_path(path: Path) -> Path:
+    """Where the file before the newest is kept, of those that keep one."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable (where the system can: not on Windows)."""
     if os.name == "nt":

@@ -1,43 +1,90 @@
-"""The verdict at the end of a training: the mark in its own protocol, the floor, and what next."""
+"""The verdict on a training, as data: the mark in its own protocol, and what to do next.
+
+What is said here is printed, stored in `NAME.summary.json` and shown by `newllm progress`; the
+words around it are in `summary.py`.
+"""
 
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from newllm.config import Settings, option_name
-from newllm.evaluate.floor import Floor
-from newllm.evaluate.metrics import Record
 from newllm.levels import Advice, Level
 from newllm.recipes import resolve
 
+if TYPE_CHECKING:  # these import torch, which showing a verdict does not need
+    from newllm.evaluate.floor import Floor
+    from newllm.evaluate.metrics import Record
 
-def verdict_lines(
-    level: Level, settings: Settings, best: Record, floor: Floor, checkpoint: str
-) -> list[str]:
-    """Lines for the screen: result, n-gram floor, mark, advice and the next command."""
-    lines = [_result(best), _floor(best, floor), _mark(level, settings, best)]
-    for text, command in _advice(level, settings, best, floor):
-        lines.append(f"Next, {text}:\n  {command}")
-    lines.append(f"Talk to it:\n  newllm chat {shlex.quote(checkpoint)}")
-    return lines
+Status = Literal["cleared", "not cleared", "not judged"]
+
+Reason = Literal[
+    "below the mark",
+    "below a guessed mark",
+    "not below the mark",
+    "no mark",
+    "built-in rows",
+    "vocabulary of another run",
+    "another unit",
+]
+
+GUESSED_MARKS = (4, 5)
+"""Levels whose marks were published as guesses; a table of counts passes them."""
+
+REAL_ROWS = "the real rows, from the Hub (or --data PATH)"
+
+OUT = Settings.model_fields["out"].default
 
 
-def _result(best: Record) -> str:
-    line = f"Best epoch {best['epoch']}: validation PPL {best['ppl']:.2f}, "
-    line += f"accuracy {best['accuracy']:.1%}"
-    if best["bpb"] is None:
-        return line + f"; {best['unk_share']:.1%} of the scored tokens are unknown words"
-    line += f", {best['bpb']:.4f} bits per byte"
-    if best["bpb_assistant"] is None:
-        return line
-    return line + f" ({best['bpb_assistant']:.4f} of the assistant's text)"
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a level is cleared, by which mark, and why (not)."""
+
+    status: Status
+    """By the published mark, a perplexity in the word-1000 protocol."""
+    reason: Reason
+    mark: float | None
+    """The published mark: cleared below it. None where the data set has none."""
+    margin: float | None = None
+    """Mark minus perplexity; None where it is not judged."""
+    band: str | None = None
+    """excellent, cleared or needs work; None where it is not judged."""
+    bpb_mark: Mapping[str, Any] | None = None
+    """The mark in bits per byte, measured in equal time on the same rows: {"bpb", "parameters",
+    "minutes", "cleared", "how"}; None where there is none."""
 
 
-def _floor(best: Record, floor: Floor) -> str:
-    reached = f"PPL {floor.ppl:.2f}" if floor.bpb is None else f"{floor.bpb:.4f} bits per byte"
-    how = "ahead of it" if beats_floor(best, floor) else "behind it"
-    return f"A {floor.order}-gram table reaches {reached} on the same rows: this model is {how}."
+@dataclass(frozen=True)
+class NextStep:
+    """One thing to do next."""
+
+    text: str
+    command: str
+    """Ready to paste."""
+    dataset: str
+    """What the command trains."""
+
+
+def judge(level: Level, settings: Settings, best: Record) -> Verdict:
+    """The verdict on a run's best epoch."""
+    mark = level.pass_mark
+    if mark is None:
+        return Verdict("not judged", "no mark", None)
+    if settings.data == "sample":
+        return Verdict("not judged", "built-in rows", mark)
+    if settings.tokenizer != "word1000":
+        return Verdict("not judged", "another unit", mark)
+    if settings.init_from is not None:
+        return Verdict("not judged", "vocabulary of another run", mark)
+    band, margin = level.band(best["ppl"]), mark - best["ppl"]
+    if band == "needs work":
+        return Verdict("not cleared", "not below the mark", mark, margin, band)
+    guessed = level.number in GUESSED_MARKS
+    reason: Reason = "below a guessed mark" if guessed else "below the mark"
+    return Verdict("cleared", reason, mark, margin, band)
 
 
 def beats_floor(best: Record, floor: Floor) -> bool:
@@ -45,54 +92,37 @@ def beats_floor(best: Record, floor: Floor) -> bool:
     return best["ppl"] < floor.ppl if floor.bpb is None else best["bpb"] < floor.bpb
 
 
-def _mark(level: Level, settings: Settings, best: Record) -> str:
-    if level.pass_mark is None:
-        return f"{level.dataset} has no pass mark."
-    name = f"Level {level.number} ({level.dataset})"
+def next_steps(level: Level, settings: Settings, best: Record, floor: Floor) -> list[NextStep]:
+    """What to do next, the most promising first."""
     if settings.data == "sample":
-        return (
-            f"{name}: the mark (PPL < {level.pass_mark:g}) is not judged: "
-            "these are the built-in rows, not the data set's."
-        )
-    if settings.tokenizer == "word1000" and settings.init_from is not None:
-        return (
-            f"{name}: the mark (PPL < {level.pass_mark:g}) is not judged: the vocabulary came with "
-            "--from, and the protocol counts it on this level's own rows."
-        )
-    if settings.tokenizer != "word1000":
-        return (
-            f"{name}: the published mark (PPL < {level.pass_mark:g}) is in word-1000 units; "
-            "to be judged by it, train with --tokenizer word1000."
-        )
-    band, margin = level.band(best["ppl"]), level.pass_mark - best["ppl"]
-    word = "NOT CLEARED" if band == "needs work" else "CLEARED"
-    line = (
-        f"{name}: {word}, PPL {best['ppl']:.2f} against < {level.pass_mark:g} "
-        f"(margin {margin:+.2f}, band: {band})"
-    )
-    if level.number in (4, 5) and word == "CLEARED":
-        line += ". This mark was a guess, which a table of counts passes: see bits per byte."
-    return line
-
-
-def _advice(level: Level, settings: Settings, best: Record, floor: Floor) -> list[tuple[str, str]]:
-    """(what, command ready to paste), the most promising first."""
-    if settings.data == "sample":
-        return [("the real rows, from the Hub (or --data PATH)", _train(level.dataset, settings))]
+        command = train_command(level.dataset, settings.tokenizer, settings.out)
+        return [NextStep(REAL_ROWS, command, level.dataset)]
     if level.pass_mark is None:
         return []
     if settings.tokenizer == "word1000":
         band = level.band(best["ppl"])
     else:
         band = "cleared" if beats_floor(best, floor) else "needs work"
-    advice = ((item.text, _command(item, settings)) for item in level.advice[band])
-    return [(text, command) for text, command in advice if command is not None]
+    steps = ((item, _command(item, settings)) for item in level.advice[band])
+    return [
+        NextStep(item.text, command, item.level or level.dataset)
+        for item, command in steps
+        if command is not None
+    ]
+
+
+def train_command(dataset: str, tokenizer: str, out: str) -> str:
+    """The command that trains a data set as its level recommends; defaults are not said."""
+    words = ["newllm", "train", dataset]
+    words += [] if tokenizer == "bpe" else ["--tokenizer", tokenizer]
+    words += [] if out == OUT else ["--out", out]
+    return shlex.join(words)
 
 
 def _command(advice: Advice, settings: Settings) -> str | None:
     """The run's command as the advice changes it; None where that changes nothing."""
     if advice.level is not None:
-        return _train(advice.level, settings)
+        return train_command(advice.level, settings.tokenizer, settings.out)
     changes = {**advice.settings}
     for name, factor in advice.factors.items():
         value = getattr(settings, name) * factor
@@ -111,11 +141,6 @@ def _command(advice: Advice, settings: Settings) -> str | None:
     return shlex.join(words)
 
 
-def _train(dataset: str, settings: Settings) -> str:
-    tokenizer = "" if settings.tokenizer == "bpe" else f" --tokenizer {settings.tokenizer}"
-    return f"newllm train {dataset}{tokenizer}"
-
-
 def _chosen(settings: Settings) -> dict[str, Any]:
     """The settings of a run that are not what its level would give by itself."""
     # Some defaults follow from other settings: architecture -> batch -> rate, shape -> widths.
@@ -125,7 +150,7 @@ def _chosen(settings: Settings) -> dict[str, Any]:
     batched = resolve(
         settings.dataset, {name: getattr(settings, name) for name in (*shape, "batch_size")}
     )
-    left_out = {"dataset", "init_from", "name", "out", "device", "tensorboard", "minutes"}
+    left_out = {"dataset", "init_from", "name", "device", "tensorboard", "minutes"}
     chosen = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)

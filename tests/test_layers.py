@@ -21,6 +21,7 @@ LAYERS = [
     {"evaluate"},
     {"chat"},
     {"verdict"},
+    {"summary"},
     {"train"},
     {"trained"},
     {"curriculum"},

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from newllm.cli import cli
+from newllm.config import Settings
+from newllm.errors import UserError
 from newllm.evaluate.floor import Floor
 from newllm.levels import LEVELS
 from newllm.recipes import default_widths, resolve
-from newllm.verdict import verdict_lines
+from newllm.summary import Summary, load_summary, save_summary, summary_lines
+from newllm.verdict import beats_floor, judge, next_steps
 
 
 @pytest.mark.parametrize(
@@ -49,6 +54,34 @@ def record(**changes: Any) -> dict[str, Any]:
             "bpb_assistant": None, **changes}  # fmt: skip
 
 
+def summary_of(dataset: str, settings: Settings, best: dict[str, Any], floor: Floor) -> Summary:
+    """What a run with this result leaves."""
+    level = LEVELS[dataset]
+    return Summary(
+        run=settings.run_name,
+        dataset=dataset,
+        level=level.number,
+        settings=settings.model_dump(),
+        parameters=1000,
+        data={},
+        best=best,
+        epochs=3,
+        minutes=1.0,
+        trained_tokens=10,
+        floor={**asdict(floor), "beaten": beats_floor(best, floor)},
+        verdict=judge(level, settings, best),
+        advice=tuple(next_steps(level, settings, best, floor)),
+        checkpoint="a folder/best.pt",
+        versions={},
+        machine={},
+        created="2026-01-01T00:00:00Z",
+    )
+
+
+def lines_of(*arguments: Any) -> list[str]:
+    return summary_lines(summary_of(*arguments))
+
+
 def commands(lines: list[str]) -> list[list[str]]:
     found = [line.split("\n  ")[1] for line in lines if "\n  newllm" in line]
     return [shlex.split(command)[1:] for command in found]
@@ -67,7 +100,7 @@ def test_every_command_of_a_verdict_can_be_pasted(dataset, tokenizer, ppl, archi
     if tokenizer == "bpe":
         best |= {"bpb": ppl / 10, "bpb_assistant": None, "unk_share": None}
         floor = Floor(5, 20.0, 2.0)
-    lines = verdict_lines(LEVELS[dataset], settings, best, floor, "a folder/best.pt")
+    lines = lines_of(dataset, settings, best, floor)
     for verb, *arguments in commands(lines):
         assert "--batch-size" not in arguments, "a default need not be said"
         context = cli.commands[verb].make_context(verb, list(arguments))
@@ -85,15 +118,11 @@ def test_every_command_of_a_verdict_can_be_pasted(dataset, tokenizer, ppl, archi
 
 def test_verdict_says_the_mark_the_floor_and_the_unknown_share() -> None:
     settings = resolve("dolly", {"tokenizer": "word1000", "data": "rows"})
-    text = "\n".join(
-        verdict_lines(LEVELS["dolly"], settings, record(), Floor(3, 20.0, None), "best.pt")
-    )
+    text = "\n".join(lines_of("dolly", settings, record(), Floor(3, 20.0, None)))
     assert "CLEARED, PPL 16.00 against < 17 (margin +1.00, band: cleared)" in text
     assert "3-gram table reaches PPL 20.00" in text
     assert "41.0% of the scored tokens are unknown" in text
-    failed = "\n".join(
-        verdict_lines(LEVELS["dolly"], settings, record(ppl=18.0), Floor(3, 20.0, None), "best.pt")
-    )
+    failed = "\n".join(lines_of("dolly", settings, record(ppl=18.0), Floor(3, 20.0, None)))
     assert "NOT CLEARED" in failed
     assert "--epochs 15" in failed
 
@@ -106,8 +135,46 @@ def test_mark_is_judged_only_in_its_protocol() -> None:
     ]
     cases.append(({"data": "rows", "tokenizer": "word1000", "init_from": "x.pt"}, *cases[1][1:]))
     for flags, best, floor in cases:
-        lines = verdict_lines(LEVELS["dolly"], resolve("dolly", flags), best, floor, "b.pt")
+        lines = lines_of("dolly", resolve("dolly", flags), best, floor)
         assert not any("CLEARED" in line for line in lines)
+
+
+def test_a_summary_says_the_same_after_reading(tmp_path: Path) -> None:
+    """What is printed is what is stored, a mark in bits per byte included."""
+    settings = resolve("dolly", {"data": "rows"})
+    best = record(bpb=1.5, bpb_assistant=1.4, unk_share=None)
+    summary = summary_of("dolly", settings, best, Floor(5, 9.0, 2.0))
+    mark = {"bpb": 1.6, "parameters": 1_370_112, "minutes": 10.0, "cleared": True, "how": "GRU"}
+    summary = replace(summary, verdict=replace(summary.verdict, bpb_mark=mark))
+    save_summary(tmp_path / "x.summary.json", summary)
+    read = load_summary(tmp_path / "x.summary.json")
+    assert read == summary
+    assert summary_lines(read) == summary_lines(summary)
+    line = next(line for line in summary_lines(read) if line.startswith("In bits per byte"))
+    assert line == (
+        "In bits per byte: CLEARED, against 1.6000 (GRU, 1,370,112 parameters, 10 minutes)"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"format": "x", "version": 1}', '{"format": "new-llm summary"}']
+)
+def test_a_damaged_summary_is_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.summary.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="not a summary that can be read") as refused:
+        load_summary(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_commands_keep_to_the_folder_of_the_run() -> None:
+    for data in ("sample", "rows"):
+        settings = resolve("dolly", {"data": data, "out": "my runs"})
+        lines = lines_of("dolly", settings, record(bpb=1.5, unk_share=None), Floor(5, 9.0, 2.0))
+        trainings = [command for command in commands(lines) if command[0] == "train"]
+        assert trainings
+        for command in trainings:
+            assert command[command.index("--out") + 1] == "my runs"
 
 
 @pytest.mark.parametrize(("layers", "context"), [(1, 256), (4, 256), (8, 512), (12, 1024), (2, 16)])

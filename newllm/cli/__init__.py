@@ -16,7 +16,7 @@ import click
 
 import newllm
 from newllm import __version__
-from newllm.cli import progression
+from newllm.cli import progression, report
 from newllm.cli.options import (
     dataset_argument,
     file_argument,
@@ -220,7 +220,8 @@ def bench(name: str | None, arguments: tuple[str, ...]) -> None:
         command.invoke(context)
 
 
-cli.add_command(progression.grow)
+for verb in (*progression.COMMANDS, *report.COMMANDS):
+    cli.add_command(verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,11 @@
-"""Options of the commands; those of settings are generated from their definitions."""
+"""Options that several commands share, and the one way an option takes several words.
+
+Options of settings are generated from `config.py`, where each is defined once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import click
@@ -11,23 +14,29 @@ from newllm.config import Settings, option_name
 from newllm.levels import LEVELS
 
 
-def setting_options(*fields: str) -> Callable[[Any], Any]:
-    """Add an option for each of these settings (default: all), from its definition."""
+def setting_options(*fields: str, several: Sequence[str] = ()) -> Callable[[Any], Any]:
+    """Add an option for each of these settings (default: all), from its definition.
+
+    Args:
+        fields: names of settings.
+        several: those of them that take several words (the command has to be of the class
+            `SeveralWords`); their values come as a tuple, empty where none is given.
+    """
 
     def decorate(command: Any) -> Any:
         for field in reversed(
             fields or [name for name in Settings.model_fields if name != "dataset"]
         ):
-            command = _setting_option(field)(command)
+            command = _setting_option(field, field in several)(command)
         return command
 
     return decorate
 
 
-def _setting_option(field: str) -> Callable[[Any], Any]:
+def _setting_option(field: str, several: bool) -> Callable[[Any], Any]:
     info = Settings.model_fields[field]
+    repeated = get_origin(info.annotation) is list
     kinds = [kind for kind in get_args(info.annotation) if kind is not type(None)]
-    several = get_origin(info.annotation) is list
     kind: Any = (
         kinds[0] if kinds and get_origin(info.annotation) is not Literal else info.annotation
     )
@@ -35,7 +44,7 @@ def _setting_option(field: str) -> Callable[[Any], Any]:
     if info.is_required():
         default = "  [default: the level's]"
     options: dict[str, Any] = {"help": f"{info.description}.{default}", "default": None}
-    if several:  # None, not an empty list, where it is not given
+    if repeated:  # None, not an empty list, where it is not given
         options |= {"multiple": True, "callback": lambda _context, _option, values: values or None}
     if kind is bool:
         options["is_flag"] = True
@@ -43,6 +52,8 @@ def _setting_option(field: str) -> Callable[[Any], Any]:
         options["type"] = click.Choice(get_args(kind))
     else:
         options["type"] = kind
+    if several:
+        options |= {"cls": SeveralWordsOption, "default": ()}
     return click.option(option_name(field), field, **options)
 
 
@@ -77,3 +88,56 @@ def sampling_options(command: Any) -> Any:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+class SeveralWordsOption(click.Option):
+    """An option that takes every word up to the next option: `--num-layers 1 4 5`.
+
+    The value is a tuple. Belongs to a command of the class `SeveralWords`.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, multiple=True, **settings)
+
+    def make_metavar(self, ctx: click.Context) -> str:
+        return f"{super().make_metavar(ctx)}..."
+
+
+class SeveralWords(click.Command):
+    """A command whose `SeveralWordsOption`s take several words.
+
+    Click has only options with a fixed number of words, or given several times. So
+    `--num-layers 1 4` is rewritten as `--num-layers 1 --num-layers 4` before click reads it;
+    everything else (types, messages, `=`) stays click's.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        normalize = ctx.token_normalize_func or (lambda name: name)
+        names = {
+            normalize(name)
+            for parameter in self.params
+            if isinstance(parameter, SeveralWordsOption)
+            for name in parameter.opts
+        }
+        rewritten: list[str] = []
+        option = ""
+        """The option whose words are being read."""
+        for position, word in enumerate(args):
+            if word == "--":
+                rewritten += args[position:]
+                break
+            if _is_option(word):
+                name, given, _ = word.partition("=")
+                option = name if normalize(name) in names else ""
+                # The first word follows as it is; `--name=word` has it already.
+                needs_name = bool(given)
+            elif option:
+                rewritten += [option] if needs_name else []
+                needs_name = True
+            rewritten.append(word)
+        return super().parse_args(ctx, rewritten)
+
+
+def _is_option(word: str) -> bool:
+    """Whether a word begins another option; negative numbers do not."""
+    return word.startswith("-") and len(word) > 1 and not (word[1].isdigit() or word[1] == ".")

@@ -1,12 +1,27 @@
-"""Commands of the progression."""
+"""Commands of the progression: grow, climb, tokenizer."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from newllm.cli.options import file_argument, setting_options
+from newllm.cli.options import SeveralWords, SeveralWordsOption, file_argument, setting_options
+
+levels_option = click.option(
+    "--levels",
+    cls=SeveralWordsOption,
+    default=("1", "2", "3", "4", "5"),
+    show_default=True,
+    help="Numbers or names of levels.",
+)
+data_dir_option = click.option(
+    "--data-dir",
+    default="hub",
+    show_default=True,
+    help="hub, sample, or a folder with a folder for every level's data set.",
+)
 
 
 @click.command()
@@ -29,3 +44,93 @@ def grow(file: str, output: Path, seed: int | None, **sizes: int | None) -> None
         f"{shape.embed_dim}, feed-forward {shape.hidden_dim}; it says what {file} says.\n"
         f"Train it on: newllm train DATASET --from {output}"
     )
+
+
+@click.command(cls=SeveralWords)
+@levels_option
+@data_dir_option
+@setting_options(
+    "minutes",
+    "epochs",
+    "num_layers",
+    "context_dim",
+    "vocab_size",
+    "max_samples",
+    "batch_size",
+    "learning_rate",
+    "dropout",
+    "seed",
+    "device",
+    "precision",
+    "out",
+    "save_minutes",
+)
+@click.option(
+    "--rehearsal-share",
+    type=click.FloatRange(0, 0.9),
+    help="Share of the tokens from earlier levels.  [default: each level's]",
+)
+@click.option("--until-cleared", is_flag=True, help="Train a level again until its mark is met.")
+@click.option("--keep-going", is_flag=True, help="Go on where a level is not cleared.")
+@click.option("--resume", is_flag=True, help="Go on where the climb in --out stopped.")
+def climb(
+    levels: tuple[str, ...],
+    data_dir: str,
+    out: str | None,
+    rehearsal_share: float | None,
+    until_cleared: bool,
+    keep_going: bool,
+    resume: bool,
+    **settings: Any,
+) -> None:
+    """Take one model through all levels, growing and rehearsing, and see what it forgets.
+
+    --minutes and --epochs are those of each level.
+
+    Example: newllm climb --data-dir sample --minutes 1 --out climb
+    """
+    from newllm.curriculum.climb import Route, named_levels
+    from newllm.curriculum.climb import climb as run
+
+    route = Route(
+        levels=named_levels(levels),
+        data_dir=data_dir,
+        out=out or "checkpoints",
+        settings={name: value for name, value in settings.items() if value is not None},
+        rehearsal_share=rehearsal_share,
+        until_cleared=until_cleared,
+        keep_going=keep_going,
+    )
+    best = run(route, resume)
+    click.echo(
+        f"See where it stands: newllm progress --out {route.out}\nTalk to it: newllm chat {best}"
+    )
+
+
+@click.group()
+def tokenizer() -> None:
+    """Vocabularies of their own, for several data sets."""
+
+
+@tokenizer.command(name="train", cls=SeveralWords)
+@levels_option
+@data_dir_option
+@setting_options("vocab_size")
+@click.option("-o", "--output", required=True, type=Path, help="The file to write.")
+def train_tokenizer(
+    levels: tuple[str, ...], data_dir: str, vocab_size: int | None, output: Path
+) -> None:
+    """Train one BPE vocabulary on equally many bytes of every level.
+
+    Example: newllm tokenizer train --data-dir sample -o tokenizer.json
+    """
+    from newllm.config import Settings
+    from newllm.curriculum.climb import Route, named_levels, train_tokenizer
+
+    size = vocab_size or Settings.model_fields["vocab_size"].default
+    route = Route(named_levels(levels), data_dir, settings={"vocab_size": size})
+    train_tokenizer(route, output, click.echo)
+    click.echo(f"Use it: newllm train DATASET --tokenizer-file {output}")
+
+
+COMMANDS = (grow, climb, tokenizer)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from newllm.errors import UserError
-from newllm.files import sync_folder, write_bytes
+from newllm.files import previous_path, sync_folder, write_bytes
 
 FORMAT = "new-llm"
 FORMAT_VERSION = 2
@@ -99,11 +99,6 @@ def load_model(path: Path) -> dict[str, Any]:
             f"{path}: this file only resumes a training; give the run's best_*.pt or *_final.pt"
         )
     return content
-
-
-def previous_path(path: Path) -> Path:
-    """Where the file before the newest is kept."""
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def load_newest(path: Path) -> tuple[dict[str, Any], str | None] | None:

@@ -20,20 +20,20 @@ from newllm.data.prepare import Accounting, Encoded, Encoding, prepare_training
 from newllm.data.render import make_renderer
 from newllm.data.sources import open_source
 from newllm.errors import Stopped, UserError
-from newllm.evaluate.floor import ngram_floor
 from newllm.files import write_text
 from newllm.levels import find_level
 from newllm.model.kernels import active_kernel
 from newllm.recipes import resolve
+from newllm.summary import save_summary, summary_lines
 from newllm.train import checkpoint
 from newllm.train.answers import answer_prompts
+from newllm.train.conclude import summarize
 from newllm.train.epoch_log import EpochLog, MetricsFile, make_log
 from newllm.train.guards import StopRequest, run_lock
 from newllm.train.loop import Trainer
 from newllm.train.optimizers import get_moments
 from newllm.train.run_files import RunFiles, set_aside
 from newllm.train.start import Start, prepare_rehearsal, shape_of
-from newllm.verdict import verdict_lines
 
 
 def train(
@@ -227,14 +227,10 @@ class _Run:
         checkpoint.save(path, content)
 
     def _conclude(self, trainer: Trainer) -> None:
-        history = trainer.progress.history
-        best = history[trainer.progress.best_epoch - 1]
-        self.log.note(
-            f"Finished: {len(history)} epochs, {trainer.progress.seconds / 60:.1f} minutes of "
-            f"training, {trainer.progress.trained_tokens:,} tokens"
-        )
-        floor = ngram_floor(self.data)
-        for line in verdict_lines(self.level, self.settings, best, floor, str(self.files.best)):
+        files = self.files
+        summary = summarize(files.name, self.settings, trainer, self._describe_data(), files.best)
+        save_summary(files.summary, summary)
+        for line in summary_lines(summary):
             self.log.note(line)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from newllm.train import checkpoint
-from newllm.train.epoch_log import EpochLog
+from newllm.files import previous_path
+
+if TYPE_CHECKING:  # imports torch, which reading the files of a run does not need
+    from newllm.train.epoch_log import EpochLog
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,15 @@ class RunFiles:
     def settings(self) -> Path:
         return self.folder / f"{self.name}.yaml"
 
+    @property
+    def summary(self) -> Path:
+        return self.folder / f"{self.name}.summary.json"
+
     def existing(self) -> list[Path]:
         """Those files that are there, the resume file's predecessor included."""
-        files = (self.best, self.final, self.resume, self.metrics, self.answers, self.settings)
-        return [p for p in (*files, checkpoint.previous_path(self.resume)) if p.exists()]
+        files = (self.best, self.final, self.resume, previous_path(self.resume), self.metrics,
+                 self.answers, self.settings, self.summary)  # fmt: skip
+        return [path for path in files if path.exists()]
 
 
 def set_aside(files: RunFiles, log: EpochLog) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from newllm import files
 from newllm.errors import UserError
+from newllm.files import previous_path
 from newllm.train import checkpoint
 
 
@@ -102,6 +103,6 @@ def test_newest_valid_wins_and_says_so(tmp_path: Path) -> None:
     assert loaded["model"]["w"][1] == 1
     assert warning is not None
     assert "x_resume.previous.pt" in warning
-    checkpoint.previous_path(path).write_bytes(b"")
+    previous_path(path).write_bytes(b"")
     with pytest.raises(UserError, match=r"x_resume\.pt"):
         checkpoint.load_newest(path)

@@ -13,6 +13,7 @@ import torch
 import newllm
 from newllm.errors import Stopped, UserError
 from newllm.levels import LEVELS
+from newllm.summary import load_summary, summary_lines
 from newllm.train import checkpoint, loop
 from newllm.train.guards import MAX_NONFINITE_STEPS, StopRequest, run_lock
 from newllm.train.loop import Trainer
@@ -53,10 +54,10 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load(path)["model"]
 
 
-def records(folder: Path, name: str) -> list[dict[str, Any]]:
+def records(folder: Path, name: str, timed: bool = False) -> list[dict[str, Any]]:
     lines = (folder / f"{name}.metrics.jsonl").read_text().splitlines()
     untimed = [json.loads(line) for line in lines]
-    for record in untimed:
+    for record in [] if timed else untimed:
         del record["seconds"], record["total_seconds"]
     return untimed
 
@@ -70,7 +71,7 @@ def test_files_of_a_run(flags: dict[str, Any], capsys: pytest.CaptureFixture[str
     assert best == folder / f"best_{NAME}.pt"
     names = {f"best_{NAME}.pt", f"{NAME}_final.pt", f"{NAME}_resume.pt",
              f"{NAME}_resume.previous.pt", f"{NAME}.metrics.jsonl", f"{NAME}.yaml",
-             f"{NAME}.answers.jsonl"}  # fmt: skip
+             f"{NAME}.answers.jsonl", f"{NAME}.summary.json"}  # fmt: skip
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == names
     output = capsys.readouterr().out
     for record in records(folder, NAME):
@@ -80,6 +81,13 @@ def test_files_of_a_run(flags: dict[str, Any], capsys: pytest.CaptureFixture[str
     assert [line["epoch"] for line in answers] == [1, 2]
     assert [a["prompt"] for a in answers[0]["answers"]] == list(LEVELS["dolly"].prompts)
     assert 0 <= answers[0]["repetition_rate"] <= 1
+    summary = load_summary(folder / f"{NAME}.summary.json")
+    assert all(line in output for line in summary_lines(summary))
+    assert summary.best in records(folder, NAME, timed=True)
+    assert (summary.run, summary.epochs, summary.settings["data"]) == (NAME, 2, flags["data"])
+    assert set(summary.data["accounting"]) == {"train", "validation"}
+    assert summary.machine["device"] == "cpu"
+    assert summary.machine["memory"] > 2**20
     model = newllm.load(str(best))
     assert isinstance(model.chat().say("What comes after 3?", max_new_tokens=5), str)
 

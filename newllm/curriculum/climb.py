@@ -1,0 +1,298 @@
+"""One model climbs the levels: trained on each, grown where a level asks for it, rehearsing.
+
+After every level all levels so far are scored, which gives the forgetting matrix. `climb.json` in
+the folder of the runs says how far the climb is; it is replaced when a level is done, and the level
+in progress has its own resume file, so that a climb can be stopped anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from newllm.config import Settings, option_name
+from newllm.curriculum.grow import grow_file
+from newllm.data import joint_tokenizer
+from newllm.data.sources import Source, open_source
+from newllm.errors import UserError, did_you_mean
+from newllm.evaluate.forgetting import backward_transfer, forgetting_matrix
+from newllm.evaluate.metrics import evaluate
+from newllm.files import write_text
+from newllm.levels import LEVELS, Level, find_level
+from newllm.recipes import default_widths, resolve
+from newllm.summary import load_summary
+from newllm.train.guards import run_lock
+from newllm.train.run import train
+from newllm.train.run_files import RunFiles
+from newllm.train.start import shape_of
+from newllm.trained import TrainedModel
+
+RECORD, TOKENIZER = "climb.json", "tokenizer.json"
+
+MAX_ROUNDS = 5
+"""Trainings of one level at most, with --until-cleared."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a climb was asked to do."""
+
+    levels: list[str]
+    """Data sets, in the order of training."""
+    data_dir: str = "hub"
+    """hub, sample, or a folder with a folder or file for every data set."""
+    out: str = "checkpoints"
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Training settings for every level, in place of its own."""
+    rehearsal_share: float | None = None
+    """Share of the tokens from earlier levels; None: what each level recommends."""
+    until_cleared: bool = False
+    keep_going: bool = False
+
+    def place(self, dataset: str) -> str:
+        """Where the rows of a data set are."""
+        in_folder = self.data_dir not in ("hub", "sample")
+        return str(Path(self.data_dir) / dataset) if in_folder else self.data_dir
+
+
+def named_levels(names: Sequence[str]) -> list[str]:
+    """Data sets of levels given by number or name, in the order of their numbers.
+
+    Raises:
+        UserError: an unknown one, or one twice.
+    """
+    by_number = {str(level.number): name for name, level in LEVELS.items() if level.number}
+    chosen = []
+    for name in names:
+        dataset = by_number.get(name, name.replace("-", "_"))
+        if dataset not in by_number.values():
+            known = [*by_number, *by_number.values()]
+            raise UserError(f"--levels {name}: no such level{did_you_mean(name, known)}")
+        if dataset in chosen:
+            raise UserError(f"--levels {name}: named twice")
+        chosen.append(dataset)
+    return sorted(chosen, key=list(LEVELS).index)
+
+
+def climb(route: Route, resume: bool = False, note: Callable[[str], None] = print) -> Path:
+    """Train all levels of a route, one after the other.
+
+    Args:
+        route: the levels and how.
+        resume: go on where a climb in the same folder stopped.
+        note: where lines go.
+
+    Returns:
+        path of the last level's best checkpoint.
+
+    Raises:
+        UserError: a level without rows, another climb in the folder, a level that is not cleared.
+        Stopped: a signal came; everything is saved.
+    """
+    folder = Path(route.out)
+    with run_lock(folder, "climb", note):
+        record = _begin(route, folder, resume, note)
+        if not (folder / TOKENIZER).exists():
+            train_tokenizer(route, folder / TOKENIZER, note)
+        for dataset in route.levels[len(record["results"]) :]:
+            result = _Ascent(route, folder, record["results"], note).level(dataset, resume)
+            record["results"].append(result)
+            record["backward_transfer"] = _backward_transfer(record["results"])
+            write_text(folder / RECORD, json.dumps(record, ensure_ascii=False, indent=1))
+            resume = False  # what follows has not begun
+    return folder / record["results"][-1]["best"]
+
+
+def _begin(route: Route, folder: Path, resume: bool, note: Callable[[str], None]) -> dict[str, Any]:
+    """The record of a climb, new or as it was left."""
+    path = folder / RECORD
+    fresh: dict[str, Any] = {
+        "format": "new-llm climb", "version": 1, **asdict(route), "tokenizer": TOKENIZER,
+        "results": [], "backward_transfer": None,
+    }  # fmt: skip
+    if not path.exists():
+        if resume:
+            note(f"Nothing to resume under {path}; starting afresh.")
+        elif (folder / TOKENIZER).exists():
+            raise UserError(
+                f"{folder / TOKENIZER}: of an earlier climb; go on with --resume, or give another "
+                "--out"
+            )
+        write_text(path, json.dumps(fresh, ensure_ascii=False, indent=1))
+        return fresh
+    if not resume:
+        raise UserError(
+            f"{path}: a climb is here already; go on with --resume, or give another --out"
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["results"], record["levels"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged; move the folder away and climb anew") from None
+    free = {"keep_going", "until_cleared", "out", "data_dir", "levels"}
+    changed = [
+        key for key, value in asdict(route).items() if key not in free and record[key] != value
+    ]
+    done = [result["dataset"] for result in record["results"]]
+    if route.levels[: len(done)] != done:
+        changed.append("levels")
+    if changed:
+        raise UserError(
+            f"--resume: the climb in {folder} began with other {', '.join(changed)}; leave them as "
+            "they were, or give another --out"
+        )
+    return {**record, **{key: value for key, value in asdict(route).items() if key in free}}
+
+
+def _source(route: Route, dataset: str) -> Source:
+    try:
+        return open_source(find_level(dataset), route.place(dataset))
+    except UserError as error:
+        level = find_level(dataset)
+        raise UserError(
+            f"level {level.number} ({dataset}): {error}; or leave the level out with --levels"
+        ) from None
+
+
+def train_tokenizer(route: Route, path: Path, note: Callable[[str], None]) -> None:
+    """Write one vocabulary for all levels of a route.
+
+    Raises:
+        UserError: a level without rows.
+    """
+    sources = {dataset: _source(route, dataset) for dataset in route.levels}
+    first = resolve(route.levels[0], route.settings)
+    joint = joint_tokenizer.train_joint(sources, first.vocab_size)
+    joint_tokenizer.save(joint.tokenizer, path)
+    note(
+        f"Tokenizer: {joint.tokenizer.vocab_size:,} entries from {joint.bytes_of_each:,} bytes of "
+        f"each of {len(sources)} levels, {path}"
+    )
+
+
+class _Ascent:
+    """The next level of a climb."""
+
+    def __init__(
+        self,
+        route: Route,
+        folder: Path,
+        results: Sequence[Mapping[str, Any]],
+        note: Callable[[str], None],
+    ) -> None:
+        self.route, self.folder, self.note = route, folder, note
+        self.before = [result["dataset"] for result in results]
+        self.start = folder / results[-1]["start_next"] if results else None
+
+    def level(self, dataset: str, resume: bool) -> dict[str, Any]:
+        """Train a level and score all so far; its entry in the record."""
+        level = find_level(dataset)
+        self.note(f"\n== Level {level.number}: {level.title}")
+        flags, grown = self._flags(level)
+        rounds = 1
+        while True:
+            files = RunFiles(self.folder, resolve(dataset, flags).run_name)
+            best = train(dataset, flags, resume=resume)
+            status = _status(files)
+            if status != "not cleared" or not self.route.until_cleared or rounds == MAX_ROUNDS:
+                break
+            rounds += 1
+            flags = {**flags, "init_from": str(files.final), "name": f"{files.name}_round{rounds}"}
+            self.note(f"Level {level.number} is not cleared: round {rounds} of {MAX_ROUNDS}")
+        if status == "not cleared" and not self.route.keep_going:
+            raise UserError(
+                f"level {level.number} ({dataset}) is not cleared; with --resume, train it on with "
+                "--until-cleared, or climb on as it is with --keep-going"
+            )
+        return {
+            "dataset": dataset,
+            "run": files.name,
+            "best": best.name,
+            "start_next": _freshest(files).name,
+            "rounds": rounds,
+            "grown": grown,
+            "status": status,
+            "evaluations": self._evaluations(best, [*self.before, dataset]),
+            "skills": None,
+        }
+
+    def _flags(self, level: Level) -> tuple[dict[str, Any], dict[str, list[int]] | None]:
+        """Settings of a level's training, and what grew: name -> [before, after]."""
+        flags = {
+            **self.route.settings,
+            "data": self.route.place(level.dataset),
+            "out": str(self.folder),
+            "tokenizer": "bpe",
+        }
+        if self.start is None:
+            return {**flags, "tokenizer_file": str(self.folder / TOKENIZER)}, None
+        share = self.route.rehearsal_share
+        share = level.rehearsal_share if share is None else share
+        if share > 0:
+            flags["rehearse"] = [f"{name}={self.route.place(name)}" for name in self.before]
+            flags["rehearsal_share"] = share
+        start, grown = self._grown(level)
+        return {**flags, **shape_of(str(start)), "init_from": str(start)}, grown
+
+    def _grown(self, level: Level) -> tuple[Path, dict[str, list[int]] | None]:
+        """The file to start from: the last level's, grown to what this one recommends."""
+        assert self.start is not None
+        have = TrainedModel.load(self.start, "cpu").settings
+        want = _recommended(level, have, self.route.settings)
+        larger = {name: size for name, size in want.items() if size > getattr(have, name)}
+        if not larger or have.architecture != "context":
+            return self.start, None
+        target = self.folder / f"climb_start_{level.dataset}.pt"
+        if not target.exists():
+            grow_file(self.start, target, larger)
+        grown = {name: [getattr(have, name), size] for name, size in larger.items()}
+        words = ", ".join(f"{option_name(n)} {a} -> {b}" for n, (a, b) in grown.items())
+        self.note(f"Grown without changing what it says: {words}")
+        return target, grown
+
+    def _evaluations(self, best: Path, datasets: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Metrics of the model on the validation rows of each level so far."""
+        model = TrainedModel.load(best, self.route.settings.get("device", "auto"))
+        scores = {}
+        for dataset in datasets:
+            split = model.validation_rows(self.route.place(dataset), dataset, "all")
+            metrics = evaluate(model.model, split, model.tokenizer, model.device)
+            scores[dataset] = metrics.to_dict()
+            self.note(f"  {dataset}: {metrics.bpb:.4f} bits per byte")
+        return scores
+
+
+def _recommended(level: Level, have: Settings, given: Mapping[str, Any]) -> dict[str, int]:
+    """Depth and context that a level asks for, unless given for all; the feed-forward with them."""
+    sizes = {
+        name: given.get(name, level.settings.get(name, getattr(have, name)))
+        for name in ("num_layers", "context_dim")
+    }
+    hidden = default_widths(sizes["num_layers"], sizes["context_dim"])["hidden_dim"]
+    return {**sizes, "hidden_dim": given.get("hidden_dim", hidden)}
+
+
+def _freshest(files: RunFiles) -> Path:
+    """What the next level starts from: the last weights, with the optimizer's moments, if they are
+    the best ones; else the best."""
+    last = TrainedModel.load(files.final, "cpu").metrics
+    return files.final if last["best"] else files.best
+
+
+def _backward_transfer(results: Sequence[Mapping[str, Any]]) -> float | None:
+    scores = [
+        {name: metrics["bpb"] for name, metrics in result["evaluations"].items()}
+        for result in results
+    ]
+    return backward_transfer(forgetting_matrix([r["dataset"] for r in results], scores))
+
+
+def _status(files: RunFiles) -> str:
+    """cleared, not cleared or not judged, by the mark in bits per byte."""
+    mark = load_summary(files.summary).verdict.bpb_mark
+    if mark is None:
+        return "not judged"
+    return "cleared" if mark["cleared"] else "not cleared"

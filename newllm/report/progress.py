@@ -1,0 +1,215 @@
+"""Where one stands: every level with its best run by protocol, its verdict and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from newllm.errors import UserError
+from newllm.levels import LEVELS, Level
+from newllm.report.climb_file import Climb, read_climb
+from newllm.report.runs import Run, read_runs
+from newllm.verdict import NextStep, Verdict, train_command
+
+Status = Literal[
+    "cleared", "trained, not cleared", "trained, not judged", "training", "ready", "planned"
+]
+
+PROTOCOLS = ("word1000", "bpe")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A level in one protocol: its best run there, or none yet."""
+
+    level: Level
+    status: Status
+    tokenizer: str | None
+    """The protocol; None for a level without a run."""
+    run: Run | None
+    others: tuple[str, ...]
+    """Further runs in this protocol."""
+    advice: tuple[NextStep, ...]
+    next_command: str | None
+    """Ready to paste; None for a planned level."""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """That of a finished run."""
+        return self.run.summary.verdict if self.run and self.run.summary else None
+
+    @property
+    def mark(self) -> float | None:
+        """What has to be undercut in this protocol: PPL (word1000) or bits per byte (bpe)."""
+        if self.tokenizer == "word1000":
+            return self.level.pass_mark
+        bpb_mark = self.verdict.bpb_mark if self.verdict else None
+        return bpb_mark["bpb"] if bpb_mark else None
+
+    @property
+    def margin(self) -> float | None:
+        """Mark minus result; None where the mark is not judged."""
+        if self.tokenizer == "word1000":
+            return self.verdict.margin if self.verdict else None
+        if self.mark is None or self.run is None or self.run.best is None:
+            return None
+        return self.mark - self.run.best["bpb"]
+
+    def facts(self) -> dict[str, Any]:
+        """The row as plain values."""
+        run = self.run
+        best: Mapping[str, Any] = (run.best if run else None) or {}
+        return {
+            "level": self.level.number,
+            "dataset": self.level.dataset,
+            "title": self.level.title,
+            "tokenizer": self.tokenizer,
+            "status": self.status,
+            "run": run.name if run else None,
+            "other_runs": list(self.others),
+            "epoch": run.history[-1]["epoch"] if run and run.history else None,
+            **{name: best.get(name) for name in ("ppl", "accuracy", "bpb", "bpb_assistant")},
+            "mark": self.mark,
+            "margin": self.margin,
+            "verdict": asdict(self.verdict) if self.verdict else None,
+            "advice": [asdict(step) for step in self.advice],
+            "next_command": self.next_command,
+            "summary": asdict(run.summary) if run and run.summary else None,
+            "history": run.history if run else [],
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Everything the table, the JSON and the page show."""
+
+    folder: Path
+    rows: tuple[Row, ...]
+    """The five levels, those with runs in both protocols twice."""
+    beside: tuple[Row, ...]
+    """Runs on data sets beside the levels."""
+    climb: Climb | None
+    notes: tuple[str, ...]
+    """What could not be read."""
+
+    def facts(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return {
+            "folder": str(self.folder),
+            "levels": [row.facts() for row in self.rows],
+            "beside": [row.facts() for row in self.beside],
+            "climb": asdict(self.climb) if self.climb else None,
+            "notes": list(self.notes),
+        }
+
+
+def read_progress(folder: Path) -> Progress:
+    """Collect the runs of a folder and choose the best by level and protocol.
+
+    Raises:
+        UserError: there is no such folder, or no run in it.
+    """
+    runs, notes = read_runs(folder)
+    if not runs:
+        reasons = f" ({'; '.join(notes)})" if notes else ""
+        raise UserError(
+            f"--out {folder}: no run there{reasons}; train first: "
+            f"{train_command('dolly', 'bpe', str(folder))}"
+        )
+    climb = None
+    try:
+        climb = read_climb(folder)
+    except UserError as error:
+        notes.append(f"left out: {error}")
+    trained = {(run.settings.dataset, run.settings.tokenizer) for run in runs if run.summary}
+    rows = [
+        row
+        for level in LEVELS.values()
+        if level.number is not None
+        for row in _rows(level, runs, trained) or [_without_run(level, trained, folder)]
+    ]
+    beside = [
+        row
+        for level in LEVELS.values()
+        if level.number is None
+        for row in _rows(level, runs, trained)
+    ]
+    return Progress(folder, tuple(rows), tuple(beside), climb, tuple(notes))
+
+
+def leads_to(dataset: str) -> list[str]:
+    """The data sets whose advice names this one: its predecessors."""
+    return [
+        level.dataset
+        for level in LEVELS.values()
+        if any(step.level == dataset for steps in level.advice.values() for step in steps)
+    ]
+
+
+def _rows(level: Level, runs: Iterable[Run], trained: set[tuple[str, str]]) -> list[Row]:
+    """A row for each protocol that has a run of this level."""
+    rows = []
+    for tokenizer in PROTOCOLS:
+        found = [
+            run
+            for run in runs
+            if (run.settings.dataset, run.settings.tokenizer) == (level.dataset, tokenizer)
+        ]
+        if found:
+            best = min(found, key=_rank)
+            others = tuple(run.name for run in found if run is not best)
+            rows.append(_row_of(level, best, others, trained))
+    return rows
+
+
+def _rank(run: Run) -> tuple[Any, ...]:
+    """Finished runs first; real rows before built-in ones, all rows before a part; then by score.
+
+    Scores on different rows do not compare, so the rows count first.
+    """
+    settings = run.settings
+    return (run.summary is None, settings.data == "sample", settings.subset != "all", run.score)
+
+
+def _row_of(level: Level, run: Run, others: tuple[str, ...], trained: set[tuple[str, str]]) -> Row:
+    tokenizer = run.settings.tokenizer
+    if run.summary is None:
+        return Row(level, "training", tokenizer, run, others, (), _resume_command(run))
+    # Advice to go on to a level that has been trained since is no longer news.
+    advice = tuple(
+        step
+        for step in run.summary.advice
+        if step.dataset == level.dataset or (step.dataset, tokenizer) not in trained
+    )
+    command = advice[0].command if advice else f"newllm chat {shlex.quote(str(run.files.best))}"
+    return Row(level, _standing(run.summary.verdict), tokenizer, run, others, advice, command)
+
+
+def _standing(verdict: Verdict) -> Status:
+    """By the published mark, else by the mark in bits per byte."""
+    cleared = {"cleared": True, "not cleared": False, "not judged": None}[verdict.status]
+    if cleared is None and verdict.bpb_mark is not None:
+        cleared = verdict.bpb_mark["cleared"]
+    if cleared is None:
+        return "trained, not judged"
+    return "cleared" if cleared else "trained, not cleared"
+
+
+def _without_run(level: Level, trained: set[tuple[str, str]], folder: Path) -> Row:
+    before = leads_to(level.dataset)
+    protocols = [tokenizer for dataset, tokenizer in sorted(trained) if dataset in before]
+    if before and not protocols:
+        return Row(level, "planned", None, None, (), (), None)
+    tokenizer = "bpe" if not before or "bpe" in protocols else "word1000"
+    command = train_command(level.dataset, tokenizer, str(folder))
+    return Row(level, "ready", None, None, (), (), command)
+
+
+def _resume_command(run: Run) -> str:
+    """Goes on with a run, wherever its folder has been moved to."""
+    files = run.files
+    words = ["newllm", "train", run.settings.dataset, "--config", str(files.settings)]
+    return shlex.join([*words, "--out", str(files.folder), "--resume"])
