@@ -19,9 +19,9 @@ from typing import Any
 
 import click
 import tokenizers
-from newllm.cli_options import dataset_argument, setting_options
 
 from benchmarks.measure import PeakMemory, Report, Row, report_options, rounds
+from newllm.cli.options import dataset_argument, setting_options
 from newllm.config import Settings
 from newllm.data.conversations import ROW_FORMATS
 from newllm.data.loader import EpochLoader

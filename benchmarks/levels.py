@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from newllm.cli_options import setting_options
 
 from benchmarks.measure import Report, Row, progress, report_options
+from newllm.cli.options import setting_options
 from newllm.levels import LEVELS
 from newllm.train.run import train
 from newllm.trained import TrainedModel

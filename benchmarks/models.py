@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-from newllm.cli_options import setting_options
 
 from benchmarks.measure import Row
+from newllm.cli.options import setting_options
 from newllm.config import Settings
 from newllm.model import LanguageModel, build_model
 from newllm.recipes import resolve

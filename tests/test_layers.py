@@ -20,6 +20,7 @@ LAYERS = [
     {"model"},
     {"evaluate"},
     {"chat"},
+    {"marks"},
     {"verdict"},
     {"summary"},
     {"train"},

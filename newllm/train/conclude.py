@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from newllm.config import Settings
 from newllm.device import cpu_model
 from newllm.evaluate.floor import ngram_floor
 from newllm.levels import find_level
+from newllm.marks import judge_bpb
 from newllm.model.kernels import active_kernel
 from newllm.summary import Summary
 from newllm.train.loop import Trainer
@@ -39,6 +40,9 @@ def summarize(
     level, progress = find_level(settings.dataset), trainer.progress
     best = progress.history[progress.best_epoch - 1]
     floor = ngram_floor(trainer.data)
+    bpb_mark = judge_bpb(
+        settings.dataset, data["rows"], best["bpb"], trainer.parameters, progress.seconds / 60
+    )
     return Summary(
         run=run,
         dataset=settings.dataset,
@@ -51,7 +55,7 @@ def summarize(
         minutes=progress.seconds / 60,
         trained_tokens=progress.trained_tokens,
         floor={**asdict(floor), "beaten": beats_floor(best, floor)},
-        verdict=judge(level, settings, best),
+        verdict=replace(judge(level, settings, best), bpb_mark=bpb_mark),
         advice=tuple(next_steps(level, settings, best, floor)),
         checkpoint=str(checkpoint),
         versions={

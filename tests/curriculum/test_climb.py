@@ -1,0 +1,223 @@
+"""Climbing: growth, rehearsal, the forgetting matrix, marks, and stopping anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from newllm.cli import main
+from newllm.curriculum import climb as climbing
+from newllm.curriculum.climb import MAX_ROUNDS, RECORD, Route, climb, named_levels
+from newllm.errors import Stopped, UserError
+from newllm.marks import Mark, add_marks
+from newllm.summary import load_summary
+from newllm.train import checkpoint
+from tests.train.test_run import stop_after
+
+TINY = {
+    "context_dim": 64, "embed_dim": 16, "hidden_dim": 24, "vocab_size": 330, "batch_size": 4,
+    "max_seq_length": 32, "epochs": 1, "device": "cpu",
+}  # fmt: skip
+
+
+def write(folder: Path, rows: Callable[[int], dict[str, Any]]) -> None:
+    folder.mkdir(parents=True)
+    for split, start, count in (("train", 0, 40), ("validation", 1000, 8)):
+        lines = [json.dumps(rows(start + n)) + "\n" for n in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(lines))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three levels of a few rows."""
+    folder = tmp_path / "data"
+    write(
+        folder / "dolly",
+        lambda n: {
+            "instruction": f"What comes after {n}?", "context": "", "category": "open_qa",
+            "response": f"After {n} comes {n + 1}.",
+        },
+    )  # fmt: skip
+    write(
+        folder / "hh_rlhf",
+        lambda n: {
+            "chosen": f"\n\nHuman: Say {n}.\n\nAssistant: Gladly, {n}.",
+            "rejected": f"\n\nHuman: Say {n}.\n\nAssistant: No.",
+        },
+    )
+    write(
+        folder / "ultrachat",
+        lambda n: {
+            "messages": [
+                {"role": "user", "content": f"Tell me of {n}"},
+                {"role": "assistant", "content": f"{n} is a number between {n - 1} and {n + 1}."},
+            ]
+        },
+    )
+    return folder
+
+
+@pytest.fixture
+def route(data: Path, tmp_path: Path) -> Callable[..., Route]:
+    def make(*levels: str, **changes: Any) -> Route:
+        settings = {**TINY, **changes.pop("settings", {})}
+        place = {"data_dir": str(data), "out": str(tmp_path / "out")}
+        return Route(list(levels), **{**place, **changes}, settings=settings)
+
+    return make
+
+
+def record(route: Route) -> dict[str, Any]:
+    return json.loads((Path(route.out) / RECORD).read_text())
+
+
+def test_one_model_grows_and_is_scored_on_all_levels(route, capsys) -> None:
+    three = route("dolly", "hh_rlhf", "ultrachat")
+    best = climb(three)
+    said = capsys.readouterr().out
+    results = record(three)["results"]
+    assert [list(result["evaluations"]) for result in results] == [
+        ["dolly"], ["dolly", "hh_rlhf"], ["dolly", "hh_rlhf", "ultrachat"]
+    ]  # fmt: skip
+    assert [result["grown"] for result in results] == [None, None, {"num_layers": [1, 4]}]
+    assert "Grown without changing what it says: --num-layers 1 -> 4" in said
+    assert "rehearsed: 10% of the tokens, dolly (40 rows), hh_rlhf (40 rows)" in said
+    content = checkpoint.load(best)
+    assert content["settings"]["num_layers"] == 4
+    assert set(content["data"]["rehearsed"]) == {"dolly", "hh_rlhf"}
+    bpb = [{name: m["bpb"] for name, m in result["evaluations"].items()} for result in results]
+    transfer = (bpb[0]["dolly"] - bpb[2]["dolly"] + bpb[1]["hh_rlhf"] - bpb[2]["hh_rlhf"]) / 2
+    assert record(three)["backward_transfer"] == pytest.approx(transfer)
+    assert load_summary(best.with_name(f"{results[2]['run']}.summary.json")).best[
+        "bpb"
+    ] == pytest.approx(bpb[2]["ultrachat"], rel=1e-6)
+
+
+def test_each_level_begins_with_the_weights_of_the_one_before(route) -> None:
+    two = route("dolly", "hh_rlhf", rehearsal_share=0.0)
+    climb(two)
+    result = record(two)["results"][0]
+    settings = load_summary(Path(two.out) / f"{record(two)['results'][1]['run']}.summary.json")
+    assert settings.settings["init_from"] == str(Path(two.out) / result["start_next"])
+    assert settings.settings["rehearse"] == []
+    assert result["start_next"].endswith("_final.pt")
+
+
+@pytest.mark.parametrize("steps", [3, 7, 12])
+def test_stopped_anywhere_it_resumes_exactly(route, steps: int, tmp_path, monkeypatch) -> None:
+    calm = climb(route("dolly", "ultrachat", out=str(tmp_path / "calm")))
+    stopped = route("dolly", "ultrachat")
+    with monkeypatch.context() as patch:
+        stop_after(steps, patch)
+        with pytest.raises(Stopped):
+            climb(stopped)
+    resumed = climb(stopped, resume=True)
+    first, second = (checkpoint.load(path)["model"] for path in (calm, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    scores = [r["evaluations"] for r in record(stopped)["results"]]
+    assert scores == [
+        r["evaluations"] for r in json.loads((tmp_path / "calm" / RECORD).read_text())["results"]
+    ]
+
+
+def test_a_finished_climb_has_nothing_left_and_takes_another_level(route, monkeypatch) -> None:
+    climb(route("dolly"))
+    monkeypatch.setattr(climbing, "train", None)
+    assert climb(route("dolly"), resume=True).name.startswith("best_")
+    monkeypatch.undo()
+    more = route("dolly", "hh_rlhf")
+    climb(more, resume=True)
+    assert [result["dataset"] for result in record(more)["results"]] == ["dolly", "hh_rlhf"]
+
+
+def mark(route: Route, dataset: str, bpb: float) -> None:
+    """A mark for a level of a climb that was made."""
+    (run,) = [r["run"] for r in record(route)["results"] if r["dataset"] == dataset]
+    summary = load_summary(Path(route.out) / f"{run}.summary.json")
+    add_marks([Mark(dataset, summary.data["rows"], bpb, 10**9, 1e9, {}, "here", "today", "")])
+
+
+def test_a_level_that_is_not_cleared_ends_the_climb_unless_told_otherwise(
+    route, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
+    first = route("dolly", out=str(tmp_path / "first"))
+    climb(first)
+    assert record(first)["results"][0]["status"] == "not judged"
+    mark(first, "dolly", 0.001)
+    strict = route("dolly", "hh_rlhf")
+    with pytest.raises(UserError, match=r"level 1 \(dolly\) is not cleared; .*--keep-going"):
+        climb(strict)
+    assert record(strict)["results"] == []
+    climb(route("dolly", "hh_rlhf", keep_going=True), resume=True)
+    assert [r["status"] for r in record(strict)["results"]] == ["not cleared", "not judged"]
+    mark(first, "dolly", 100.0)
+    cleared = route("dolly", out=str(tmp_path / "cleared"))
+    climb(cleared)
+    assert record(cleared)["results"][0]["status"] == "cleared"
+
+
+def test_until_cleared_trains_on_from_where_it_was(route, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
+    first = route("dolly", out=str(tmp_path / "first"))
+    climb(first)
+    mark(first, "dolly", 0.001)
+    stubborn = route("dolly", until_cleared=True, keep_going=True)
+    climb(stubborn)
+    (result,) = record(stubborn)["results"]
+    assert result["rounds"] == MAX_ROUNDS
+    assert "Level 1 is not cleared: round 2 of 5" in capsys.readouterr().out
+    scores = [
+        load_summary(path).best["bpb"] for path in sorted(Path(stubborn.out).glob("*.summary.json"))
+    ]
+    assert len(scores) == MAX_ROUNDS
+    assert max(scores) == scores[0] > scores[-1]
+
+
+@pytest.mark.parametrize(
+    ("names", "datasets"),
+    [
+        (["1", "3"], ["dolly", "ultrachat"]),
+        (["math", "1", "hh-rlhf"], ["dolly", "hh_rlhf", "math"]),
+    ],
+)
+def test_levels_by_number_or_name(names: list[str], datasets: list[str]) -> None:
+    assert named_levels(names) == datasets
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--levels", "1", "7"], "--levels 7: no such level"),
+        (["--levels", "ultrachatt"], "did you mean ultrachat?"),
+        (["--levels", "1", "dolly"], "--levels dolly: named twice"),
+        (["--levels", "1", "4"], "level 4 (code_alpaca): "),
+        (["--levels", "wikitext2"], "no such level"),
+        (["--data-dir", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_get_one_line(data: Path, tmp_path: Path, arguments, message, capsys) -> None:
+    place = ["--data-dir", str(data), "--out", str(tmp_path / "out")]
+    assert main(["climb", *place, *arguments]) == 2
+    complaint = capsys.readouterr().err
+    assert message in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_another_climb_in_the_folder_is_left_alone(route, capsys) -> None:
+    climb(route("dolly"))
+    with pytest.raises(UserError, match="a climb is here already; go on with --resume"):
+        climb(route("dolly"))
+    changed = route("dolly", settings={"epochs": 2})
+    with pytest.raises(UserError, match="began with other settings"):
+        climb(changed, resume=True)
+    with pytest.raises(UserError, match="began with other levels"):
+        climb(route("hh_rlhf"), resume=True)
+    (Path(changed.out) / RECORD).write_text("{")
+    with pytest.raises(UserError, match=r"climb.json: damaged"):
+        climb(route("dolly"), resume=True)
