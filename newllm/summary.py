@@ -83,8 +83,8 @@ def load_summary(path: Path) -> Summary:
         ) from None
 
 
-def summary_lines(summary: Summary) -> list[str]:
-    """Lines for the screen: result, n-gram floor, mark, advice and the next command."""
+def summary_lines(summary: Summary, advise: bool = True) -> list[str]:
+    """Lines for the screen: result, n-gram floor, mark; advice and the next command."""
     done = f"{summary.epochs} epochs, {summary.minutes:.1f} minutes of training"
     lines = [
         f"Finished: {done}, {summary.trained_tokens:,} tokens",
@@ -94,6 +94,8 @@ def summary_lines(summary: Summary) -> list[str]:
     ]
     if summary.verdict.bpb_mark is not None:
         lines.append(bpb_mark_line(summary.verdict.bpb_mark))
+    if not advise:
+        return lines
     for step in summary.advice:
         lines.append(f"Next, {step.text}:\n  {step.command}")
     lines.append(f"Talk to it:\n  newllm chat {shlex.quote(summary.checkpoint)}")

@@ -195,7 +195,7 @@ class _Ascent:
         rounds = 1
         while True:
             files = RunFiles(self.folder, resolve(dataset, flags).run_name)
-            best = train(dataset, flags, resume=resume)
+            best = train(dataset, flags, resume=resume, advise=False)
             status = _status(files)
             if status != "not cleared" or not self.route.until_cleared or rounds == MAX_ROUNDS:
                 break

@@ -41,6 +41,7 @@ def train(
     flags: Mapping[str, Any],
     file: Mapping[str, Any] | None = None,
     resume: bool = False,
+    advise: bool = True,
 ) -> Path:
     """Train one model and print how it goes.
 
@@ -50,6 +51,7 @@ def train(
         file: settings from a YAML file.
         resume: go on where the run of this name stopped; settings that are not given are taken
             from it.
+        advise: say at the end what to do next.
 
     Returns:
         Path of the best checkpoint.
@@ -71,7 +73,7 @@ def train(
         else:
             set_aside(files, log)
         try:
-            return _Run(settings, files, log).train(stored)
+            return _Run(settings, files, log, advise).train(stored)
         finally:
             log.close()
 
@@ -79,8 +81,8 @@ def train(
 class _Run:
     """What `train` needs in several places."""
 
-    def __init__(self, settings: Settings, files: RunFiles, log: EpochLog) -> None:
-        self.settings, self.files, self.log = settings, files, log
+    def __init__(self, settings: Settings, files: RunFiles, log: EpochLog, advise: bool) -> None:
+        self.settings, self.files, self.log, self.advise = settings, files, log, advise
         self.level = find_level(settings.dataset)
         self.start = Start.read(settings)
         self.data = self._encode()
@@ -230,7 +232,7 @@ class _Run:
         files = self.files
         summary = summarize(files.name, self.settings, trainer, self._describe_data(), files.best)
         save_summary(files.summary, summary)
-        for line in summary_lines(summary):
+        for line in summary_lines(summary, self.advise):
             self.log.note(line)
 
 
