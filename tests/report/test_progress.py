@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.report.conftest import AddRun, write_climb
 
 from newllm.cli import cli, main
 from newllm.errors import UserError
 from newllm.levels import resolve
 from newllm.report.progress import Row, leads_to, read_progress
 from newllm.report.progress_table import aligned
+from tests.report.conftest import AddRun, write_climb
 
 
 def rows_of(folder: Path) -> dict[tuple[str, str | None], Row]:
@@ -154,7 +154,11 @@ def test_json_has_everything(add_run: AddRun, tmp_path: Path, capsys) -> None:
     assert main(["progress", "--out", str(tmp_path / "runs"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     first = facts["levels"][0]
-    assert (first["dataset"], first["bpb"], first["status"]) == ("dolly", 1.5, "trained, not judged")
+    assert (first["dataset"], first["bpb"], first["status"]) == (
+        "dolly",
+        1.5,
+        "trained, not judged",
+    )
     assert first["summary"]["data"]["accounting"]["train"]["malformed"] == 10
     assert [r["epoch"] for r in first["history"]] == [1, 2, 3]
     assert facts["climb"]["matrix"] == [[1.5, None], [1.7, 1.4]]
@@ -172,7 +176,12 @@ def test_the_climb_is_in_the_table(add_run: AddRun, tmp_path: Path, capsys) -> N
 
 def test_columns_of_numbers_stand_right() -> None:
     table = aligned([("name", "PPL"), ("a", "9.50"), ("longer", "16.00")])
-    assert table.splitlines() == ["name      PPL", "------  -----", "a        9.50", "longer  16.00"]
+    assert table.splitlines() == [
+        "name      PPL",
+        "------  -----",
+        "a        9.50",
+        "longer  16.00",
+    ]
 
 
 def test_progress_needs_no_torch(add_run: AddRun, tmp_path: Path) -> None:
