@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from newllm.cli.options import json_option, setting_options
+from newllm.files import write_text
 
 
 @click.command()
@@ -24,6 +25,10 @@ def progress(out: str | None, html: str | None, as_json: bool) -> None:
     from newllm.verdict import OUT
 
     found = read_progress(Path(out or OUT))
+    if html is not None:
+        from newllm.report.page import progress_page
+
+        write_text(Path(html), progress_page(found))
     click.echo(json.dumps(found.facts()) if as_json else progress_table(found))
 
 

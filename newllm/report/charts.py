@@ -65,9 +65,12 @@ def draw(chart: Chart, name: str) -> str:
     values = [y for line in lines for _, y in line.points]
     scale_x = _Scale.over([x for x, _ in chart.x_ticks], _LEFT, WIDTH - _RIGHT, margin=0.05)
     scale_y = _Scale.over([*values, *(t.value for t in thresholds)], HEIGHT - _BOTTOM, _TOP)
-    parts = [
+    opening = (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-labelledby="{name}-title {name}-desc" xmlns="http://www.w3.org/2000/svg">',
+        f'aria-labelledby="{name}-title {name}-desc" xmlns="http://www.w3.org/2000/svg">'
+    )
+    parts = [
+        opening,
         f'<title id="{name}-title">{escape(chart.title)}</title>',
         f'<desc id="{name}-desc">{escape(chart.description)}</desc>',
         *_axes(chart, scale_x, scale_y),
@@ -171,10 +174,10 @@ def _highlight(
     x, y = scale_x(point[0]), scale_y(point[1])
     anchor = "end" if x > WIDTH - 60 else "middle"
     below = y + 24 < HEIGHT - _BOTTOM
+    place = f'x="{x + 6 if anchor == "end" else x}" y="{y + 22 if below else y - 12}"'
     return [
         f'<circle class="best" cx="{x}" cy="{y}" r="6"/>',
-        f'<text class="best-label {anchor}" x="{x + 6 if anchor == "end" else x}" '
-        f'y="{y + 22 if below else y - 12}">{point[1]:.{digits}f}</text>',
+        f'<text class="best-label {anchor}" {place}>{point[1]:.{digits}f}</text>',
     ]
 
 
