@@ -18,11 +18,18 @@ import pytest
 
 from newllm.cli import CONTEXT, cli, main
 from newllm.config import Settings
+from newllm.curriculum.climb import named_levels
 from newllm.levels import find_level
 from newllm.recipes import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = ("TRAINING_PROGRESSION", "HH_RLHF_TRAINING", "ULTRACHAT_TRAINING", "CODE_MATH_TRAINING")
+GUIDES = (
+    "TRAINING_PROGRESSION",
+    "HH_RLHF_TRAINING",
+    "ULTRACHAT_TRAINING",
+    "CODE_MATH_TRAINING",
+    "CLIMBING",
+)
 TWINS = {"README.md": "README.ja.md"} | {f"docs/{g}.md": f"docs/ja/{g}.md" for g in GUIDES}
 PAGES = sorted(
     str(path.relative_to(ROOT)) for path in [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")]
@@ -38,6 +45,7 @@ QUICK = {
     "train": "--minutes 0.02 --epochs 2 --max-samples 64 --device cpu "
     "--context-dim 16 --embed-dim 16 --hidden-dim 16",
     "data": "--max-samples 64",
+    "climb": "--minutes 0.01 --max-samples 64 --device cpu --context-dim 16 --batch-size 4",
     "eval": "--device cpu",
     "generate": "--device cpu --max-new-tokens 8",
     "chat": "--device cpu --max-new-tokens 8",
@@ -120,7 +128,11 @@ def parse(arguments: list[str]) -> click.Context | None:
         raise click.UsageError(f"no verb {arguments[0]}")
     parent = click.Context(cli, info_name="newllm", **CONTEXT)
     try:
-        return cli.commands[arguments[0]].make_context(arguments[0], arguments[1:], parent=parent)
+        command, rest = cli.commands[arguments[0]], arguments[1:]
+        if isinstance(command, click.Group):
+            _, command, rest = command.resolve_command(parent, rest)
+            assert command is not None
+        return command.make_context(arguments[0], rest, parent=parent)
     except click.exceptions.Exit:  # --help
         return None
 
@@ -138,19 +150,28 @@ def training(arguments: list[str]) -> Settings | None:
     return settings
 
 
+def trainings(arguments: list[str]) -> list[Settings]:
+    """The settings of all trainings that a command makes."""
+    if arguments[0] == "climb":
+        context = parse(arguments)
+        assert context is not None
+        datasets = named_levels(context.params["levels"])
+        return [resolve(dataset, {"out": context.params["out"]}) for dataset in datasets]
+    settings = training(arguments)
+    return [] if settings is None else [settings]
+
+
 def files_of_runs(page: str) -> set[str]:
     """Every file that the training commands of a page leave, with and without its folder."""
     from newllm.train.run_files import RunFiles
 
     names: set[str] = set()
     for command in commands_in(read(page)):
-        settings = training(command.arguments) if command.arguments else None
-        if settings is None:
-            continue
-        files = RunFiles(Path(settings.out), settings.run_name)
-        for path in (files.best, files.final, files.resume, files.metrics, files.answers,
-                     files.settings):  # fmt: skip
-            names |= {path.name, str(path)}
+        for settings in trainings(command.arguments or ["--help"]):
+            files = RunFiles(Path(settings.out), settings.run_name)
+            for path in (files.best, files.final, files.resume, files.metrics, files.answers,
+                         files.settings):  # fmt: skip
+                names |= {path.name, str(path)}
     return names
 
 
@@ -164,6 +185,10 @@ def runs_here(arguments: list[str]) -> bool:
         return False
     if arguments[0] in ("train", "data"):
         return given["data"] == "sample"
+    if arguments[0] == "bench" and given["name"]:
+        return False
+    if "data_dir" in given:
+        return given["data_dir"] == "sample"
     return given.get("data") in (None, "sample")
 
 
@@ -256,5 +281,5 @@ def test_commands_run(
         code = main([*arguments, *QUICK.get(arguments[0], "").split()])
         assert code == 0, f"{command.where}: {shlex.join(command.words)}\n{capsys.readouterr().err}"
         done.append(arguments[0])
-    assert {"train", "eval", "generate", "chat"} & set(done[1:]), done
-    assert done[0] == "train"
+    assert {"eval", "generate", "chat", "grow"} & set(done[1:]), done
+    assert done[0] in ("train", "climb")
