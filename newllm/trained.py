@@ -16,12 +16,13 @@ from newllm.data.conversations import ROW_FORMATS
 from newllm.data.prepare import Encoded, Encoding, find_encoded, prepare_evaluation
 from newllm.data.render import Renderer, make_renderer
 from newllm.data.shards import EncodedSplit
-from newllm.data.sources import open_source
+from newllm.data.sources import Source, open_source
 from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
 from newllm.device import pick_device
 from newllm.errors import UserError, did_you_mean
 from newllm.evaluate.floor import ngram_floor
 from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
+from newllm.evaluate.skills import SKILL_ROWS, skill_check
 from newllm.levels import find_level
 from newllm.model import ContextLM, LanguageModel, build_model
 from newllm.model.quantize import RoundedLM, WeightFormat
@@ -156,14 +157,37 @@ class TrainedModel:
             UserError: unknown data set or unusable rows.
         """
         dataset = dataset or self.settings.dataset
+        source = self._open(data, dataset, subset)
+        length = ROW_FORMATS[dataset].protocol_length
+        encoding = Encoding(dataset, self.tokenizer.kind, self.tokenizer.vocab_size, length)
+        return prepare_evaluation(source, encoding, self.tokenizer).splits["validation"]
+
+    def skills(
+        self,
+        data: str,
+        dataset: str | None = None,
+        subset: str | None = None,
+        rows: int = SKILL_ROWS,
+        run_code: bool = False,
+    ) -> dict[str, Any]:
+        """What the model can do on the validation rows at `data`: code, results, preferences.
+
+        Returns:
+            as :func:`newllm.evaluate.skills.skill_check`.
+
+        Raises:
+            UserError: unknown data set or unusable rows; a package or a protection is missing.
+        """
+        dataset = dataset or self.settings.dataset
+        source = self._open(data, dataset, subset)
+        return skill_check(self.model, self.tokenizer, dataset, source, rows, run_code)
+
+    def _open(self, data: str, dataset: str, subset: str | None) -> Source:
         if dataset not in ROW_FORMATS:
             raise UserError(f"unknown data set {dataset}{did_you_mean(dataset, ROW_FORMATS)}")
         if subset is None:
             subset = self.settings.subset if dataset == self.settings.dataset else "all"
-        length = ROW_FORMATS[dataset].protocol_length
-        encoding = Encoding(dataset, self.tokenizer.kind, self.tokenizer.vocab_size, length)
-        source = open_source(find_level(dataset), data, subset)
-        return prepare_evaluation(source, encoding, self.tokenizer).splits["validation"]
+        return open_source(find_level(dataset), data, subset)
 
     def _training_rows(self) -> Encoded | None:
         """The encoded training rows, if they are still in the cache (the n-gram counts them)."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from newllm.data.tokenizers import BPE, PAD, Tokenizer, Word1000
 from newllm.model import ContextLM, LanguageModel, State
 from newllm.model.step import Lanes, can_step
 
@@ -86,14 +85,6 @@ class Stream:
             if start + _PREFILL_TOKENS >= len(ids):
                 self.logits = self.model.logits(hidden[0, -1]).float().numpy(force=True)
         self._state, self._in_lane = state, False
-
-
-def never_written(tokenizer: Tokenizer) -> list[int]:
-    """Ids that are no part of an answer: padding, begin, role tokens, and the unknown word."""
-    if isinstance(tokenizer, BPE):
-        return [PAD, tokenizer.bos, *tokenizer.roles.values()]
-    assert isinstance(tokenizer, Word1000)
-    return [PAD, tokenizer.bos, tokenizer.unk]
 
 
 class Sampler:

@@ -6,9 +6,10 @@ import codecs
 import time
 from collections.abc import Generator
 
-from newllm.chat.sampling import Sampler, Sampling, Stream, never_written, write_tokens
+from newllm.chat.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.data.conversations import Conversation
 from newllm.data.render import Renderer
+from newllm.data.tokenizers import never_written
 from newllm.model import LanguageModel
 
 MAX_NEW_TOKENS = 256

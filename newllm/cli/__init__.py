@@ -73,6 +73,16 @@ def train(dataset: str, resume: bool, config: str | None, **settings: Any) -> No
 @click.option("--dataset", default=None, help="Read the rows as this data set's.")
 @click.option("--batch-size", default=None, type=click.IntRange(min=1), help="Rows scored at once.")
 @weights_option
+@click.option("--skills", is_flag=True, help="Check answers too: code, MATH results, preferences.")
+@click.option(
+    "--skill-rows",
+    default=None,
+    type=click.IntRange(min=1),
+    help="Rows the skill check takes at most.  [default: 200]",
+)
+@click.option(
+    "--run-code", is_flag=True, help="Run code answers, not only parse them: shut in, on Linux."
+)
 @json_option
 def evaluate(
     file: str,
@@ -82,18 +92,30 @@ def evaluate(
     dataset: str | None,
     batch_size: int | None,
     weights: WeightFormat,
+    skills: bool,
+    skill_rows: int | None,
+    run_code: bool,
     as_json: bool,
 ) -> None:
     """Score the checkpoint FILE on validation rows.
 
     Example: newllm eval checkpoints/best_new_llm_dolly_layers1_bpe.pt --data sample --json
     """
+    if (run_code or skill_rows) and not skills:
+        raise UserError("--run-code and --skill-rows belong to the skill check: add --skills")
+    from newllm.evaluate.skills import require_skills
     from newllm.report.tables import evaluation_table
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, device or "auto", weights)
+    if skills:
+        require_skills(dataset or model.settings.dataset, run_code)
     size = {} if batch_size is None else {"lanes": batch_size}
-    result = model.evaluate(data or model.settings.data, dataset, subset, **size)
+    place = data or model.settings.data
+    result = model.evaluate(place, dataset, subset, **size)
+    if skills:
+        count = {} if skill_rows is None else {"rows": skill_rows}
+        result["skills"] = model.skills(place, dataset, subset, run_code=run_code, **count)
     click.echo(json.dumps(result) if as_json else evaluation_table(result))
 
 

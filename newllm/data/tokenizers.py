@@ -187,3 +187,11 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     """Sixteen hexadecimal digits that differ whenever the tokenizer does."""
     text = json.dumps(tokenizer.to_dict(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def never_written(tokenizer: Tokenizer) -> list[int]:
+    """Ids that are no part of an answer: padding, begin, role tokens, and the unknown word."""
+    if isinstance(tokenizer, BPE):
+        return [PAD, tokenizer.bos, *tokenizer.roles.values()]
+    assert isinstance(tokenizer, Word1000)
+    return [PAD, tokenizer.bos, tokenizer.unk]

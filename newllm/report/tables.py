@@ -66,7 +66,56 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
         lines["n-gram"] = "not available (the training rows are no longer in the cache)"
     else:
         lines["n-gram"] = f"PPL {result['ngram_ppl']:.2f}"
+    if "skills" in result:
+        lines |= _skill_lines(result["skills"])
     return _columns(lines)
+
+
+def _skill_lines(skills: Mapping[str, Any]) -> dict[str, str]:
+    """The skill check as lines of a table."""
+    if skills["check"] is None:
+        return {"skills": f"none: {skills['reason']}"}
+    lines = {"skills": f"{skills['check']}: {skills['rows']:,} of {skills['of']:,} rows"}
+    if skills["left_out"]:
+        lines["skills"] += f" ({skills['left_out']:,} others cannot be judged)"
+    if skills["check"] == "preferences":
+        share, error = skills["prefers_chosen"], skills["standard_error"]
+        lines["  chosen likelier"] = f"{share:.1%} +- {error:.1%} of pairs, by nats per byte"
+        lines["  chosen longer"] = f"{skills['longer_chosen']:.1%} (what length alone would reach)"
+        return lines
+    if skills["check"] == "math answers":
+        lines["  boxed"] = f"{skills['boxed']:.1%} of answers have a result in a box"
+        lines["  right"] = f"{skills['right']:.1%} of rows"
+        for name, group in [*skills["by_subject"].items(), *skills["by_level"].items()]:
+            lines[f"    {name}"] = f"{group['right']:.1%} of {group['rows']:,}"
+        if skills["undecided"]:
+            lines["  undecided"] = f"{skills['undecided']:,} comparisons took too long"
+    else:
+        lines["  parses"] = f"{skills['parses']:.1%} of answers"
+        lines |= _run_lines(skills)
+    lines["  unfinished"] = f"{skills['unfinished']:.1%} of answers met the limit of length"
+    return lines
+
+
+def _run_lines(skills: Mapping[str, Any]) -> dict[str, str]:
+    """What running the code answers showed."""
+    if skills["runs"] is None:
+        return {"  runs": "not tried; --run-code runs the answers, shut in"}
+    lines = {"  runs": f"{skills['runs']:.1%} (the rows' own answers: {skills['own_runs']:.1%})"}
+    if skills["passes"] is None:
+        lines["  passes"] = "unknown: these rows have no checks"
+    else:
+        own = f"the rows' own answers: {skills['own_passes']:.1%}"
+        lines["  passes"] = (
+            f"{skills['passes']:.1%} of {skills['checked_rows']:,} rows with checks ({own})"
+        )
+    if skills["errors"]:
+        most = list(skills["errors"].items())[:5]
+        lines["  errors"] = ", ".join(f"{reason} {count:,}" for reason, count in most)
+    return lines | {
+        "  protection": skills["protected_from"],
+        "  no protection": f"from {skills['not_protected_from']}",
+    }
 
 
 def data_facts(dataset: str, flags: Mapping[str, Any]) -> Facts:

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newllm.chat.sampling import Sampler, Sampling, Stream, never_written, write_tokens
+from newllm.chat.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.chat.session import ChatSession
 from newllm.data.conversations import ROW_FORMATS
 from newllm.data.render import ChatRenderer, ProtocolRenderer
-from newllm.data.tokenizers import BPE, Word1000
+from newllm.data.tokenizers import BPE, Word1000, never_written
 from newllm.model import ContextLM, build_model
 from newllm.model.step import Lanes
 

@@ -196,6 +196,21 @@ def test_eval_on_another_level(trained: Path, capsys) -> None:
     )
 
 
+def test_skills_beside_the_scores(trained: Path, capsys) -> None:
+    capsys.readouterr()
+    file = str(trained / f"best_{NAME}.pt")
+    data = ["--data", "sample", "--device", "cpu"]
+    rows = ["--skills", "--skill-rows", "3"]
+    assert main(["eval", file, "--dataset", "hh_rlhf", *data, *rows, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["bpb"] > 0
+    assert result["skills"]["check"] == "preferences"
+    assert result["skills"]["rows"] == 3
+    assert main(["eval", file, *data, *rows]) == 0
+    assert "none: there is no skill check for dolly" in capsys.readouterr().out
+    assert "add --skills" in complaint(capsys, "eval", file, *data, "--run-code")
+
+
 def test_info_generate_data_doctor(trained: Path, capsys) -> None:
     file = str(trained / f"best_{NAME}.pt")
     assert main(["info", file, "--json"]) == 0

@@ -1,0 +1,190 @@
+"""What a model can do, beside how well it predicts: one check a data set, or none.
+
+Answers are greedy, so that a check gives the same result every time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from newllm.data.conversations import ROW_FORMATS
+from newllm.data.render import ChatRenderer
+from newllm.data.rows import Located
+from newllm.data.sources import Source
+from newllm.data.tokenizers import BPE, Tokenizer
+from newllm.evaluate.code_answers import code_task, score_code
+from newllm.evaluate.greedy import Answer, greedy_answers
+from newllm.evaluate.math_answers import math_task, require_math_verify, score_math
+from newllm.evaluate.preferences import preference_pair, score_preferences
+from newllm.evaluate.sandbox import require_sandbox
+from newllm.model import LanguageModel
+
+SKILL_ROWS = 200
+"""Rows a check takes, where nothing else is said."""
+
+CHECKS = {
+    "code_alpaca": "code answers",
+    "math": "math answers",
+    "hh_rlhf": "preferences",
+}
+
+_ANSWER_TOKENS = 512
+_SEED = 0
+"""Of the choice of rows: every model is asked the same."""
+
+_Row = Mapping[str, Any]
+_Task = TypeVar("_Task")
+
+
+def require_skills(dataset: str, run_code: bool = False) -> None:
+    """Make sure, before any work, that the check of a data set can be done on this machine.
+
+    Raises:
+        UserError: a package or a protection is missing.
+    """
+    if dataset == "math":
+        require_math_verify()
+    if dataset == "code_alpaca" and run_code:
+        require_sandbox()
+
+
+def skill_check(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    dataset: str,
+    source: Source,
+    rows: int = SKILL_ROWS,
+    run_code: bool = False,
+) -> dict[str, Any]:
+    """Check what a model can do on the evaluation rows of a data set.
+
+    Args:
+        model: trained with `tokenizer`, on any device.
+        tokenizer: the model's.
+        dataset: whose rows they are.
+        source: where they come from.
+        rows: at most so many of the rows that can be judged, always the same ones.
+        run_code: run code answers, shut in (:mod:`newllm.evaluate.sandbox`); else they are parsed.
+
+    Returns:
+        check (its name, or None), reason (why there is none, or None), rows (judged), of (that
+        can be judged) and left_out (that cannot: other languages than Python, no box, twice the
+        same dialogue, malformed); then, by check, what `score_code`, `score_math` or
+        `score_preferences` return; checks of answers also have `unfinished`, the share cut at 512
+        tokens.
+
+    Raises:
+        UserError: a package or a protection is missing.
+    """
+    if dataset not in CHECKS:
+        return _none(f"there is no skill check for {dataset}")
+    if not isinstance(tokenizer, BPE):
+        return _none("word1000 loses case, white space and most words; train with --tokenizer bpe")
+    require_skills(dataset, run_code)
+    was_training = model.training
+    model.eval()
+    try:
+        if dataset == "hh_rlhf":
+            return _preferences(model, ChatRenderer(tokenizer), source, rows)
+        if dataset == "math":
+            return _math(model, ChatRenderer(tokenizer), source, rows)
+        return _code(model, ChatRenderer(tokenizer), source, rows, run_code)
+    finally:
+        model.train(was_training)
+
+
+def _preferences(
+    model: LanguageModel, renderer: ChatRenderer, source: Source, rows: int
+) -> dict[str, Any]:
+    chosen = _choose(source, "hh_rlhf", preference_pair, rows)
+    if not chosen.tasks:
+        return _none(f"no row of {source.description} has two answers", chosen.left_out)
+    return chosen.facts() | score_preferences(model, renderer, chosen.tasks)
+
+
+def _math(
+    model: LanguageModel, renderer: ChatRenderer, source: Source, rows: int
+) -> dict[str, Any]:
+    chosen = _choose(source, "math", math_task, rows)
+    if not chosen.tasks:
+        return _none(f"no solution of {source.description} has a box", chosen.left_out)
+    answers = _answers(model, renderer, chosen)
+    return chosen.facts() | _unfinished(answers) | score_math(chosen.tasks, answers)
+
+
+def _code(
+    model: LanguageModel, renderer: ChatRenderer, source: Source, rows: int, run_code: bool
+) -> dict[str, Any]:
+    chosen = _choose(source, "code_alpaca", code_task, rows)
+    if not chosen.tasks:
+        return _none(f"no answer of {source.description} is a Python program", chosen.left_out)
+    answers = _answers(model, renderer, chosen)
+    return chosen.facts() | _unfinished(answers) | score_code(chosen.tasks, answers, run_code)
+
+
+@dataclass(frozen=True)
+class _Chosen(Generic[_Task]):
+    """The rows of a check."""
+
+    dataset: str
+    rows: list[_Row]
+    tasks: list[_Task]
+    """What is asked in each of them."""
+    of: int
+    left_out: int
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "check": CHECKS[self.dataset],
+            "reason": None,
+            "rows": len(self.rows),
+            "of": self.of,
+            "left_out": self.left_out,
+        }
+
+
+def _none(reason: str, left_out: int = 0) -> dict[str, Any]:
+    return {"check": None, "reason": reason, "rows": 0, "of": 0, "left_out": left_out}
+
+
+def _choose(
+    source: Source, dataset: str, read: Callable[[_Row], _Task | None], rows: int
+) -> _Chosen[_Task]:
+    """Rows of which `read` makes a task."""
+    usable: list[tuple[_Row, _Task]] = []
+    total = 0
+    for item in source.evaluation_split()():
+        total += 1
+        if not isinstance(item, Located):
+            continue
+        try:
+            ROW_FORMATS[dataset].conversation(item.row)
+            task = read(item.row)
+        except ValueError:  # malformed: counted with what cannot be judged
+            continue
+        if task is not None:
+            usable.append((item.row, task))
+    # Not the first ones: some copies stand in the order of their subjects.
+    count = min(rows, len(usable))
+    chosen = [usable[i] for i in sorted(random.Random(_SEED).sample(range(len(usable)), count))]
+    return _Chosen(
+        dataset,
+        [row for row, _ in chosen],
+        [task for _, task in chosen],
+        of=len(usable),
+        left_out=total - len(usable),
+    )
+
+
+def _answers(model: LanguageModel, renderer: ChatRenderer, chosen: _Chosen[Any]) -> list[Answer]:
+    """What the model says to the questions of rows."""
+    read = ROW_FORMATS[chosen.dataset].conversation
+    prompts = [renderer.prompt(read(row)[:-1]) for row in chosen.rows]
+    return greedy_answers(model, renderer.tokenizer, prompts, _ANSWER_TOKENS)
+
+
+def _unfinished(answers: list[Answer]) -> dict[str, float]:
+    return {"unfinished": sum(not answer.finished for answer in answers) / len(answers)}
