@@ -72,6 +72,8 @@ def grow(file: str, output: Path, seed: int | None, **sizes: int | None) -> None
 )
 @click.option("--until-cleared", is_flag=True, help="Train a level again until its mark is met.")
 @click.option("--keep-going", is_flag=True, help="Go on where a level is not cleared.")
+@click.option("--skills", is_flag=True, help="Check answers too, after each level.")
+@click.option("--run-code", is_flag=True, help="With --skills: run code answers, shut in.")
 @click.option("--resume", is_flag=True, help="Go on where the climb in --out stopped.")
 def climb(
     levels: tuple[str, ...],
@@ -80,6 +82,8 @@ def climb(
     rehearsal_share: float | None,
     until_cleared: bool,
     keep_going: bool,
+    skills: bool,
+    run_code: bool,
     resume: bool,
     **settings: Any,
 ) -> None:
@@ -91,6 +95,10 @@ def climb(
     """
     from newllm.curriculum.climb import Route, named_levels
     from newllm.curriculum.climb import climb as run
+    from newllm.errors import UserError
+
+    if run_code and not skills:
+        raise UserError("--run-code belongs to the skill check: add --skills")
 
     route = Route(
         levels=named_levels(levels),
@@ -100,6 +108,8 @@ def climb(
         rehearsal_share=rehearsal_share,
         until_cleared=until_cleared,
         keep_going=keep_going,
+        skills=skills,
+        run_code=run_code,
     )
     best = run(route, resume)
     click.echo(

@@ -20,6 +20,7 @@ from newllm.data.sources import Source, open_source
 from newllm.errors import UserError, did_you_mean
 from newllm.evaluate.forgetting import backward_transfer, forgetting_matrix
 from newllm.evaluate.metrics import evaluate
+from newllm.evaluate.skills import require_skills
 from newllm.files import write_text
 from newllm.levels import LEVELS, Level, find_level
 from newllm.recipes import default_widths, resolve
@@ -51,6 +52,10 @@ class Route:
     """Share of the tokens from earlier levels; None: what each level recommends."""
     until_cleared: bool = False
     keep_going: bool = False
+    skills: bool = False
+    """Check what the model can do after each level, on that level's rows."""
+    run_code: bool = False
+    """Run the code that it answers with, shut in."""
 
     def place(self, dataset: str) -> str:
         """Where the rows of a data set are."""
@@ -94,6 +99,9 @@ def climb(route: Route, resume: bool = False, note: Callable[[str], None] = prin
     """
     folder = Path(route.out)
     with run_lock(folder, "climb", note):
+        if route.skills:
+            for dataset in route.levels:
+                require_skills(dataset, route.run_code)
         record = _begin(route, folder, resume, note)
         if not (folder / TOKENIZER).exists():
             train_tokenizer(route, folder / TOKENIZER, note)
@@ -132,7 +140,7 @@ def _begin(route: Route, folder: Path, resume: bool, note: Callable[[str], None]
         record["results"], record["levels"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged; move the folder away and climb anew") from None
-    free = {"keep_going", "until_cleared", "out", "data_dir", "levels"}
+    free = {"keep_going", "until_cleared", "skills", "run_code", "out", "data_dir", "levels"}
     changed = [
         key for key, value in asdict(route).items() if key not in free and record[key] != value
     ]
@@ -215,8 +223,9 @@ class _Ascent:
             "rounds": rounds,
             "grown": grown,
             "status": status,
+            "minutes": load_summary(files.summary).minutes,
             "evaluations": self._evaluations(best, [*self.before, dataset]),
-            "skills": None,
+            "skills": self._skills(best, dataset),
         }
 
     def _flags(self, level: Level) -> tuple[dict[str, Any], dict[str, list[int]] | None]:
@@ -263,6 +272,14 @@ class _Ascent:
             scores[dataset] = metrics.to_dict()
             self.note(f"  {dataset}: {metrics.bpb:.4f} bits per byte")
         return scores
+
+    def _skills(self, best: Path, dataset: str) -> dict[str, Any] | None:
+        """What the model can do with the level's own rows; None where that was not asked for."""
+        if not self.route.skills:
+            return None
+        model = TrainedModel.load(best, self.route.settings.get("device", "auto"))
+        place, run_code = self.route.place(dataset), self.route.run_code
+        return model.skills(place, dataset, "all", run_code=run_code)
 
 
 def _recommended(level: Level, have: Settings, given: Mapping[str, Any]) -> dict[str, int]:

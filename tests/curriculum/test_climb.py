@@ -108,6 +108,15 @@ def test_each_level_begins_with_the_weights_of_the_one_before(route) -> None:
     assert result["start_next"].endswith("_final.pt")
 
 
+def test_skills_are_checked_where_asked(route) -> None:
+    two = route("dolly", "hh_rlhf", skills=True)
+    climb(two)
+    none, preferences = (result["skills"] for result in record(two)["results"])
+    assert none["check"] is None
+    assert preferences["check"] == "preferences"
+    assert 0 <= preferences["prefers_chosen"] <= 1
+
+
 @pytest.mark.parametrize("steps", [3, 7, 12])
 def test_stopped_anywhere_it_resumes_exactly(route, steps: int, tmp_path, monkeypatch) -> None:
     calm = climb(route("dolly", "ultrachat", out=str(tmp_path / "calm")))
