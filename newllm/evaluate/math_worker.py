@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from typing import Any
 
 _MEMORY_BYTES = 2 * 1024**3
 
@@ -25,15 +26,16 @@ def main() -> None:
 
     logging.disable()
     # LaTeX alone: the parser of plain expressions would hand the model's text to Python's eval.
-    notation = [LatexExtractionConfig()]
+    reading: dict[str, Any] = {
+        "extraction_config": [LatexExtractionConfig()],
+        "parsing_timeout": None,  # the other side watches the time
+    }
     print("ready", flush=True)
     for line in sys.stdin:
         pair = json.loads(line)
         try:
-            expected, given = (
-                parse(f"${pair[name]}$", extraction_config=notation, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-                for name in ("expected", "given")
-            )
+            results = (pair[name].rstrip(" .") for name in ("expected", "given"))
+            expected, given = (parse(f"${result}$", **reading) for result in results)
             equal = verify(expected, given, timeout_seconds=None)
         except Exception:  # what the library cannot read is not the expected result
             equal = False

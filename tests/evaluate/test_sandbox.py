@@ -144,6 +144,27 @@ def test_a_fork_bomb_is_no_bomb() -> None:
     assert psutil.Process().children(recursive=True) == []
 
 
+def test_calls_that_python_does_not_offer_are_refused() -> None:
+    """By number, and by the number of the same call's x32 twin."""
+    calls = {
+        "socket": 41, "socketpair": 53, "clone": 56, "fork": 57, "vfork": 58, "execve": 59,
+        "kill": 62, "chmod": 90, "ptrace": 101, "prctl": 157, "mount": 165, "tkill": 200,
+        "add_key": 248, "unshare": 272, "prlimit64": 302, "process_vm_writev": 311, "bpf": 321,
+        "execveat": 322, "userfaultfd": 323, "memfd_create": 319, "pidfd_send_signal": 424,
+        "io_uring_setup": 425, "clone3": 435, "pidfd_open": 434, "openat2": 437, "unknown": 9999,
+    }  # fmt: skip
+    program = f"""
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+for name, number in {calls}.items():
+    for twin in (number, number | 0x40000000):
+        result = libc.syscall(ctypes.c_long(twin), 0, 0, 0, 0, 0, 0)
+        assert (result, ctypes.get_errno()) == (-1, errno.EPERM), name
+"""
+    outcome = run_program(program, limits=SHORT)
+    assert outcome.ran, outcome.error
+
+
 def test_nothing_outside_is_deleted(tmp_path: Path) -> None:
     precious = tmp_path / "precious.txt"
     precious.write_text("kept")
