@@ -41,7 +41,8 @@ def test_everything_of_the_main_split_and_the_share_of_the_others(
         drawn = mixture.lengths[marks == mark]
         assert wanted <= drawn.sum() < wanted + max(split) or (wanted == 0 and not len(drawn))
         documents, times = np.unique(
-            [mixture.tokens(d, 0, 1)[0] for d in np.flatnonzero(marks == mark)], return_counts=True
+            [mixture.tokens(d, 0, 1)[0] for d in np.flatnonzero(marks == mark).tolist()],
+            return_counts=True,
         )
         assert len(documents) <= len(split)
         if len(times):

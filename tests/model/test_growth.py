@@ -22,7 +22,9 @@ from newllm.model.growth import (
 from newllm.train.optimizers import get_moments, make_optimizers
 
 ENTRIES = 40
-BEFORE = ModelSettings(num_layers=2, context_dim=64, embed_dim=24, hidden_dim=40, dropout=0.0)
+BEFORE = ModelSettings(
+    architecture="context", num_layers=2, context_dim=64, embed_dim=24, hidden_dim=40, dropout=0.0
+)
 
 
 def trained(settings: ModelSettings = BEFORE) -> ContextLM:
