@@ -51,6 +51,9 @@ class ModelSettings(_Settings):
     context_dim: int = Field(ge=8, le=16384, description="numbers in each context vector")
     embed_dim: int = Field(ge=8, le=16384, description="width of the stream between blocks")
     hidden_dim: int = Field(ge=8, le=65536, description="width of the feed-forward layers")
+    pair_rows: int = Field(
+        0, ge=0, le=2**24, description="rows of the table of token pairs (context); 0: no table"
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="share of activations dropped in training")
 
 
