@@ -265,6 +265,9 @@ ONE_WIDTH = frozenset({"gru", "lstm"})
 EQUAL_WIDTHS = ONE_WIDTH | {"transformer"}
 """Architectures whose state, or attention, is as wide as the stream unless told otherwise."""
 
+PAIR_ROWS = 128
+"""Rows of the table of pairs for each number of the context."""
+
 HEAD_STEP = 16
 """A transformer's `context_dim`, its heads side by side, is a multiple of this."""
 
@@ -305,6 +308,8 @@ def resolve(
     if architecture in ONE_WIDTH and context_dim != embed_dim:
         both = f"--context-dim {context_dim} and --embed-dim {embed_dim}"
         raise UserError(f"{both}: in {architecture} they are one width; give one of the two")
+    if architecture != "context" and settings.pair_rows:
+        raise UserError(f"--pair-rows {settings.pair_rows}: {architecture} has no table of pairs")
     if architecture == "transformer" and context_dim % HEAD_STEP:
         raise UserError(f"--context-dim {context_dim}: heads need a multiple of {HEAD_STEP}")
     return settings
@@ -321,27 +326,37 @@ def _computed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
         return computed
     layers, context_dim = values["num_layers"], values["context_dim"]
     if isinstance(layers, int) and isinstance(context_dim, int):
-        computed |= default_widths(layers, context_dim)
+        pairs = values.get("architecture", "context") == "context" and _has_pairs(values)
+        computed |= default_widths(layers, context_dim, pairs)
+        if pairs:
+            computed["pair_rows"] = PAIR_ROWS * context_dim
         if values.get("architecture") in EQUAL_WIDTHS:
             width = given.get("context_dim", given.get("embed_dim", computed["embed_dim"]))
             computed |= equal_widths(layers, width) if isinstance(width, int) else {}
     return computed
 
 
-def default_widths(num_layers: int, context_dim: int) -> dict[str, int]:
+def _has_pairs(values: Mapping[str, Any]) -> bool:
+    """Whether a table of pairs is worth it: not for 1,000 words, two fifths of a text unknown."""
+    rows = values.get("pair_rows")
+    return values.get("tokenizer") != "word1000" if rows is None else rows != 0
+
+
+def default_widths(num_layers: int, context_dim: int, pairs: bool = False) -> dict[str, int]:
     """Width of stream and feed-forward that go with a depth and a context size.
 
     At context 256 and the 1,000-word vocabulary they keep the parameters at or under those of
     `original`: 1.37M of 1.43M with 1 layer, 2.10M of 2.21M with 4. A single layer is wider, for
-    want of depth; beyond context 256 the stream grows with the square root of the context.
+    want of depth, unless a table of pairs (`pairs`) has those parameters; beyond context 256 the
+    stream grows with the square root of the context.
     """
     embed_dim = context_dim
     if context_dim > 256:
         embed_dim = 64 * math.ceil(math.sqrt(256 * context_dim) / 64)
-    if num_layers == 1:
-        embed_dim += embed_dim // 2
-        return {"embed_dim": embed_dim, "hidden_dim": 2 * embed_dim}
-    return {"embed_dim": embed_dim, "hidden_dim": embed_dim + embed_dim // 2}
+    if num_layers > 1:
+        return {"embed_dim": embed_dim, "hidden_dim": embed_dim + embed_dim // 2}
+    embed_dim += 0 if pairs else embed_dim // 2
+    return {"embed_dim": embed_dim, "hidden_dim": 2 * embed_dim}
 
 
 def equal_widths(num_layers: int, width: int) -> dict[str, int]:

@@ -15,7 +15,12 @@ from newllm.config import ModelSettings
 from newllm.model.kernels import CONV_TAPS, Noise, context_read, group_size
 from newllm.model.pairs import PairTable, last_tokens, previous_tokens
 from newllm.model.residual import (
-    EMBEDDING_STD, Block, FeedForward, ResidualLM, State, projection,
+    EMBEDDING_STD,
+    Block,
+    FeedForward,
+    ResidualLM,
+    State,
+    projection,
 )  # fmt: skip
 
 SHORTEST_MEMORY, LONGEST_MEMORY = 1.5, 256.0

@@ -81,8 +81,9 @@ class Lanes:
         self._check([lane])
         self._context[:, lane] = 0 if state is None else state["context"][:, 0].numpy(force=True)
         self._tail[:, lane] = 0 if state is None else state["tail"][:, 0].numpy(force=True)
-        known = state is not None and self._settings.pair_rows
-        self._previous[:, lane] = state["previous"][:, 0].numpy(force=True) if known else 0
+        self._previous[:, lane] = 0
+        if state is not None and self._settings.pair_rows:
+            self._previous[:, lane] = state["previous"][:, 0].numpy(force=True)
 
     def step(self, lanes: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """Read one token in each of these lanes (a selection, in any order).
