@@ -9,13 +9,13 @@ import torch
 
 from newllm.config import ModelSettings
 from newllm.errors import UserError
-from newllm.levels import EQUAL_WIDTHS, ONE_WIDTH, default_widths, equal_widths
 from newllm.model.baselines import GruLM, LstmLM, MinGruLM
 from newllm.model.context_lm import ContextLM
 from newllm.model.original import OriginalLM
 from newllm.model.pairs import PAIR_DIM
 from newllm.model.residual import State
 from newllm.model.transformer import TransformerLM
+from newllm.widths import EQUAL_WIDTHS, ONE_WIDTH, default_widths, equal_widths
 
 LanguageModel = ContextLM | OriginalLM | GruLM | LstmLM | MinGruLM | TransformerLM
 
@@ -54,7 +54,7 @@ def matched_widths(
 ) -> dict[str, int]:
     """The widest shape of an architecture with at most so many parameters.
 
-    The proportions are those of `default_widths` and `equal_widths` in `levels.py`. The width is a
+    The proportions are those of `default_widths` and `equal_widths` in `widths.py`. The width is a
     multiple of 32, and what is left goes into the feed-forward. GRU, LSTM and `original` (in its
     published proportions) have none inside a block, so that their width is a multiple of 8.
 
