@@ -14,8 +14,8 @@ import click
 
 from benchmarks.measure import Report, Row, progress, report_options
 from benchmarks.trials import run_module, train_trial
-from newllm.recipes import default_widths
 from newllm.summary import Summary, load_summary
+from newllm.widths import PAIR_ROWS, default_widths
 
 COMMON = {"dropout": 0, "epochs": 1000, "patience": 1000}
 
@@ -42,7 +42,11 @@ def command(
     out: Path,
 ) -> Report:
     context = 256
-    shape = {"context_dim": context, **default_widths(layers[0], context)}
+    shape = {
+        "context_dim": context,
+        "pair_rows": PAIR_ROWS * context,
+        **default_widths(layers[0], context, pairs=True),
+    }
     rows = []
     for seed in range(seeds):
         settings = {"data": data, "seed": seed, **COMMON}

@@ -37,7 +37,7 @@ DEPTHS = {
 VOCABULARY = {1.4: 2048, 5.0: 4096}
 """BPE entries by size, so that the embedding does not take it all."""
 
-RATES = (0.001, 0.003, 0.01)
+RATES = (0.003, 0.006, 0.012)
 SEEDS = (0, 1)
 BOOTSTRAP_DRAWS = 2000
 
@@ -64,7 +64,8 @@ class Trial:
         layers = DEPTHS[self.millions][self.architecture]
         vocabulary = VOCABULARY[self.millions] if self.tokenizer == "bpe" else 1000
         parameters = round(self.millions * 1e6)
-        widths = matched_widths(self.architecture, layers, vocabulary, parameters)
+        pairs = self.tokenizer == "bpe"
+        widths = matched_widths(self.architecture, layers, vocabulary, parameters, pairs)
         shape = [f"--{key.replace('_', '-')}={value}" for key, value in widths.items()]
         return [
             "train", self.dataset, "--data", data, "--tokenizer", self.tokenizer,

@@ -60,6 +60,12 @@ class ModelSettings(_Settings):
     context_dim: int = Field(ge=8, le=16384, description="numbers in each context vector")
     embed_dim: int = Field(ge=8, le=16384, description="width of the stream between blocks")
     hidden_dim: int = Field(ge=8, le=65536, description="width of the feed-forward layers")
+    pair_rows: int = Field(
+        default=0,
+        ge=0,
+        le=2**24,
+        description="rows of the table of token pairs (context); 0: no table",
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="share of activations dropped in training")
 
 
@@ -75,7 +81,9 @@ class TrainingSettings(_Settings):
         None, ge=1, description="rows computed at once; only speed and memory depend on it"
     )
     learning_rate: float = Field(
-        gt=0, le=1, description="peak rate of Adam(W); matrices under Muon take 10 times it"
+        gt=0,
+        le=1,
+        description="peak rate of Adam(W); with Muon: vectors take 3 times it, matrices 10",
     )
     weight_decay: float = Field(ge=0, description="decoupled decay of the weight matrices")
     warmup_share: float = Field(ge=0, lt=1, description="share of training the rate rises linearly")

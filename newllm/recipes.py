@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from newllm.config import Settings, parse
 from newllm.errors import UserError
 from newllm.levels import find_level
+from newllm.widths import EQUAL_WIDTHS, ONE_WIDTH, PAIR_ROWS, default_widths, equal_widths
 
 RECIPES: dict[str, dict[str, Any]] = {
     "context": {
@@ -33,12 +33,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Training defaults by architecture, where a level has none of its own."""
 
 PUBLISHED_RATE, PUBLISHED_RATE_BATCH = 1e-4, 32
-
-ONE_WIDTH = frozenset({"gru", "lstm"})
-"""Architectures whose state has to be as wide as the stream; `hidden_dim` does nothing there."""
-
-EQUAL_WIDTHS = ONE_WIDTH | {"transformer"}
-"""Architectures whose state, or attention, is as wide as the stream unless told otherwise."""
 
 HEAD_STEP = 16
 """A transformer's `context_dim`, its heads side by side, is a multiple of this."""
@@ -69,6 +63,8 @@ def resolve(
     if architecture in ONE_WIDTH and context_dim != embed_dim:
         both = f"--context-dim {context_dim} and --embed-dim {embed_dim}"
         raise UserError(f"{both}: in {architecture} they are one width; give one of the two")
+    if architecture != "context" and settings.pair_rows:
+        raise UserError(f"--pair-rows {settings.pair_rows}: {architecture} has no table of pairs")
     if architecture == "transformer" and context_dim % HEAD_STEP:
         raise UserError(f"--context-dim {context_dim}: heads need a multiple of {HEAD_STEP}")
     return settings
@@ -85,30 +81,12 @@ def _computed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
         return computed
     layers, context_dim = values["num_layers"], values["context_dim"]
     if isinstance(layers, int) and isinstance(context_dim, int):
-        computed |= default_widths(layers, context_dim)
+        ours = values.get("architecture", "context") == "context"
+        # Two fifths of a text are one unknown word in the 1,000-word vocabulary: no pairs there.
+        pairs = PAIR_ROWS * context_dim if ours and values.get("tokenizer") != "word1000" else 0
+        computed["pair_rows"] = values.get("pair_rows", pairs)
+        computed |= default_widths(layers, context_dim, computed["pair_rows"] != 0)
         if values.get("architecture") in EQUAL_WIDTHS:
             width = given.get("context_dim", given.get("embed_dim", computed["embed_dim"]))
             computed |= equal_widths(layers, width) if isinstance(width, int) else {}
     return computed
-
-
-def default_widths(num_layers: int, context_dim: int) -> dict[str, int]:
-    """Width of stream and feed-forward that go with a depth and a context size.
-
-    At context 256 and the 1,000-word vocabulary they keep the parameters at or under those of
-    `original`: 1.37M of 1.43M with 1 layer, 2.10M of 2.21M with 4. A single layer is wider, for
-    want of depth; beyond context 256 the stream grows with the square root of the context.
-    """
-    embed_dim = context_dim
-    if context_dim > 256:
-        embed_dim = 64 * math.ceil(math.sqrt(256 * context_dim) / 64)
-    if num_layers == 1:
-        embed_dim += embed_dim // 2
-        return {"embed_dim": embed_dim, "hidden_dim": 2 * embed_dim}
-    return {"embed_dim": embed_dim, "hidden_dim": embed_dim + embed_dim // 2}
-
-
-def equal_widths(num_layers: int, width: int) -> dict[str, int]:
-    """The same where `context_dim` and the stream have one width (see `EQUAL_WIDTHS`)."""
-    hidden_dim = 2 * width if num_layers == 1 else width + width // 2
-    return {"context_dim": width, "embed_dim": width, "hidden_dim": hidden_dim}

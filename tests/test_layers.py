@@ -13,7 +13,7 @@ PACKAGE = Path(newllm.__file__).parent
 
 LAYERS = [
     {"errors", "files"},
-    {"config", "device"},
+    {"config", "device", "widths"},
     {"levels"},
     {"recipes"},
     {"data"},

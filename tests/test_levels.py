@@ -14,9 +14,10 @@ from newllm.config import Settings
 from newllm.errors import UserError
 from newllm.evaluate.floor import Floor
 from newllm.levels import LEVELS
-from newllm.recipes import default_widths, resolve
+from newllm.recipes import resolve
 from newllm.summary import Summary, load_summary, save_summary, summary_lines
 from newllm.verdict import beats_floor, judge, next_steps
+from newllm.widths import default_widths
 
 
 @pytest.mark.parametrize(
@@ -179,5 +180,17 @@ def test_commands_keep_to_the_folder_of_the_run() -> None:
 
 @pytest.mark.parametrize(("layers", "context"), [(1, 256), (4, 256), (8, 512), (12, 1024), (2, 16)])
 def test_widths_are_usable(layers: int, context: int) -> None:
-    widths = default_widths(layers, context)
-    assert all(value >= 16 and value % 8 == 0 for value in widths.values())
+    for pairs in (False, True):
+        widths = default_widths(layers, context, pairs)
+        assert all(value >= 16 and value % 8 == 0 for value in widths.values())
+
+
+def test_pairs_are_for_bpe_and_our_architecture() -> None:
+    assert resolve("dolly", {}).pair_rows == 128 * 256
+    assert resolve("dolly", {"tokenizer": "word1000"}).pair_rows == 0
+    assert resolve("dolly", {"architecture": "gru"}).pair_rows == 0
+    without = resolve("dolly", {"pair_rows": 0})
+    assert without.embed_dim == resolve("dolly", {"tokenizer": "word1000"}).embed_dim
+    assert without.embed_dim > resolve("dolly", {"pair_rows": 500}).embed_dim
+    with pytest.raises(UserError, match="gru has no table of pairs"):
+        resolve("dolly", {"architecture": "gru", "pair_rows": 500})

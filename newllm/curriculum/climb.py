@@ -23,13 +23,14 @@ from newllm.evaluate.metrics import evaluate
 from newllm.evaluate.skills import require_skills
 from newllm.files import write_text
 from newllm.levels import LEVELS, Level, find_level
-from newllm.recipes import default_widths, resolve
+from newllm.recipes import resolve
 from newllm.summary import load_summary
 from newllm.train.guards import run_lock
 from newllm.train.run import train
 from newllm.train.run_files import RunFiles
 from newllm.train.start import shape_of
 from newllm.trained import TrainedModel
+from newllm.widths import default_widths
 
 RECORD, TOKENIZER = "climb.json", "tokenizer.json"
 
@@ -288,7 +289,8 @@ def _recommended(level: Level, have: Settings, given: Mapping[str, Any]) -> dict
         name: given.get(name, level.settings.get(name, getattr(have, name)))
         for name in ("num_layers", "context_dim")
     }
-    hidden = default_widths(sizes["num_layers"], sizes["context_dim"])["hidden_dim"]
+    pairs = have.pair_rows > 0
+    hidden = default_widths(sizes["num_layers"], sizes["context_dim"], pairs)["hidden_dim"]
     return {**sizes, "hidden_dim": given.get("hidden_dim", hidden)}
 
 

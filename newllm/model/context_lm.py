@@ -12,8 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings
-from newllm.model.kernels import CONV_TAPS, context_read, group_size
-from newllm.model.residual import Block, FeedForward, ResidualLM, projection
+from newllm.model.kernels import CONV_TAPS, Noise, context_read, group_size
+from newllm.model.pairs import PairTable, last_tokens, previous_tokens
+from newllm.model.residual import (
+    EMBEDDING_STD,
+    Block,
+    FeedForward,
+    ResidualLM,
+    State,
+    projection,
+)  # fmt: skip
 
 SHORTEST_MEMORY, LONGEST_MEMORY = 1.5, 256.0
 """Time scales (tokens) over which the forget gates are spread at birth."""
@@ -64,7 +72,8 @@ class ContextBlock(Block):
 class ContextLM(ResidualLM):
     """Language model whose memory is one context vector a layer: O(1) time and memory a token.
 
-    The state is "context" [L, B, C] and "tail" [L, B, 3, C], the last three writes.
+    The state is "context" [L, B, C] and "tail" [L, B, 3, C], the last three writes; with a table of
+    pairs also "previous" [1, B], one more than the last token, 0 before the first.
     """
 
     def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
@@ -73,6 +82,38 @@ class ContextLM(ResidualLM):
         blocks = [ContextBlock(*widths) for _ in range(settings.num_layers)]
         carried = {"context": (channels,), "tail": (CONV_TAPS - 1, channels)}
         super().__init__(settings, vocab_size, blocks, carried)
+        self.pairs: PairTable | None = None
+        if settings.pair_rows:
+            self.pairs = PairTable(settings.pair_rows, settings.embed_dim, EMBEDDING_STD)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros before the first token."""
+        state = super().initial_state(batch_size)
+        if self.pairs is not None:
+            state["previous"] = state["context"].new_zeros(1, batch_size, dtype=torch.long)
+        return state
+
+    def _embed(
+        self, ids: Tensor, state: State, places: tuple[Tensor | None, Tensor | None]
+    ) -> Tensor:
+        embedded = self.embedding(ids)
+        if self.pairs is None:
+            return embedded
+        previous = previous_tokens(ids, state["previous"][0], places[0])
+        return embedded + self.pairs(ids, previous)
+
+    def _read(
+        self,
+        ids: Tensor,
+        state: State,
+        reset: Tensor | None,
+        lengths: Tensor | None,
+        noise: Noise | None,
+    ) -> tuple[Tensor, State]:
+        hidden, after = super()._read(ids, state, reset, lengths, noise)
+        if self.pairs is not None:
+            after["previous"] = last_tokens(ids, state["previous"][0], lengths)[None]
+        return hidden, after
 
 
 def _spread_forget_bias(context_dim: int) -> Tensor:

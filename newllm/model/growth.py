@@ -38,6 +38,8 @@ _CHECKED_LANES, _CHECKED_TOKENS = 2, 96
 # What the axes of each parameter run over; "reads" is the stream as the input of a matrix.
 _AXES = {
     "embedding.weight": ("entries", "stream"),
+    "pairs.table": ("pairs", "pair"),
+    "pairs.widen": ("pair", "stream"),
     "embedding_norm": ("stream",),
     "norm": ("reads",),
     "mixer_norm": ("stream",),

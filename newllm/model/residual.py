@@ -188,7 +188,8 @@ class ResidualLM(nn.Module):
         noise = (noise or Noise.drawn()) if share else None
         width = self.embedding_norm.shape
         x, site, parts = None, 0, []
-        branch = F.layer_norm(self.embedding(ids), width, self.embedding_norm, eps=EPSILON)
+        embedded = self._embed(ids, state, places)
+        branch = F.layer_norm(embedded, width, self.embedding_norm, eps=EPSILON)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             x, normed = add_norm(x, branch, block.mixer_norm, dtype, share, noise, site)
@@ -206,6 +207,10 @@ class ResidualLM(nn.Module):
         _, hidden = add_norm(x, branch, self.norm, dtype, share, noise, site)
         stacked = (torch.stack(layers) for layers in zip(*parts, strict=True))
         return hidden, dict(zip(self._carried, stacked, strict=True))
+
+    def _embed(self, ids: Tensor, state: State, places: Any) -> Tensor:
+        """What enters the stream, before its norm: [B, T, D]."""
+        return self.embedding(ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every next token, [..., D] -> [..., V]; the matrix is the embedding's."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from newllm.model.context_lm import ContextBlock, ContextLM
 from newllm.model.kernels import CONV_TAPS, active_kernel, group_size
+from newllm.model.pairs import PairTable
 from newllm.model.quantize import RoundedLM, WeightFormat, int8_rows
 from newllm.model.residual import State
 
@@ -44,15 +45,15 @@ class Lanes:
         self._kernel = _kernel_module().step_kernel(group_size(model.settings.context_dim))
         self._free: list[int] = []
         self._open: set[int] = set()
-        self._context, self._tail = self._zeros(0)
+        self._context, self._tail, self._previous = self._zeros(0)
         self._grow(capacity)
 
     def add(self, state: State | None = None) -> int:
         """Open a lane and return its number.
 
         Args:
-            state: of one lane, copied ("context" [L, 1, C], "tail" [L, 1, 3, C]); None for the
-                start of a text.
+            state: of one lane, copied ("context" [L, 1, C], "tail" [L, 1, 3, C], with a table of
+                pairs "previous" [1, 1]); None for the start of a text.
         """
         if not self._free:
             self._grow(max(1, 2 * self._context.shape[1]))
@@ -70,16 +71,19 @@ class Lanes:
         """A copy of a lane's state, as the module takes and returns it."""
         self._check([lane])
         place = slice(lane, lane + 1)
-        return {
-            "context": torch.from_numpy(self._context[:, place].copy()),
-            "tail": torch.from_numpy(self._tail[:, place].copy()),
-        }
+        parts = {"context": self._context, "tail": self._tail}
+        if self._settings.pair_rows:
+            parts["previous"] = self._previous
+        return {name: torch.from_numpy(part[:, place].copy()) for name, part in parts.items()}
 
     def set_state(self, lane: int, state: State | None) -> None:
         """Go on from another state (None: from the start of a text), which is copied."""
         self._check([lane])
         self._context[:, lane] = 0 if state is None else state["context"][:, 0].numpy(force=True)
         self._tail[:, lane] = 0 if state is None else state["tail"][:, 0].numpy(force=True)
+        self._previous[:, lane] = 0
+        if state is not None and self._settings.pair_rows:
+            self._previous[:, lane] = state["previous"][:, 0].numpy(force=True)
 
     def step(self, lanes: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """Read one token in each of these lanes (a selection, in any order).
@@ -101,25 +105,28 @@ class Lanes:
             self._views[count] = chosen
         chosen[0][:], chosen[1][:] = tokens, lanes
         self._kernel(
-            chosen[0], chosen[1], *self._weights, self._context, self._tail, *self._buffers[2:]
-        )
+            chosen[0], chosen[1], *self._weights,
+            self._context, self._tail, self._previous, *self._buffers[2:],
+        )  # fmt: skip
         return chosen[2]
 
     def _check(self, lanes: Sequence[int]) -> None:
         if not self._open.issuperset(lanes) or len(set(lanes)) < len(lanes):
             raise IndexError(f"lanes {list(lanes)}: not open, or one of them twice")
 
-    def _zeros(self, capacity: int) -> tuple[np.ndarray, np.ndarray]:
-        """States, laid out as the module's: [L, N, C] and [L, N, 3, C]."""
+    def _zeros(self, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """States, laid out as the module's: [L, N, C], [L, N, 3, C] and [1, N]."""
         layers, channels = self._settings.num_layers, self._settings.context_dim
         context = np.zeros((layers, capacity, channels), np.float32)
-        return context, np.zeros((layers, capacity, CONV_TAPS - 1, channels), np.float32)
+        tail = np.zeros((layers, capacity, CONV_TAPS - 1, channels), np.float32)
+        return context, tail, np.zeros((1, capacity), np.int64)
 
     def _grow(self, capacity: int) -> None:
         before = self._context.shape[1]
-        old_context, old_tail = self._context, self._tail
-        self._context, self._tail = self._zeros(capacity)
-        self._context[:, :before], self._tail[:, :before] = old_context, old_tail
+        old = self._context, self._tail, self._previous
+        self._context, self._tail, self._previous = new = self._zeros(capacity)
+        for part, kept in zip(new, old, strict=True):
+            part[:, :before] = kept
         self._free += range(capacity - 1, before - 1, -1)
         shape = self._settings
         stream, hidden = _padded(shape.embed_dim), _padded(shape.hidden_dim)
@@ -136,6 +143,8 @@ class _Packed(NamedTuple):
     """A model's weights as the kernel reads them."""
 
     embedding: np.ndarray  # [V, D], the model's own memory
+    table: np.ndarray  # [P, 16], likewise: of pairs, without rows where there is none
+    widen: np.ndarray  # [16, D]
     matrices: np.ndarray  # all matrices in the order of use, in panels; the dtype tells the format
     scales: np.ndarray  # one factor for each row of all matrices
     norms: np.ndarray  # [1 + 2 L + 1, D]: the embedding's, two a layer, the last one
@@ -174,8 +183,11 @@ def _pack(model: ContextLM) -> _Packed:
     dtype = {"fp32": np.float32, "bf16": np.uint16, "int8": np.int8}[weights]
     norms = [norm for block in blocks for norm in (block.mixer_norm, block.feed_forward.norm)]
     channels = [[*block.conv_weight, block.forget_bias, block.read_scale] for block in blocks]
+    pairs = PairTable(0, model.settings.embed_dim, 0.0) if model.pairs is None else model.pairs
     return _Packed(
         model.embedding.weight.detach().numpy(),
+        pairs.table.detach().numpy(),
+        pairs.widen.detach().numpy(),
         torch.from_numpy(np.concatenate(words)).clone().numpy().view(dtype),  # a clone is aligned
         np.concatenate(scales),
         torch.stack([model.embedding_norm, *norms, model.norm]).numpy(),

@@ -225,7 +225,7 @@ def test_no_shape_is_small_enough() -> None:
 @pytest.mark.parametrize("architecture", PEERS)
 def test_a_peer_has_sensible_defaults_and_a_name(architecture: str) -> None:
     settings = resolve("dolly", {"architecture": architecture, "num_layers": 1})
-    context = resolve("dolly", {"num_layers": 1})
+    context = resolve("dolly", {"num_layers": 1, "pair_rows": 0})
     assert settings.embed_dim == context.embed_dim
     assert architecture == "mingru" or settings.context_dim == settings.embed_dim
     assert settings.learning_rate == context.learning_rate

@@ -14,7 +14,7 @@ from newllm.config import ModelSettings
 from newllm.model import LanguageModel, build_model
 
 VOCAB = 50
-ARCHITECTURES = ["context", "original", "gru", "lstm", "mingru", "transformer"]
+ARCHITECTURES = ["context", "context, pairs", "original", "gru", "lstm", "mingru", "transformer"]
 CONTEXT_DIM = {"gru": 24, "lstm": 24, "transformer": 48}
 """The stream is 24 wide, and a GRU's state must be; three heads make mistakes visible."""
 
@@ -22,7 +22,9 @@ CONTEXT_DIM = {"gru": 24, "lstm": 24, "transformer": 48}
 def make_model(architecture: str, settings: Callable[..., ModelSettings]) -> LanguageModel:
     torch.manual_seed(0)
     context_dim = CONTEXT_DIM.get(architecture, 16)
-    model = build_model(settings(architecture=architecture, context_dim=context_dim), VOCAB)
+    name, _, pairs = architecture.partition(", ")
+    shape = settings(architecture=name, context_dim=context_dim, pair_rows=37 if pairs else 0)
+    model = build_model(shape, VOCAB)
     with torch.no_grad():  # away from the zeros and ones of birth, where mistakes could hide
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)

@@ -23,7 +23,13 @@ from newllm.train.optimizers import get_moments, make_optimizers
 
 ENTRIES = 40
 BEFORE = ModelSettings(
-    architecture="context", num_layers=2, context_dim=64, embed_dim=24, hidden_dim=40, dropout=0.0
+    architecture="context",
+    num_layers=2,
+    context_dim=64,
+    embed_dim=24,
+    hidden_dim=40,
+    pair_rows=50,
+    dropout=0.0,
 )
 
 
@@ -162,4 +168,14 @@ def test_every_parameter_has_axes() -> None:
     kinds = {growth._kind(name) for name, _ in trained().named_parameters()}
     assert kinds == set(growth._AXES)
     axes = set(itertools.chain(*growth._AXES.values()))
-    assert axes == {"entries", "stream", "reads", "contexts", "context", "taps", "hidden"}
+    assert axes == {
+        "entries",
+        "stream",
+        "reads",
+        "contexts",
+        "context",
+        "taps",
+        "hidden",
+        "pairs",
+        "pair",
+    }

@@ -8,7 +8,13 @@ from torch import nn
 
 from newllm.model import build_model
 from newllm.recipes import resolve
-from newllm.train.optimizers import MUON_RATE, Muon, make_optimizers, orthogonalize
+from newllm.train.optimizers import (
+    MUON_RATE,
+    VECTOR_RATE,
+    Muon,
+    make_optimizers,
+    orthogonalize,
+)
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
@@ -98,7 +104,11 @@ def test_every_parameter_has_one_optimizer(architecture: str, pieces: dict[int, 
     # Of what has two dimensions, AdamW takes the embedding and our short filters.
     rest = {names[id(p)] for g in adamw.param_groups for p in g["params"] if p.ndim == 2}
     filters = {f"blocks.{layer}.conv_weight" for layer in range(2)}
+    filters |= {"pairs.table", "pairs.widen"}
     assert rest == {"embedding.weight"} | (filters if architecture == "context" else set())
+    assert adamw.param_groups[0]["params"] == [model.embedding.weight]
+    assert adamw.param_groups[0]["peak_lr"] == settings.learning_rate
+    assert adamw.param_groups[1]["peak_lr"] == settings.learning_rate * VECTOR_RATE
     assert muon.param_groups[0]["peak_lr"] == settings.learning_rate * MUON_RATE
 
 

@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 
 from newllm.model.kernels.numerics import FAST, ONE, ZERO, inlined, sigmoid
 from newllm.model.kernels.reference import EPSILON
+from newllm.model.pairs import HASH_SHIFT, PREVIOUS_FACTOR, TOKEN_FACTOR
 
 WIDTH = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
 """Elements of a vector register."""
@@ -243,19 +244,35 @@ def _context_read(group, channels, projected, context, tail, read, s):
                 tail[row, first + i] = s[_WRITE_0 + row, i]
 
 
+@_part
+def _add_pair(table, widen, previous, token, x):
+    """Add to an embedding what `PairTable` adds."""
+    mixed = previous * PREVIOUS_FACTOR + token * TOKEN_FACTOR
+    row = table[(mixed >> HASH_SHIFT) % len(table)]
+    for k in range(len(row)):
+        for i in range(len(x)):
+            x[i] += row[k] * widen[k, i]
+
+
 @functools.cache
 def step_kernel(group: int) -> Any:
     """The step for contexts that are normalised in groups of `group` channels."""
 
     @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
     def step(
-        tokens, lanes, embedding, matrices, scales, norms, channels, context, tail,
-        stream, normed, projected, read, hidden, branch, logits,
+        tokens, lanes, embedding, table, widen, matrices, scales, norms, channels,
+        context, tail, previous, stream, normed, projected, read, hidden, branch, logits,
     ):  # fmt: skip
         count, width, layers = len(tokens), norms.shape[1], channels.shape[0]
         s = np.empty((13, group), np.float32)
         for n in range(count):
-            _norm(embedding[tokens[n]], norms[0], stream[n])
+            token, before = tokens[n], previous[0, lanes[n]]
+            for i in range(width):
+                branch[n, i] = embedding[token, i]
+            if before > 0 and len(table) > 0:
+                _add_pair(table, widen, before, token, branch[n, :width])
+            previous[0, lanes[n]] = token + 1
+            _norm(branch[n], norms[0], stream[n])
             _norm(stream[n], norms[1], normed[n])
         at, row = 0, 0
         for layer in range(layers):
