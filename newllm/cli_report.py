@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from newllm.cli_options import json_option, setting_options
+from newllm.cli_options import SeveralWords, dataset_argument, json_option, setting_options
+from newllm.config import Settings
 from newllm.files import write_text
+from newllm.verdict import OUT
+
+COMPARED_FIELDS = tuple(name for name in Settings.model_fields if name not in ("dataset", "name"))
+"""Settings of `compare`; the names of its runs follow from the values."""
+
+SWEPT_FIELDS = tuple(
+    name for name in COMPARED_FIELDS if name not in ("out", "tensorboard", "device", "save_minutes")
+)
+"""Those that may have several values: what changes what is learned."""
 
 
 @click.command()
@@ -22,7 +33,6 @@ def progress(out: str | None, html: str | None, as_json: bool) -> None:
     """
     from newllm.report.progress import read_progress
     from newllm.report.progress_table import progress_table
-    from newllm.verdict import OUT
 
     found = read_progress(Path(out or OUT))
     if html is not None:
@@ -30,6 +40,30 @@ def progress(out: str | None, html: str | None, as_json: bool) -> None:
 
         write_text(Path(html), progress_page(found))
     click.echo(json.dumps(found.facts()) if as_json else progress_table(found))
+    if html is not None and not as_json:
+        click.echo(f"\nPage: {html}")
 
 
-COMMANDS = (progress,)
+@click.command(cls=SeveralWords)
+@dataset_argument
+@setting_options(*COMPARED_FIELDS, several=SWEPT_FIELDS)
+def compare(dataset: str, **settings: Any) -> None:
+    """Train DATASET once for each combination of settings, and compare what they reach.
+
+    Every setting may have several values. Runs that are finished are not run again, an interrupted
+    one goes on. The report is compare_DATASET.json, .md and .svg in --out.
+
+    Example: newllm compare dolly --num-layers 1 4 5 6 7 --minutes 10
+    """
+    from newllm.compare import compare as run
+    from newllm.report.comparison import comparison_table
+
+    given = {name: value for name, value in settings.items() if value not in (None, ())}
+    sweeps = {name: value for name, value in given.items() if name in SWEPT_FIELDS}
+    single = {name: value for name, value in given.items() if name not in SWEPT_FIELDS}
+    result = run(dataset, sweeps, single)
+    folder = Path(single.get("out", OUT))
+    click.echo(f"\n{comparison_table(result)}\n\nReport: {folder / f'compare_{dataset}.md'}")
+
+
+COMMANDS = (progress, compare)

@@ -24,6 +24,7 @@ LAYERS = [
     {"train"},
     {"trained"},
     {"report"},
+    {"compare"},
     {"cli_options"},
     {"cli_report"},
     {"cli"},

@@ -6,6 +6,7 @@ text is escaped; each chart has a title and a description for those who do not s
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ class Chart:
 
 
 def draw(chart: Chart, name: str) -> str:
-    """The chart as an `<svg>` element; `name` makes its ids unique on a page."""
+    """The chart as an `<svg>` element; `name` makes its ids unique on a page, whatever it holds."""
+    key = f"chart-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
     lines = [
         Line(line.label, [(x, y) for x, y in line.points if math.isfinite(y)])
         for line in chart.lines
@@ -67,12 +69,12 @@ def draw(chart: Chart, name: str) -> str:
     scale_y = _Scale.over([*values, *(t.value for t in thresholds)], HEIGHT - _BOTTOM, _TOP)
     opening = (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-labelledby="{name}-title {name}-desc" xmlns="http://www.w3.org/2000/svg">'
+        f'aria-labelledby="{key}-title {key}-desc" xmlns="http://www.w3.org/2000/svg">'
     )
     parts = [
         opening,
-        f'<title id="{name}-title">{escape(chart.title)}</title>',
-        f'<desc id="{name}-desc">{escape(chart.description)}</desc>',
+        f'<title id="{key}-title">{escape(chart.title)}</title>',
+        f'<desc id="{key}-desc">{escape(chart.description)}</desc>',
         *_axes(chart, scale_x, scale_y),
         *(_threshold(line, scale_y) for line in thresholds),
     ]

@@ -33,6 +33,12 @@ class Run:
         return self.files.name
 
     @property
+    def epoch(self) -> int:
+        """The epoch it is in, from 1; the last one when it is finished."""
+        done = self.history[-1]["epoch"] if self.history else 0
+        return done if self.summary else min(done + 1, self.settings.epochs)
+
+    @property
     def best(self) -> Record | None:
         """The record of the best epoch so far."""
         if self.summary is not None:
