@@ -10,6 +10,7 @@ import click
 
 from newllm.cli_options import SeveralWords, dataset_argument, json_option, setting_options
 from newllm.config import Settings
+from newllm.errors import UserError
 from newllm.files import write_text
 from newllm.verdict import OUT
 
@@ -38,7 +39,11 @@ def progress(out: str | None, html: str | None, as_json: bool) -> None:
     if html is not None:
         from newllm.report.page import progress_page
 
-        write_text(Path(html), progress_page(found))
+        page = progress_page(found)
+        try:
+            write_text(Path(html), page)
+        except OSError as error:
+            raise UserError(f"--html {html}: cannot be written: {error.strerror}") from None
     click.echo(json.dumps(found.facts()) if as_json else progress_table(found))
     if html is not None and not as_json:
         click.echo(f"\nPage: {html}")

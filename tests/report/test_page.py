@@ -231,3 +231,13 @@ def test_the_file_is_written_and_told(add_run: AddRun, tmp_path: Path, capsys) -
     assert main(["progress", "--out", str(tmp_path / "runs"), "--html", str(target)]) == 0
     assert str(target) in capsys.readouterr().out
     assert target.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_place_that_cannot_be_written_is_one_line(add_run: AddRun, tmp_path, capsys) -> None:
+    add_run("dolly", 1.5)
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path, tmp_path / "file" / "page.html"):
+        assert main(["progress", "--out", str(tmp_path / "runs"), "--html", str(target)]) == 2
+        error = capsys.readouterr().err
+        assert f"--html {target}: cannot be written" in error
+        assert error.count("\n") == 1
