@@ -27,6 +27,7 @@ LAYERS = [
     {"trained"},
     {"curriculum"},
     {"report"},
+    {"compare"},
     {"cli"},
 ]
 """From the bottom up. A module may import its own part and every part above it in this list."""

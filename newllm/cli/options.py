@@ -120,8 +120,8 @@ class SeveralWords(click.Command):
             for name in parameter.opts
         }
         rewritten: list[str] = []
-        option = ""
-        """The option whose words are being read."""
+        option, needs_name = "", False
+        """The option whose words are being read, and whether the next word needs it before it."""
         for position, word in enumerate(args):
             if word == "--":
                 rewritten += args[position:]

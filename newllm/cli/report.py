@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from newllm.cli.options import json_option, setting_options
+from newllm.cli.options import SeveralWords, dataset_argument, json_option, setting_options
+from newllm.config import Settings
+from newllm.errors import UserError
 from newllm.files import write_text
+from newllm.verdict import OUT
+
+COMPARED_FIELDS = tuple(name for name in Settings.model_fields if name not in ("dataset", "name"))
+"""Settings of `compare`; the names of its runs follow from the values."""
+
+_ONCE = ("out", "tensorboard", "device", "save_minutes", "rehearse", "freeze_old")
+
+SWEPT_FIELDS = tuple(name for name in COMPARED_FIELDS if name not in _ONCE)
+"""Those that may have several values: single values that change what is learned."""
 
 
 @click.command()
@@ -22,14 +34,41 @@ def progress(out: str | None, html: str | None, as_json: bool) -> None:
     """
     from newllm.report.progress import read_progress
     from newllm.report.progress_table import progress_table
-    from newllm.verdict import OUT
 
     found = read_progress(Path(out or OUT))
     if html is not None:
         from newllm.report.page import progress_page
 
-        write_text(Path(html), progress_page(found))
+        page = progress_page(found)
+        try:
+            write_text(Path(html), page)
+        except OSError as error:
+            raise UserError(f"--html {html}: cannot be written: {error.strerror}") from None
     click.echo(json.dumps(found.facts()) if as_json else progress_table(found))
+    if html is not None and not as_json:
+        click.echo(f"\nPage: {html}")
 
 
-COMMANDS = (progress,)
+@click.command(cls=SeveralWords)
+@dataset_argument
+@setting_options(*COMPARED_FIELDS, several=SWEPT_FIELDS)
+def compare(dataset: str, **settings: Any) -> None:
+    """Train DATASET once for each combination of settings, and compare what they reach.
+
+    Every setting may have several values. Runs that are finished are not run again, an interrupted
+    one goes on. The report is compare_DATASET.json, .md and .svg in --out.
+
+    Example: newllm compare dolly --num-layers 1 4 5 6 7 --minutes 10
+    """
+    from newllm.compare import compare as run
+    from newllm.report.comparison import comparison_table
+
+    given = {name: value for name, value in settings.items() if value not in (None, ())}
+    sweeps = {name: value for name, value in given.items() if name in SWEPT_FIELDS}
+    single = {name: value for name, value in given.items() if name not in SWEPT_FIELDS}
+    result = run(dataset, sweeps, single)
+    folder = Path(single.get("out", OUT))
+    click.echo(f"\n{comparison_table(result)}\n\nReport: {folder / f'compare_{dataset}.md'}")
+
+
+COMMANDS = (progress, compare)

@@ -6,6 +6,7 @@ text is escaped; each chart has a title and a description for those who do not s
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Literal
 
 WIDTH, HEIGHT = 480, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 30, 48
+_LEGEND_LINE = 17
 COLOURS = 6
 """Lines that have a colour of their own; further ones begin again."""
 
@@ -56,7 +58,8 @@ class Chart:
 
 
 def draw(chart: Chart, name: str) -> str:
-    """The chart as an `<svg>` element; `name` makes its ids unique on a page."""
+    """The chart as an `<svg>` element; `name` makes its ids unique on a page, whatever it holds."""
+    key = f"chart-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
     lines = [
         Line(line.label, [(x, y) for x, y in line.points if math.isfinite(y)])
         for line in chart.lines
@@ -64,20 +67,23 @@ def draw(chart: Chart, name: str) -> str:
     thresholds = [line for line in chart.thresholds if math.isfinite(line.value)]
     values = [y for line in lines for _, y in line.points]
     scale_x = _Scale.over([x for x, _ in chart.x_ticks], _LEFT, WIDTH - _RIGHT, margin=0.05)
-    scale_y = _Scale.over([*values, *(t.value for t in thresholds)], HEIGHT - _BOTTOM, _TOP)
+    top = _TOP + (_LEGEND_LINE * len(lines) if len(lines) > 1 else 0)
+    scale_y = _Scale.over([*values, *(t.value for t in thresholds)], HEIGHT - _BOTTOM, top)
     opening = (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-labelledby="{name}-title {name}-desc" xmlns="http://www.w3.org/2000/svg">'
+        f'aria-labelledby="{key}-title {key}-desc" xmlns="http://www.w3.org/2000/svg">'
     )
     parts = [
         opening,
-        f'<title id="{name}-title">{escape(chart.title)}</title>',
-        f'<desc id="{name}-desc">{escape(chart.description)}</desc>',
+        f'<title id="{key}-title">{escape(chart.title)}</title>',
+        f'<desc id="{key}-desc">{escape(chart.description)}</desc>',
         *_axes(chart, scale_x, scale_y),
-        *(_threshold(line, scale_y) for line in thresholds),
+        *(_threshold_line(line, scale_y(line.value)) for line in thresholds),
     ]
     for number, line in enumerate(lines):
         parts += _line(line, number % COLOURS, scale_x, scale_y)
+    # Labels after the lines, whose halo then keeps them readable.
+    parts += [_threshold_label(line, scale_y(line.value)) for line in thresholds]
     if len(lines) > 1:
         parts += _legend(lines)
     if chart.highlight is not None and math.isfinite(chart.highlight[1]):
@@ -148,15 +154,16 @@ def _axes(chart: Chart, scale_x: _Scale, scale_y: _Scale) -> list[str]:
     ]
 
 
-def _threshold(line: Threshold, scale_y: _Scale) -> str:
+def _threshold_line(line: Threshold, y: float) -> str:
+    ends = f'x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"'
+    return f'<line class="threshold {line.kind}" {ends}/>'
+
+
+def _threshold_label(line: Threshold, y: float) -> str:
     """The mark is told at the right, the floor at the left, so that they keep apart."""
-    y, mark = scale_y(line.value), line.kind == "mark"
-    x, anchor = (WIDTH - _RIGHT, "end") if mark else (_LEFT + 4, "start")
-    return (
-        f'<line class="threshold {line.kind}" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" '
-        f'y1="{y}" y2="{y}"/>\n<text class="threshold-label {line.kind} {anchor}" '
-        f'x="{x}" y="{y - 6}">{escape(line.label)}</text>'
-    )
+    x, anchor = (WIDTH - _RIGHT, "end") if line.kind == "mark" else (_LEFT + 4, "start")
+    style = f'class="threshold-label {line.kind} {anchor}"'
+    return f'<text {style} x="{x}" y="{y - 6:.1f}">{escape(line.label)}</text>'
 
 
 def _line(line: Line, colour: int, scale_x: _Scale, scale_y: _Scale) -> list[str]:
@@ -184,7 +191,7 @@ def _highlight(
 def _legend(lines: Sequence[Line]) -> list[str]:
     parts = []
     for number, line in enumerate(lines):
-        y = _TOP + 10 + 17 * number
+        y = _TOP + 4 + _LEGEND_LINE * number
         parts.append(
             f'<circle class="dot colour-{number % COLOURS}" cx="{WIDTH - 24}" cy="{y - 4}" r="4"/>'
             f'<text class="tick end" x="{WIDTH - 34}" y="{y}">{escape(line.label)}</text>'

@@ -43,6 +43,9 @@ def read_climb(folder: Path) -> Climb | None:
         if kind != (FORMAT, VERSION):
             raise ValueError(f"{kind[0]} version {kind[1]}, expected {FORMAT} version {VERSION}")
         levels, results = tuple(content["levels"]), tuple(content["results"])
+        for result in results:
+            if any(len(pair) != 2 for pair in (result.get("grown") or {}).values()):
+                raise ValueError("grown: expected [before, after]")
         scores = [
             {name: found["bpb"] for name, found in result["evaluations"].items()}
             for result in results

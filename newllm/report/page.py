@@ -169,7 +169,7 @@ def choose_next(progress: Progress, t: Translator) -> NextStep | None:
 
 
 def _step(rows: Sequence[Row], t: Translator) -> Step:
-    status = min((row.status for row in rows), key=_BEST_FIRST.index)
+    status = min(rows, key=lambda row: _BEST_FIRST.index(row.status)).status
     scores = []
     for row in rows:
         best = row.run.best if row.run is not None else None

@@ -66,8 +66,7 @@ def view_run(row: Row, run: Run, t: Translator) -> RunView:
     chart, caption = _curve(row, run, t)
     status = t(row.status)
     if row.status == "training":
-        done = run.history[-1]["epoch"] if run.history else 0
-        status = t("training, epoch {n} of {all}", n=done + 1, all=run.settings.epochs)
+        status = t("training, epoch {n} of {all}", n=run.epoch, all=run.settings.epochs)
     return RunView(
         row=row,
         style=STYLES[row.status],

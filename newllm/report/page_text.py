@@ -153,10 +153,12 @@ JAPANESE = {
         "--tokenizer word1000 で学習してください。"
     ),
     "A {n}-gram table, which only counts, reaches {value} on the same rows: the model is ahead.": (
-        "数を数えるだけの {n}-gram の表は、同じ行で {value}に達します。モデルはこれを上回っています。"
+        "数を数えるだけの {n}-gram の表は、同じ行で {value}に達します。"
+        "モデルはこれを上回っています。"
     ),
     "A {n}-gram table, which only counts, reaches {value} on the same rows: the model is behind.": (
-        "数を数えるだけの {n}-gram の表は、同じ行で {value}に達します。モデルはまだこれに及びません。"
+        "数を数えるだけの {n}-gram の表は、同じ行で {value}に達します。"
+        "モデルはまだこれに及びません。"
     ),
     "In bits per byte: cleared, below {mark} ({how}).": (
         "バイトあたりビット数では合格：{mark} を下回りました（{how}）。"

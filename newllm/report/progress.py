@@ -70,7 +70,7 @@ class Row:
             "status": self.status,
             "run": run.name if run else None,
             "other_runs": list(self.others),
-            "epoch": run.history[-1]["epoch"] if run and run.history else None,
+            "epoch": run.epoch if run else None,
             **{name: best.get(name) for name in ("ppl", "accuracy", "bpb", "bpb_assistant")},
             "mark": self.mark,
             "margin": self.margin,

@@ -61,8 +61,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     number = "" if row.level.number is None else str(row.level.number)
     status: str = row.status
     if row.status == "training" and row.run is not None:
-        done = row.run.history[-1]["epoch"] if row.run.history else 0
-        status = f"training, epoch {done + 1} of {row.run.settings.epochs}"
+        status = f"training, epoch {row.run.epoch} of {row.run.settings.epochs}"
     names = (number, row.level.dataset, row.tokenizer or "", status)
     bpe = row.tokenizer == "bpe"
     mark = row.mark if row.tokenizer else row.level.pass_mark

@@ -33,6 +33,12 @@ class Run:
         return self.files.name
 
     @property
+    def epoch(self) -> int:
+        """The epoch it is in, from 1; the last one when it is finished."""
+        done = self.history[-1]["epoch"] if self.history else 0
+        return done if self.summary else min(done + 1, self.settings.epochs)
+
+    @property
     def best(self) -> Record | None:
         """The record of the best epoch so far."""
         if self.summary is not None:
@@ -75,16 +81,21 @@ def _read_run(files: RunFiles) -> Run:
     return Run(
         files=files,
         settings=parse(read_yaml(files.settings), {}),
-        history=_read_lines(files.metrics),
-        answers=_read_lines(files.answers),
+        history=_read_lines(files.metrics, {"epoch", "ppl", "accuracy", "bpb", "best"}),
+        answers=_read_lines(files.answers, {"epoch", "answers"}),
         summary=load_summary(files.summary) if files.summary.exists() else None,
     )
 
 
-def _read_lines(path: Path) -> list[Record]:
+def _read_lines(path: Path, needed: set[str]) -> list[Record]:
+    """Records of JSON lines; none where there is no file yet."""
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not JSON lines ({error})") from None
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict) or not needed <= set(record):
+            raise UserError(f"{path}, line {number}: expected {', '.join(sorted(needed))}")
+    return records

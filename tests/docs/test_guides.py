@@ -37,7 +37,7 @@ PAGES = sorted(
 
 _BASH = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SEPARATORS = {"&&", "||", "|", ";", "&"}
-_RUN_FILE = re.compile(r"[\w./-]*new_llm_\w+\.(?:pt|yaml|metrics\.jsonl|answers\.jsonl)")
+_RUN_FILE = re.compile(r"[\w./-]*new_llm_\w+\.(?:pt|yaml|(?:metrics|answers)\.jsonl|summary\.json)")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 _PATH = re.compile(r"`((?:scripts|docs|newllm|tests|benchmarks)/[\w./-]*\.\w+)`")
 
@@ -170,7 +170,7 @@ def files_of_runs(page: str) -> set[str]:
         for settings in trainings(command.arguments or ["--help"]):
             files = RunFiles(Path(settings.out), settings.run_name)
             for path in (files.best, files.final, files.resume, files.metrics, files.answers,
-                         files.settings):  # fmt: skip
+                         files.settings, files.summary):  # fmt: skip
                 names |= {path.name, str(path)}
     return names
 
@@ -181,6 +181,10 @@ def runs_here(arguments: list[str]) -> bool:
     if context is None:
         return False
     given = context.params
+    if arguments[0] == "compare":
+        return False  # several trainings; tests/test_compare.py has them
+    if arguments[0] == "progress":
+        return Path(given["out"] or "checkpoints").is_dir()
     if "file" in given and not Path(given["file"]).is_file():
         return False
     if arguments[0] in ("train", "data"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def add_run(tmp_path: Path) -> AddRun:
             return files
         level, floor = LEVELS[dataset], Floor(5 if bpe else 3, 21.0, 1.9 if bpe else None)
         counts = Accounting(rows=1010, malformed=10, documents=1000, tokens=50_000, cut_tokens=7)
-        verdict = asdict(judge(level, settings, history[1])) | {"bpb_mark": bpb_mark}
+        verdict = replace(judge(level, settings, history[1]), bpb_mark=bpb_mark)
         save_summary(
             files.summary,
             Summary(
@@ -87,7 +87,7 @@ def add_run(tmp_path: Path) -> AddRun:
                 minutes=12.5,
                 trained_tokens=150_000,
                 floor={**asdict(floor), "beaten": beats_floor(history[1], floor)},
-                verdict=type(judge(level, settings, history[1]))(**verdict),
+                verdict=verdict,
                 advice=tuple(next_steps(level, settings, history[1], floor)),
                 checkpoint=str(files.best),
                 versions={"newllm": "0.1.0", "torch": "2", "python": "3"},

@@ -141,10 +141,34 @@ def test_what_cannot_be_read_is_told(add_run: AddRun, tmp_path: Path, capsys) ->
     assert "mine.yaml" not in output
 
 
-def test_only_broken_runs_is_an_error_that_names_them(add_run: AddRun, tmp_path: Path) -> None:
-    add_run("dolly", 1.5).metrics.write_text("{")
-    with pytest.raises(UserError, match="not JSON lines"):
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "not JSON lines"), ("[]\n", "line 1: expected accuracy, best, bpb")]
+)
+def test_only_broken_runs_is_an_error_that_names_them(
+    text, says, add_run: AddRun, tmp_path
+) -> None:
+    add_run("dolly", 1.5).metrics.write_text(text)
+    with pytest.raises(UserError, match=says):
         read_progress(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"results": [{"dataset": "dolly"}]},
+        {"results": [{"dataset": "dolly", "run": "x", "evaluations": {}, "grown": {"n": 4}}]},
+        {"results": 3},
+    ],
+)
+def test_a_damaged_climb_is_told(change, add_run: AddRun, tmp_path: Path) -> None:
+    add_run("dolly", 1.5)
+    path = tmp_path / "runs" / "climb.json"
+    write_climb(tmp_path / "runs", [{"dolly": 1.5}])
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    found = read_progress(tmp_path / "runs")
+    assert found.climb is None
+    assert "not a climb that can be read" in found.notes[0]
 
 
 def test_json_has_everything(add_run: AddRun, tmp_path: Path, capsys) -> None:
