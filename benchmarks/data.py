@@ -21,7 +21,6 @@ import click
 import tokenizers
 
 from benchmarks.measure import PeakMemory, Report, Row, report_options, rounds
-from newllm.cli import dataset_argument, setting_options
 from newllm.config import Settings
 from newllm.data.conversations import ROW_FORMATS
 from newllm.data.loader import EpochLoader
@@ -30,6 +29,7 @@ from newllm.data.rows import Item, Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE, Tokenizer, replace_surrogates
 from newllm.levels import find_level, resolve
+from newllm.options import dataset_argument, setting_options
 
 _BATCH_ROWS = 512
 _LOADER_BATCHES = 500

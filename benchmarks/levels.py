@@ -16,8 +16,8 @@ from typing import Any
 import click
 
 from benchmarks.measure import Report, Row, progress, report_options
-from newllm.cli import setting_options
 from newllm.levels import LEVELS
+from newllm.options import setting_options
 from newllm.train.run import train
 from newllm.trained import TrainedModel
 

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from benchmarks.measure import Row
-from newllm.cli import setting_options
 from newllm.config import Settings
 from newllm.levels import resolve
 from newllm.model import LanguageModel, build_model
+from newllm.options import setting_options
 from newllm.trained import TrainedModel
 
 _SHAPE = ("architecture", "num_layers", "context_dim", "embed_dim", "hidden_dim", "vocab_size")

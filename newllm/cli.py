@@ -8,17 +8,26 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 import newllm
 from newllm import __version__
-from newllm.config import Settings, option_name, read_yaml
+from newllm.config import option_name, read_yaml
 from newllm.errors import Stopped, UserError
-from newllm.levels import LEVELS
+from newllm.options import (
+    dataset_argument,
+    file_argument,
+    json_option,
+    sampling_options,
+    serving_options,
+    setting_options,
+    weights_option,
+)
 
 if TYPE_CHECKING:
     from newllm.model.quantize import WeightFormat
@@ -38,50 +47,6 @@ CONTEXT = {"token_normalize_func": _same_dash, "help_option_names": ["-h", "--he
 @click.version_option(__version__, prog_name="newllm")
 def cli() -> None:
     """Small language models without attention: train them level by level, and talk to them."""
-
-
-def setting_options(*fields: str) -> Callable[[Any], Any]:
-    """Add an option for each of these settings (default: all), from its definition."""
-
-    def decorate(command: Any) -> Any:
-        for field in reversed(
-            fields or [name for name in Settings.model_fields if name != "dataset"]
-        ):
-            command = _setting_option(field)(command)
-        return command
-
-    return decorate
-
-
-def _setting_option(field: str) -> Callable[[Any], Any]:
-    info = Settings.model_fields[field]
-    kinds = [kind for kind in get_args(info.annotation) if kind is not type(None)]
-    kind: Any = (
-        kinds[0] if kinds and get_origin(info.annotation) is not Literal else info.annotation
-    )
-    default = "" if info.is_required() or info.default is None else f"  [default: {info.default}]"
-    if info.is_required():
-        default = "  [default: the level's]"
-    options: dict[str, Any] = {"help": f"{info.description}.{default}", "default": None}
-    if kind is bool:
-        options["is_flag"] = True
-    elif get_origin(kind) is Literal:
-        options["type"] = click.Choice(get_args(kind))
-    else:
-        options["type"] = kind
-    return click.option(option_name(field), field, **options)
-
-
-dataset_argument = click.argument("dataset", type=click.Choice(list(LEVELS)), metavar="DATASET")
-file_argument = click.argument("file", metavar="FILE")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-weights_option = click.option(
-    "--weights",
-    type=click.Choice(["fp32", "bf16", "int8"]),
-    default="fp32",
-    show_default=True,
-    help="Round the matrices to a smaller format, which is faster to read (CPU only).",
-)
 
 
 @cli.command()
@@ -133,27 +98,6 @@ def evaluate(
     click.echo(json.dumps(result) if as_json else evaluation_table(result))
 
 
-def sampling_options(command: Any) -> Any:
-    """Options of everything that writes text."""
-    for option in reversed(
-        [
-            click.option("--max-new-tokens", default=256, show_default=True,
-                         type=click.IntRange(min=1), help="Tokens written at most."),
-            click.option("--min-new-tokens", default=0, type=click.IntRange(min=0),
-                         help="Tokens before the answer may end."),
-            click.option("--temperature", default=0.7, show_default=True,
-                         type=click.FloatRange(min=0), help="0: always the likeliest token."),
-            click.option("--top-p", default=0.9, show_default=True,
-                         type=click.FloatRange(min=0, max=1, min_open=True),
-                         help="Sample from the likeliest tokens of this total probability."),
-            click.option("--seed", default=None, type=click.IntRange(min=0),
-                         help="Same seed, same text."),
-        ]
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
 @cli.command()
 @file_argument
 @click.option("--prompt", required=True, help="What is said to the model.")
@@ -165,11 +109,9 @@ def generate(
     prompt: str,
     max_new_tokens: int,
     min_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int | None,
     device: str | None,
     weights: WeightFormat,
+    **sampling: Any,
 ) -> None:
     """Print the answer of checkpoint FILE to a prompt.
 
@@ -179,8 +121,7 @@ def generate(
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, device or "auto", weights)
-    sampling = Sampling(temperature, top_p, seed)
-    for piece in model.generate(prompt, sampling, max_new_tokens, min_new_tokens):
+    for piece in model.generate(prompt, Sampling(**sampling), max_new_tokens, min_new_tokens):
         click.echo(piece, nl=False)
     click.echo()
 
@@ -188,19 +129,19 @@ def generate(
 @cli.command()
 @file_argument
 @click.option("--system", default=None, help="What the model is told before the conversation.")
+@click.option("--load", metavar="SESSION", help="Go on with a saved conversation, as it was drawn.")
 @sampling_options
 @setting_options("device")
 @weights_option
 def chat(
     file: str,
     system: str | None,
+    load: str | None,
     max_new_tokens: int,
     min_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int | None,
     device: str | None,
     weights: WeightFormat,
+    **sampling: Any,
 ) -> None:
     """Talk to checkpoint FILE; the conversation is held in its fixed-size state."""
     from newllm.chat.sampling import Sampling
@@ -208,8 +149,27 @@ def chat(
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, device or "auto", weights)
-    session = model.chat(Sampling(temperature, top_p, seed), system)
+    given = click.get_current_context().get_parameter_source
+    for name in ("system", *sampling):
+        if load and given(name) is ParameterSource.COMMANDLINE:
+            raise UserError(f"{option_name(name)}: --load goes on as that conversation was begun")
+    session = model.resume_chat(load) if load else model.chat(Sampling(**sampling), system)
     converse(session, f"{file}: {model.parameters:,} parameters", max_new_tokens, min_new_tokens)
+
+
+@cli.command()
+@file_argument
+@serving_options
+@setting_options("device")
+@weights_option
+def serve(file: str, **options: Any) -> None:
+    """Serve checkpoint FILE over HTTP: OpenAI's API, and conversations kept as their state.
+
+    Example: newllm serve checkpoints/best_new_llm_dolly_layers1_bpe.pt --port 8000
+    """
+    from newllm.serve.command import serve_checkpoint
+
+    serve_checkpoint(file, **options)
 
 
 @cli.command()

@@ -15,6 +15,7 @@ LAYERS = [
     {"errors", "files"},
     {"config", "device"},
     {"levels"},
+    {"options"},
     {"data"},
     {"model"},
     {"evaluate"},
@@ -22,6 +23,7 @@ LAYERS = [
     {"verdict"},
     {"train"},
     {"trained"},
+    {"serve"},
     {"report"},
     {"cli"},
 ]
