@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from newllm.chat.dialogue import knows_system
 from newllm.chat.sampling import Sampling
 from newllm.chat.session import MAX_NEW_TOKENS, ChatSession
+from newllm.chat.session_file import model_fingerprint
 from newllm.config import Settings, parse
 from newllm.data.conversations import ROW_FORMATS
 from newllm.data.prepare import Encoded, Encoding, find_encoded, prepare_evaluation
@@ -97,15 +100,26 @@ class TrainedModel:
         row_format = ROW_FORMATS[self.settings.dataset]
         return make_renderer(self.tokenizer, row_format, row_format.protocol_length)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What a saved conversation knows its model by."""
+        return model_fingerprint(self.model, self.renderer)
+
     def chat(self, sampling: Sampling | None = None, system: str | None = None) -> ChatSession:
         """Begin a conversation; see :class:`newllm.chat.session.ChatSession`.
 
         Raises:
-            UserError: a system message for a model whose protocol has none.
+            UserError: a system message for a model that knows none.
         """
-        if system is not None and self.tokenizer.kind == "word1000":
-            raise UserError("--system: models of the word-1000 protocol know no system message")
+        if system is not None and not knows_system(self.renderer):
+            raise UserError(
+                "--system: models of the word-1000 protocol or of plain text know no system message"
+            )
         return ChatSession(self.model, self.renderer, sampling or Sampling(), system)
+
+    def resume_chat(self, path: str | Path) -> ChatSession:
+        """Go on with a saved conversation; see :meth:`ChatSession.load`."""
+        return ChatSession.load(path, self.model, self.renderer)
 
     def generate(
         self,

@@ -25,6 +25,7 @@ LAYERS = [
     {"summary"},
     {"train"},
     {"trained"},
+    {"serve"},
     {"curriculum"},
     {"report"},
     {"compare"},

@@ -28,11 +28,14 @@ def work_space(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
-def draw(logits, forbidden, temperature, top_p, uniform, weights, sums):
+def draw(logits, forbidden, recent, penalty, temperature, top_p, uniform, weights, sums):
     """A token for logits [V]; -1 if none can be drawn (NaN, infinity, everything forbidden).
 
     Args:
         forbidden: ids that are not drawn.
+        recent: ids made less likely, in any order, each as often as it likes.
+        penalty: what their scores are divided by (or multiplied with, below zero), fp32, >= 1
+            (Keskar et al. 2019, arXiv:1909.05858).
         temperature: fp32; 0 takes the likeliest token, of equal ones the first.
         top_p: share of the probability that is sampled from, fp32.
         uniform: random number in 0 <= u < 1.
@@ -41,6 +44,9 @@ def draw(logits, forbidden, temperature, top_p, uniform, weights, sums):
     entries = len(logits)
     for i in range(entries):
         weights[i] = logits[i]
+    for token in recent:
+        score = logits[token]  # not the weight: once is enough for a token that stands there twice
+        weights[token] = score / penalty if score > ZERO else score * penalty
     for token in forbidden:
         weights[token] = _NEVER
     peak = _peak(weights, entries, sums)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,12 @@ _PREFILL_TOKENS = 4096
 _LANE = 0
 """The only lane of a stream."""
 
+PENALTY_WINDOW = 64
+"""The repetition penalty is on so many tokens, the last ones of the answer."""
+
+Draws = dict[str, int]
+"""Where a sampler's random numbers are: the state of numpy's PCG64 generator."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -28,6 +35,22 @@ class Sampling:
     """Sample from the likeliest tokens that together have this probability (arXiv:1904.09751)."""
     seed: int | None = None
     """None: another text every time."""
+    repetition_penalty: float = 1.0
+    """Scores of the tokens written last are divided by it, >= 1; 1 leaves them as they are."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in a text, from which one can go on as often as one likes."""
+
+    state: State | None = None
+    """Of one lane; None at the start of a text."""
+    last_token: int | None = None
+    tokens_read: int = 0
+
+
+START = Point()
+"""Nothing is read yet."""
 
 
 class Stream:
@@ -37,14 +60,16 @@ class Stream:
     is one (our architecture, on a CPU). Both go on from the same state.
     """
 
-    def __init__(self, model: LanguageModel, state: State | None = None) -> None:
-        """`state` is what was read before, and is not changed; None for the start of a text."""
+    def __init__(self, model: LanguageModel, start: Point = START) -> None:
+        """Go on from `start`, which is not changed."""
         self.model = model
         self.logits: np.ndarray | None = None
         """Scores of every next token, fp32 [V]; overwritten by the next read."""
-        self.tokens_read = 0
-        self.last_token: int | None = None
-        self._state = state
+        self.tokens_read = start.tokens_read
+        self.last_token = start.last_token
+        device = next(model.parameters()).device
+        parts = (start.state or {}).items()
+        self._state: State | None = {name: part.to(device) for name, part in parts} or None
         self._lanes: Lanes | None = None
         self._in_lane = False
         """Whether the state is in the lane of the step, not in `_state`."""
@@ -55,6 +80,11 @@ class Stream:
         if self._in_lane and self._lanes is not None:
             return self._lanes.state(_LANE)
         return self._state
+
+    @property
+    def point(self) -> Point:
+        """Where the stream is, to go on from."""
+        return Point(self.state, self.last_token, self.tokens_read)
 
     def read(self, ids: Sequence[int]) -> None:
         """Take in tokens; time and memory do not depend on what was read before."""
@@ -90,17 +120,44 @@ class Stream:
 class Sampler:
     """Draws tokens from logits; same seed, same draws."""
 
-    def __init__(self, sampling: Sampling, forbidden: Sequence[int]) -> None:
+    def __init__(
+        self, sampling: Sampling, forbidden: Sequence[int], draws: Draws | None = None
+    ) -> None:
+        """Take random numbers from the seed on, or go on after `draws` of an earlier sampler."""
         from newllm.chat import nucleus  # numba: half a second for those who write text
 
         self.sampling = sampling
         self._nucleus = nucleus
-        self._uniform = np.random.default_rng(sampling.seed).random
+        self._generator = np.random.PCG64(sampling.seed)
+        if draws is not None:
+            self.draws = draws
+        self._uniform = np.random.Generator(self._generator).random
         self._temperature = np.float32(sampling.temperature)
         self._top_p = np.float32(sampling.top_p)
+        self._penalty = np.float32(sampling.repetition_penalty)
         self._forbidden = tuple(forbidden)
         self._forbidden_ids: dict[tuple[int, ...], np.ndarray] = {}
+        self._recent, self._written = np.zeros(PENALTY_WINDOW, np.int64), 0
         self._entries, self._space = 0, nucleus.work_space(0)
+
+    @property
+    def draws(self) -> Draws:
+        """Where the random numbers are; a sampler that is given them goes on the same way."""
+        stored: Any = self._generator.state
+        return {**stored["state"], **{name: stored[name] for name in ("has_uint32", "uinteger")}}
+
+    @draws.setter
+    def draws(self, draws: Draws) -> None:
+        self._generator.state = {
+            "bit_generator": "PCG64",
+            "state": {"state": draws["state"], "inc": draws["inc"]},
+            "has_uint32": draws["has_uint32"],
+            "uinteger": draws["uinteger"],
+        }
+
+    def begin_answer(self) -> None:
+        """Forget which tokens were written last: what an answer repeats is its own words."""
+        self._written = 0
 
     def draw(self, logits: np.ndarray, also_forbidden: tuple[int, ...] = ()) -> int:
         """The next token for logits, fp32 [V].
@@ -114,11 +171,15 @@ class Sampler:
             self._forbidden_ids[also_forbidden] = forbidden
         if self._entries != len(logits):
             self._entries, self._space = len(logits), self._nucleus.work_space(len(logits))
+        recent = self._recent[: self._written if self._penalty != 1 else 0]
         token = self._nucleus.draw(
-            logits, forbidden, self._temperature, self._top_p, self._uniform(), *self._space
-        )
+            logits, forbidden, recent, self._penalty, self._temperature, self._top_p,
+            self._uniform(), *self._space,
+        )  # fmt: skip
         if token < 0:
             raise FloatingPointError("no token can be drawn: the model's scores are not finite")
+        self._recent[self._written % PENALTY_WINDOW] = token
+        self._written += 1
         return token
 
 
@@ -126,6 +187,7 @@ def write_tokens(
     stream: Stream, sampler: Sampler, end: int, max_new_tokens: int, min_new_tokens: int = 0
 ) -> Iterator[int]:
     """Yield new tokens until `end` (which is read, not yielded) or the limit."""
+    sampler.begin_answer()
     for count in range(max_new_tokens):
         assert stream.logits is not None, "read a prompt first"
         token = sampler.draw(stream.logits, (end,) if count < min_new_tokens else ())

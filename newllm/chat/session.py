@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
 import time
 from collections.abc import Generator
+from pathlib import Path
 
+from newllm.chat import session_file
+from newllm.chat.answer import AnswerText
+from newllm.chat.dialogue import Dialogue, model_state_bytes
 from newllm.chat.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.data.conversations import Conversation
 from newllm.data.render import Renderer
 from newllm.data.tokenizers import never_written
+from newllm.files import write_bytes, write_text
 from newllm.model import LanguageModel
 
 MAX_NEW_TOKENS = 256
@@ -22,6 +26,7 @@ class ChatSession:
     >>> session = newllm.load("best.pt").chat()  # doctest: +SKIP
     >>> session.say("What is the capital of France?")  # doctest: +SKIP
     'The capital of France is Paris.'
+    >>> session.save("france.session")  # some kilobytes  # doctest: +SKIP
     """
 
     def __init__(
@@ -31,25 +36,35 @@ class ChatSession:
         sampling: Sampling,
         system: str | None = None,
     ) -> None:
-        self.renderer = renderer
-        self.transcript: Conversation = []
-        """All turns so far."""
+        self.model, self.renderer = model, renderer
+        self.dialogue = Dialogue(sampling, system)
         self.tokens_per_second = 0.0
         """Speed of the last turn, its prompt included."""
-        self._stream = Stream(model)
-        self._sampler = Sampler(sampling, never_written(renderer.tokenizer))
-        self._system = system
+
+    @classmethod
+    def load(cls, path: str | Path, model: LanguageModel, renderer: Renderer) -> ChatSession:
+        """Go on with a saved conversation: bit for bit as if it had never stopped.
+
+        Raises:
+            UserError: missing, damaged, edited, or of another model.
+        """
+        dialogue = session_file.read(Path(path), model, renderer)
+        return cls(model, renderer, dialogue.sampling)._with(dialogue)
+
+    @property
+    def transcript(self) -> Conversation:
+        """The turns so far (the last ones, of a very long conversation)."""
+        return self.dialogue.transcript
 
     @property
     def tokens_read(self) -> int:
         """Tokens the state has taken in, prompts and answers."""
-        return self._stream.tokens_read
+        return self.dialogue.place.point.tokens_read
 
     @property
     def state_bytes(self) -> int:
         """Size of the conversation's state; it does not grow."""
-        state = self._stream.state or {}
-        return sum(part.numel() * part.element_size() for part in state.values())
+        return model_state_bytes(self.model)
 
     def say(self, text: str, max_new_tokens: int = MAX_NEW_TOKENS, min_new_tokens: int = 0) -> str:
         """Say something and return the whole answer."""
@@ -62,32 +77,51 @@ class ChatSession:
 
         An answer that reaches its limit, or whose reader stops reading, is closed as it is.
         """
-        before, started = self.tokens_read, time.perf_counter()
+        dialogue, started, before = self.dialogue, time.perf_counter(), self.tokens_read
         tokenizer = self.renderer.tokenizer
-        if self.transcript and self._stream.last_token != tokenizer.end:
-            self._stream.read([tokenizer.end])  # the last answer was cut short
-        messages: Conversation = [{"role": "user", "content": text}]
-        start = not self.transcript
-        if start and self._system is not None:
-            messages.insert(0, {"role": "system", "content": self._system})
-        self._stream.read(self.renderer.prompt(messages, start=start))
-        self.transcript += messages
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        said = bytearray()  # a list of a hundred thousand short strings would take megabytes
+        stream = Stream(self.model, dialogue.place.point)
+        sampler = Sampler(dialogue.sampling, never_written(tokenizer), dialogue.place.draws)
+        stream.read(dialogue.prompt(self.renderer, text))
+        answer = AnswerText(tokenizer)
         try:
             for token in write_tokens(
-                self._stream, self._sampler, tokenizer.end, max_new_tokens, min_new_tokens
+                stream, sampler, tokenizer.end, max_new_tokens, min_new_tokens
             ):
-                piece = decoder.decode(tokenizer.piece(token))
-                if not said:
-                    piece = piece.lstrip()  # word1000 has a blank before each word
-                if piece:
-                    said += piece.encode()
+                if piece := answer.add(token):
                     yield piece
-            rest = decoder.decode(b"", final=True)
-            if rest:
-                said += rest.encode()
-                yield rest
+            if piece := answer.finish():
+                yield piece
         finally:
-            self.transcript.append({"role": "assistant", "content": said.decode()})
+            answer.finish()
+            dialogue.add_turn(text, answer.text, stream.point, sampler.draws)
             self.tokens_per_second = (self.tokens_read - before) / (time.perf_counter() - started)
+
+    def undo(self) -> None:
+        """Go back to before the last turn; see :meth:`Dialogue.undo`.
+
+        Raises:
+            UserError: there is no turn that can be undone.
+        """
+        self.dialogue.undo()
+
+    def fork(self) -> ChatSession:
+        """A second conversation that goes on from here; neither touches the other."""
+        other = ChatSession(self.model, self.renderer, self.dialogue.sampling)
+        return other._with(self.dialogue.fork())
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation to a file (atomically): some kilobytes, whatever its length.
+
+        Raises:
+            OSError: the disk is full or the folder is not writable; an old file is untouched.
+        """
+        content = session_file.encode(self.dialogue, self.model, self.renderer)
+        write_bytes(Path(path), content)
+
+    def export(self, path: str | Path) -> None:
+        """Write the transcript as a row of JSON, as `newllm train chat` reads it."""
+        write_text(Path(path), self.dialogue.export())
+
+    def _with(self, dialogue: Dialogue) -> ChatSession:
+        self.dialogue = dialogue
+        return self

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 import newllm
 from newllm import __version__
@@ -22,10 +23,11 @@ from newllm.cli.options import (
     file_argument,
     json_option,
     sampling_options,
+    serving_options,
     setting_options,
     weights_option,
 )
-from newllm.config import read_yaml
+from newllm.config import option_name, read_yaml
 from newllm.errors import Stopped, UserError
 
 if TYPE_CHECKING:
@@ -130,11 +132,9 @@ def generate(
     prompt: str,
     max_new_tokens: int,
     min_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int | None,
     device: str | None,
     weights: WeightFormat,
+    **sampling: Any,
 ) -> None:
     """Print the answer of checkpoint FILE to a prompt.
 
@@ -144,8 +144,7 @@ def generate(
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, device or "auto", weights)
-    sampling = Sampling(temperature, top_p, seed)
-    for piece in model.generate(prompt, sampling, max_new_tokens, min_new_tokens):
+    for piece in model.generate(prompt, Sampling(**sampling), max_new_tokens, min_new_tokens):
         click.echo(piece, nl=False)
     click.echo()
 
@@ -153,19 +152,19 @@ def generate(
 @cli.command()
 @file_argument
 @click.option("--system", default=None, help="What the model is told before the conversation.")
+@click.option("--load", metavar="SESSION", help="Go on with a saved conversation, as it was drawn.")
 @sampling_options
 @setting_options("device")
 @weights_option
 def chat(
     file: str,
     system: str | None,
+    load: str | None,
     max_new_tokens: int,
     min_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int | None,
     device: str | None,
     weights: WeightFormat,
+    **sampling: Any,
 ) -> None:
     """Talk to checkpoint FILE; the conversation is held in its fixed-size state."""
     from newllm.chat.sampling import Sampling
@@ -173,8 +172,27 @@ def chat(
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, device or "auto", weights)
-    session = model.chat(Sampling(temperature, top_p, seed), system)
+    given = click.get_current_context().get_parameter_source
+    for name in ("system", *sampling):
+        if load and given(name) is ParameterSource.COMMANDLINE:
+            raise UserError(f"{option_name(name)}: --load goes on as that conversation was begun")
+    session = model.resume_chat(load) if load else model.chat(Sampling(**sampling), system)
     converse(session, f"{file}: {model.parameters:,} parameters", max_new_tokens, min_new_tokens)
+
+
+@cli.command()
+@file_argument
+@serving_options
+@setting_options("device")
+@weights_option
+def serve(file: str, **options: Any) -> None:
+    """Serve checkpoint FILE over HTTP: OpenAI's API, and conversations kept as their state.
+
+    Example: newllm serve checkpoints/best_new_llm_dolly_layers1_bpe.pt --port 8000
+    """
+    from newllm.serve.command import serve_checkpoint
+
+    serve_checkpoint(file, **options)
 
 
 @cli.command()

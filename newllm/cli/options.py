@@ -82,8 +82,34 @@ def sampling_options(command: Any) -> Any:
             click.option("--top-p", default=0.9, show_default=True,
                          type=click.FloatRange(min=0, max=1, min_open=True),
                          help="Sample from the likeliest tokens of this total probability."),
+            click.option("--repetition-penalty", default=1.0, show_default=True,
+                         type=click.FloatRange(min=1),
+                         help="Divide the scores of the 64 tokens written last by it."),
             click.option("--seed", default=None, type=click.IntRange(min=0),
                          help="Same seed, same text."),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def serving_options(command: Any) -> Any:
+    """Options of the server."""
+    for option in reversed(
+        [
+            click.option("--host", default="127.0.0.1", show_default=True,
+                         help="Address to listen on; this one is for this machine alone."),
+            click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535),
+                         help="Port to listen on; 0: a free one."),
+            click.option("--api-key", envvar="NEWLLM_API_KEY",
+                         help="Key that clients must send (or the variable NEWLLM_API_KEY)."),
+            click.option("--sessions-dir", metavar="DIR",
+                         help="Folder for conversations that memory has no room for, and for all "
+                         "when the server stops."),
+            click.option("--max-requests", default=64, show_default=True,
+                         type=click.IntRange(min=1), help="Answers written at the same time."),
+            click.option("--max-sessions", default=256, show_default=True,
+                         type=click.IntRange(min=1), help="Conversations kept in memory."),
         ]
     ):  # fmt: skip
         command = option(command)

@@ -70,8 +70,8 @@ class ChatRenderer:
         With `start=False` the messages go on in a conversation whose last turn is closed.
         """
         if self.plain_text:
-            words = self.tokenizer.encode_batch([messages[-1]["content"]])[0]
-            return [self.tokenizer.bos, *words] if start else words
+            texts = [(message["content"], message["role"] == "assistant") for message in messages]
+            return _flat_prompt(self.tokenizer, texts, start)
         ids = self.documents([messages])[0].ids[0 if start else 1 :]
         return [*ids, self.tokenizer.roles["assistant"]]
 
@@ -99,9 +99,22 @@ class ProtocolRenderer:
 
     def prompt(self, messages: Conversation, start: bool = True) -> list[int]:
         """The words before the answer to the last message, as the protocol writes them."""
-        text = self.row_format.protocol_prompt(messages[-1]["content"])
-        words = self.tokenizer.encode_batch([text])[0]
-        return [self.tokenizer.bos, *words] if start else words
+        texts = [
+            (message["content"], True)
+            if message["role"] == "assistant"
+            else (self.row_format.protocol_prompt(message["content"]), False)
+            for message in messages
+        ]
+        return _flat_prompt(self.tokenizer, texts, start)
+
+
+def _flat_prompt(tokenizer: Tokenizer, texts: Sequence[tuple[str, bool]], start: bool) -> list[int]:
+    """Ids of texts without roles, each with whether it is an answer, which its end closes."""
+    ids = [tokenizer.bos] if start else []
+    encoded = tokenizer.encode_batch([text for text, _ in texts])
+    for words, (_, answered) in zip(encoded, texts, strict=True):
+        ids += [*words, tokenizer.end] if answered else words
+    return ids
 
 
 Renderer = ChatRenderer | ProtocolRenderer

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from newllm.chat.nucleus import draw, work_space
-from newllm.chat.sampling import Sampler, Sampling
+from newllm.chat.sampling import PENALTY_WINDOW, Sampler, Sampling
 
 GRID = 2000
+NONE = np.empty(0, np.int64)
 
 
 def plain(logits: np.ndarray, forbidden: list[int], temperature: float, top_p: float) -> np.ndarray:
@@ -32,7 +33,8 @@ def drawn(logits: np.ndarray, forbidden: list[int], temperature: float, top_p: f
     ids = np.array(forbidden, np.int64)
     for number in range(GRID):
         uniform = (number + 0.5) / GRID
-        token = draw(logits, ids, np.float32(temperature), np.float32(top_p), uniform, *space)
+        token = draw(logits, ids, NONE, np.float32(1), np.float32(temperature), np.float32(top_p),
+                     uniform, *space)  # fmt: skip
         counts[token] += 1
     return counts / GRID
 
@@ -129,3 +131,34 @@ def test_no_token_is_invented(temperature: float, logits: list[float]) -> None:
 def test_everything_forbidden_is_an_error() -> None:
     with pytest.raises(FloatingPointError):
         Sampler(Sampling(), [0, 1]).draw(np.zeros(2, np.float32))
+
+
+def test_the_repetition_penalty() -> None:
+    """What was written lately gets less likely, once, and only in the same answer."""
+    logits = np.array([2.0, 1.5, -1.0, -1.2], np.float32)
+    sampler = Sampler(Sampling(temperature=0, repetition_penalty=1.5), [])
+    assert [sampler.draw(logits) for _ in range(4)] == [0, 1, 0, 0], "2 / 1.5 twice would be 0.89"
+    sampler.begin_answer()
+    assert [sampler.draw(logits) for _ in range(2)] == [0, 1]
+    negative = Sampler(Sampling(temperature=0, repetition_penalty=1.5), [0, 1])
+    assert [negative.draw(logits) for _ in range(2)] == [2, 3], "-1 becomes -1.5"
+
+
+def test_the_penalty_forgets() -> None:
+    size = PENALTY_WINDOW + 3
+    sampler = Sampler(Sampling(temperature=0, repetition_penalty=1e6), [])
+    logits = np.linspace(2, 1, size).astype(np.float32)
+    tokens = [sampler.draw(logits) for _ in range(3 * size)]
+    assert tokens[:size] == [*range(PENALTY_WINDOW + 1), 0, 1]
+    assert all(tokens[i] not in tokens[i - 60 : i] for i in range(60, len(tokens)))
+
+
+@pytest.mark.parametrize("seed", [None, 4])
+def test_a_sampler_goes_on_where_another_stopped(seed) -> None:
+    logits = np.random.default_rng(0).normal(0, 2, 500).astype(np.float32)
+    first = Sampler(Sampling(1.0, 0.95, seed), [])
+    for _ in range(5):
+        first.draw(logits)
+    second = Sampler(Sampling(1.0, 0.95, seed), [], first.draws)
+    assert [first.draw(logits) for _ in range(20)] == [second.draw(logits) for _ in range(20)]
+    assert first.draws == second.draws

@@ -12,52 +12,39 @@ from hypothesis import strategies as st
 from newllm.chat.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.chat.session import ChatSession
 from newllm.data.conversations import ROW_FORMATS
-from newllm.data.render import ChatRenderer, ProtocolRenderer
-from newllm.data.tokenizers import BPE, Word1000, never_written
-from newllm.model import ContextLM, build_model
+from newllm.data.render import ProtocolRenderer
+from newllm.data.tokenizers import Word1000, never_written
+from newllm.model import build_model
 from newllm.model.step import Lanes
 
 GREEDY = Sampling(temperature=0)
 
 
-@pytest.fixture
-def renderer() -> ChatRenderer:
-    return ChatRenderer(BPE.train(["some words, and some more words"], 290))
-
-
-@pytest.fixture
-def model(renderer: ChatRenderer, tiny_model_settings) -> ContextLM:
-    torch.manual_seed(1)
-    model = build_model(tiny_model_settings(), renderer.tokenizer.vocab_size)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    assert isinstance(model, ContextLM)
-    return model.eval()
-
-
-class Recording(Stream):
-    """Remembers every token it was given."""
-
-    def read(self, ids) -> None:
-        self.ids = [*getattr(self, "ids", []), *ids]
-        super().read(ids)
-
-
 @pytest.mark.parametrize("limit", [3, 40])  # answers cut short, and answers that may end
-def test_a_conversation_equals_rereading_it(model, renderer, limit: int) -> None:
+def test_a_conversation_equals_rereading_it(model, renderer, limit: int, monkeypatch) -> None:
+    read: list[int] = []
+
+    class Recording(Stream):
+        """Remembers every token it was given."""
+
+        def read(self, ids) -> None:
+            read.extend(ids)
+            super().read(ids)
+
+    monkeypatch.setattr("newllm.chat.session.Stream", Recording)
     session = ChatSession(model, renderer, Sampling(seed=4), system="Be brief.")
-    session._stream = recorded = Recording(model)
     for text in ("hello", "and now?", "bye"):
         session.say(text, max_new_tokens=limit)
-    assert session.tokens_read == len(recorded.ids)
-    assert recorded.ids.count(renderer.tokenizer.bos) == 1
-    assert recorded.ids.count(renderer.tokenizer.roles["assistant"]) == 3
+    assert session.tokens_read == len(read)
+    assert read.count(renderer.tokenizer.bos) == 1
+    assert read.count(renderer.tokenizer.roles["assistant"]) == 3
     again = Stream(model)
-    again.read(recorded.ids)
-    assert again.logits is not None
-    assert recorded.logits is not None
-    np.testing.assert_allclose(again.logits, recorded.logits, rtol=1e-4, atol=1e-4)
+    again.read(read)
+    state = session.dialogue.place.point.state
+    assert state is not None
+    assert again.state is not None
+    for name, part in again.state.items():
+        torch.testing.assert_close(part, state[name], rtol=1e-4, atol=1e-4)
 
 
 def test_one_pass_and_token_by_token_give_the_same_opinion(model, renderer) -> None:
@@ -100,7 +87,7 @@ def test_a_stream_begins_from_a_state_and_leaves_it(model, renderer) -> None:
     kept = {name: part.clone() for name, part in before.state.items()}
     answers = []
     for _ in range(2):
-        stream = Stream(model, before.state)
+        stream = Stream(model, before.point)
         for token in (7, 8, 9):
             stream.read([token])
         assert stream.logits is not None

@@ -1,0 +1,269 @@
+"""A conversation as a file: its state, its random numbers, its transcript; never code.
+
+::
+
+    "NEWLLM-SESSION 1\\n"
+    size of the header, 4 bytes, little-endian
+    header: JSON (UTF-8): the model's fingerprint, sampling, transcript, and which arrays follow
+    arrays: the state at each place, little-endian, in the order of the header
+    SHA-256 of all bytes before, 32 bytes
+
+What is read is checked against the model at hand before anything is allocated for it. The digest
+finds damage; it is no proof of who wrote the file, so every value is checked as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from newllm import __version__
+from newllm.chat.dialogue import TRANSCRIPT_BYTES, UNDO_TURNS, Dialogue, Place, model_state_bytes
+from newllm.chat.sampling import Point, Sampling
+from newllm.data.conversations import Conversation, Message
+from newllm.data.render import Renderer
+from newllm.errors import UserError
+from newllm.model import LanguageModel, State
+
+MAGIC = b"NEWLLM-SESSION 1\n"
+_SIZE_BYTES, _DIGEST_BYTES = 4, 32
+_LARGEST_HEADER = 2**20
+
+Count = Annotated[int, Field(ge=0, lt=2**62)]
+_Wide = Annotated[int, Field(ge=0, lt=2**128)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Draws(_Part):
+    state: _Wide
+    inc: _Wide
+    has_uint32: Annotated[int, Field(ge=0, le=1)]
+    uinteger: Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class _Place(_Part):
+    tokens_read: Count
+    last_token: Count | None
+    messages: Count
+    draws: _Draws | None
+
+
+class _Sampling(_Part):
+    temperature: float = Field(ge=0, allow_inf_nan=False)
+    top_p: float = Field(gt=0, le=1)
+    seed: Count | None
+    repetition_penalty: float = Field(ge=1, allow_inf_nan=False)
+
+
+class _Message(_Part):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class _Header(_Part):
+    newllm_version: str
+    model: str
+    arrays: list[tuple[str, str, list[int]]]
+    """Name, dtype and shape of each part of a state."""
+    places: list[_Place] = Field(min_length=1, max_length=1 + UNDO_TURNS)
+    """Those that can be gone back to, the oldest first, and the present one."""
+    sampling: _Sampling
+    system: str | None = Field(max_length=TRANSCRIPT_BYTES)
+    transcript: list[_Message]
+
+
+def model_fingerprint(model: LanguageModel, renderer: Renderer) -> str:
+    """Differs whenever weights, tokenizer or the form of prompts do: 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    shape = {**model.settings.model_dump(), "dropout": None}
+    probe: list[Message] = [{"role": "user", "content": "a"}]
+    for plain in (shape, renderer.tokenizer.to_dict(), renderer.prompt(probe)):
+        digest.update(json.dumps(plain, sort_keys=True).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def encode(
+    dialogue: Dialogue,
+    model: LanguageModel,
+    renderer: Renderer,
+    fingerprint: str | None = None,
+    undo: bool = False,
+) -> bytes:
+    """The content of a file.
+
+    Args:
+        dialogue: between two turns.
+        model: which it is with.
+        renderer: of the model.
+        fingerprint: of the model, if known already.
+        undo: keep the places that can be gone back to as well, each as large as the state.
+    """
+    places = [*(dialogue.before if undo else []), dialogue.place]
+    layout = _layout(model)
+    header = {
+        "newllm_version": __version__,
+        "model": fingerprint or model_fingerprint(model, renderer),
+        "arrays": [(name, dtype.name, shape) for name, dtype, shape in layout],
+        "places": [
+            {
+                "tokens_read": place.point.tokens_read,
+                "last_token": place.point.last_token,
+                "messages": place.messages,
+                "draws": place.draws,
+            }
+            for place in places
+        ],
+        "sampling": asdict(dialogue.sampling),
+        "system": dialogue.system,
+        "transcript": dialogue.transcript,
+    }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    content = bytearray(MAGIC + len(text).to_bytes(_SIZE_BYTES, "little") + text)
+    for place in places:
+        for name, dtype, _ in layout if place.point.state else ():
+            assert place.point.state is not None
+            content += place.point.state[name].cpu().numpy().astype(dtype).tobytes()
+    return bytes(content) + hashlib.sha256(content).digest()
+
+
+def read(
+    path: Path, model: LanguageModel, renderer: Renderer, fingerprint: str | None = None
+) -> Dialogue:
+    """The conversation in a file.
+
+    Raises:
+        UserError: missing, damaged, edited, or of another model.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(largest_file(model) + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such session file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return decode(content, model, renderer, str(path), fingerprint)
+
+
+def largest_file(model: LanguageModel) -> int:
+    """Bytes of a session file with this model at most."""
+    states = (1 + UNDO_TURNS) * model_state_bytes(model)
+    return len(MAGIC) + _SIZE_BYTES + _LARGEST_HEADER + states + _DIGEST_BYTES
+
+
+def decode(
+    content: bytes,
+    model: LanguageModel,
+    renderer: Renderer,
+    where: str,
+    fingerprint: str | None = None,
+) -> Dialogue:
+    """The conversation that :func:`encode` made the content of.
+
+    Args:
+        content: of the file.
+        model: that is to go on with it.
+        renderer: of the model.
+        where: name of the file, for messages.
+        fingerprint: of the model, if known already.
+
+    Raises:
+        UserError: damaged, edited, or of another model.
+    """
+    if not content.startswith(MAGIC):
+        raise UserError(f"{where}: not a New-LLM session (or one of another format version)")
+    damaged = UserError(f"{where}: damaged or edited; use another copy of it")
+    body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    start = len(MAGIC) + _SIZE_BYTES
+    if len(content) > largest_file(model) or hashlib.sha256(body).digest() != digest:
+        raise damaged
+    size = int.from_bytes(body[len(MAGIC) : start], "little")
+    try:
+        header = _Header.model_validate_json(body[start : start + size])
+    except ValidationError:
+        raise damaged from None
+    if header.model != (fingerprint or model_fingerprint(model, renderer)):
+        raise UserError(
+            f"{where}: this conversation was with another model (or other --weights); "
+            "its state means nothing to this one"
+        )
+    layout = _layout(model)
+    if header.arrays != [(name, dtype.name, shape) for name, dtype, shape in layout]:
+        raise damaged
+    begun = sum(place.tokens_read > 0 for place in header.places)
+    if len(body) != start + size + begun * model_state_bytes(model):
+        raise damaged
+    states = _states(body[start + size :], layout)
+    try:
+        return _dialogue(header, states, renderer.tokenizer.vocab_size)
+    except ValueError:
+        raise damaged from None
+
+
+def _dialogue(header: _Header, states: Iterator[State], vocab_size: int) -> Dialogue:
+    """Raises ValueError where values contradict each other or are none that a model writes."""
+    places = []
+    for stored in header.places:
+        state = next(states) if stored.tokens_read else None
+        for name, part in (state or {}).items():
+            if not bool(_possible(name, part, stored).all()):
+                raise ValueError("numbers that no state has")
+        begun = state is not None
+        if begun != (stored.last_token is not None) or (stored.last_token or 0) >= vocab_size:
+            raise ValueError("last token")
+        draws = None if stored.draws is None else stored.draws.model_dump()
+        point = Point(state, stored.last_token, stored.tokens_read)
+        places.append(Place(point, draws, stored.messages))
+    if any(a.messages > b.messages for a, b in zip(places[:-1], places[1:], strict=True)):
+        raise ValueError("messages")
+    dialogue = Dialogue(Sampling(**header.sampling.model_dump()), header.system)
+    *dialogue.before, dialogue.place = places
+    transcript: Conversation = [{"role": m.role, "content": m.content} for m in header.transcript]
+    size = sum(len(message["content"].encode()) for message in transcript)
+    if len(transcript) > dialogue.place.messages or size > TRANSCRIPT_BYTES:
+        raise ValueError("transcript")
+    dialogue.transcript = transcript
+    return dialogue
+
+
+def _possible(name: str, part: torch.Tensor, place: _Place) -> torch.Tensor:
+    """Whether a state can have these numbers: whole ones count tokens, or are the last token's."""
+    if part.is_floating_point():
+        return part.isfinite()
+    if name == "previous":
+        return part == (0 if place.last_token is None else place.last_token + 1)
+    return (part >= 0) & (part <= place.tokens_read)
+
+
+def _layout(model: LanguageModel) -> list[tuple[str, np.dtype, list[int]]]:
+    """Name, dtype and shape of each part of the state of one lane."""
+    parts = model.initial_state(1).items()
+    return [
+        (name, part.cpu().numpy().dtype.newbyteorder("<"), list(part.shape)) for name, part in parts
+    ]
+
+
+def _states(content: bytes, layout: list[tuple[str, np.dtype, list[int]]]) -> Iterator[State]:
+    """The states that lie one after the other."""
+    at = 0
+    while at < len(content):
+        state = {}
+        for name, dtype, shape in layout:
+            count = int(np.prod(shape))
+            array = np.frombuffer(content, dtype, count, at).reshape(shape)
+            state[name] = torch.from_numpy(array.astype(dtype.newbyteorder("=")))
+            at += count * dtype.itemsize
+        yield state

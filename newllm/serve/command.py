@@ -1,0 +1,38 @@
+"""`newllm serve`: from options to a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from newllm.errors import UserError
+from newllm.model.quantize import WeightFormat
+from newllm.trained import TrainedModel
+
+
+def serve_checkpoint(
+    file: str,
+    host: str,
+    port: int,
+    api_key: str | None,
+    sessions_dir: str | None,
+    max_requests: int,
+    max_sessions: int,
+    device: str | None,
+    weights: WeightFormat,
+) -> None:
+    """Serve a checkpoint until SIGINT or SIGTERM.
+
+    Raises:
+        Stopped: when it was told to stop; everything is saved.
+        UserError: no such checkpoint, the port is taken, the server's packages are missing.
+    """
+    try:
+        from newllm.serve.app import serve
+        from newllm.serve.service import Limits
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn", "prometheus_client"):
+            raise
+        raise UserError(f'serve: needs {error.name}: pip install -e ".[serve]"') from None
+    model = TrainedModel.load(file, device or "auto", weights)
+    limits = Limits(requests=max_requests, sessions=max_sessions)
+    serve(model, host, port, api_key, limits, Path(sessions_dir) if sessions_dir else None)

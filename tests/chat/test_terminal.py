@@ -1,0 +1,143 @@
+"""The commands of the terminal chat, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from newllm.chat.sampling import Sampling
+from newllm.chat.session import ChatSession
+from newllm.chat.terminal import Terminal, _line_editor, converse
+
+
+@pytest.fixture
+def terminal(model, renderer, tmp_path, monkeypatch) -> Terminal:
+    monkeypatch.chdir(tmp_path)
+    return Terminal(ChatSession(model, renderer, Sampling(1.0, 0.95, seed=1)), 12, 12)
+
+
+def run(terminal: Terminal, capsys, *lines: str) -> list[str]:
+    """What is printed for the last line."""
+    for line in lines:
+        capsys.readouterr()
+        assert terminal.handle(line)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_save_load_undo(terminal, capsys) -> None:
+    run(terminal, capsys, "hello")
+    (saved,) = run(terminal, capsys, "/save a.session")
+    assert "bytes hold" in saved
+    answer = run(terminal, capsys, "and?")
+    assert run(terminal, capsys, "/undo")[0].startswith("the last turn is undone")
+    assert run(terminal, capsys, "and?") == answer
+    assert "a.session" in run(terminal, capsys, "/load a.session")[0]
+    assert terminal.prompt == "You 2: "
+    assert run(terminal, capsys, "and?") == answer
+    assert "bytes hold" in run(terminal, capsys, "/save")[0], "where it came from"
+    assert "exists; choose" in run(terminal, capsys, "/go 1", "/export a.session")[0]
+
+
+def test_fork_go_reset(terminal, capsys) -> None:
+    run(terminal, capsys, "hello")
+    assert "conversation 2, a copy" in run(terminal, capsys, "/fork")[0]
+    second = run(terminal, capsys, "and?")
+    assert run(terminal, capsys, "/go 1", "and?") == second
+    run(terminal, capsys, "/reset")
+    assert terminal.session.tokens_read == 0
+    listed = run(terminal, capsys, "/go")
+    assert [line[:3] for line in listed] == ["  1", "  2", "* 3"]
+
+
+def test_system_stats_export(terminal, capsys) -> None:
+    assert run(terminal, capsys, "/system") == ["no system message"]
+    run(terminal, capsys, "/system Be brief.", "hello")
+    assert terminal.session.transcript[0] == {"role": "system", "content": "Be brief."}
+    assert "has begun" in run(terminal, capsys, "/system Be long.")[0]
+    (stats,) = run(terminal, capsys, "/stats")
+    assert "tokens read" in stats
+    assert "tokens/s" in stats
+    run(terminal, capsys, "/export talk.jsonl")
+    with open("talk.jsonl", encoding="utf-8") as file:
+        assert json.load(file)["messages"] == terminal.session.transcript
+    run(terminal, capsys, "/reset")
+    assert run(terminal, capsys, "/system") == ["Be brief."]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("/save", "say where to"),
+        ("/load", "say which"),
+        ("/load none.session", "no such session file"),
+        ("/undo", "no turn to undo"),
+        ("/go 7", "conversations 1 to 1"),
+        ("/go x", "conversations 1 to 1"),
+        ("/sav x", "there is no /sav"),
+        ("/export", "/export FILE"),
+        ("/help", "/undo"),
+    ],
+)
+def test_mistakes_lose_nothing(terminal, capsys, line, says) -> None:
+    run(terminal, capsys, "/save a.session")
+    terminal._files.clear()
+    before = len(terminal._sessions)
+    assert says in "\n".join(run(terminal, capsys, line))
+    assert len(terminal._sessions) == before
+    assert "exists; choose another" in run(terminal, capsys, "/save a.session")[0]
+
+
+def test_quit_and_the_end_of_the_input(terminal, capsys, monkeypatch) -> None:
+    assert not terminal.handle("/quit")
+    lines = iter(["hello", ""])
+
+    def ask(prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", ask)
+    converse(terminal.session, "title", 5)
+    assert capsys.readouterr().out.count("Model: ") == 1
+
+
+def test_ctrl_c_stops_the_answer_alone(model, renderer, capsys, monkeypatch) -> None:
+    session = ChatSession(model, renderer, Sampling(seed=1))
+    terminal = Terminal(session, 400, 400)
+    stream = session.stream
+
+    def interrupted(*arguments):
+        for count, piece in enumerate(stream(*arguments)):
+            if count == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield piece
+
+    monkeypatch.setattr(session, "stream", interrupted)
+    assert terminal.handle("hello")
+    assert capsys.readouterr().out.endswith(" [stopped]\n")
+    assert session.transcript[-1]["role"] == "assistant"
+    assert 0 < session.tokens_read < 200
+    monkeypatch.setattr(session, "stream", stream)
+    assert terminal.handle("go on")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_line_editing_and_history() -> None:
+    """Backspace edits, Ctrl-C gives a line up, arrow-up brings one back, Ctrl-D leaves."""
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        ask = _line_editor()
+        for typed, line in [
+            ("hellp\x7fo\r", "hello"),
+            ("wrong\x03", ""),
+            ("\x1b[A\r", "hello"),
+            ("\x04", None),
+        ]:
+            keys.send_text(typed)
+            assert ask("You: ") == line
