@@ -33,6 +33,9 @@ from newllm.train.loop import Trainer
 from newllm.train.run_files import RunFiles, set_aside
 from newllm.verdict import verdict_lines
 
+OLD_DEFAULTS = {"pair_rows": 0}
+"""Settings that files of earlier versions do not have."""
+
 
 def train(
     dataset: str,
@@ -233,7 +236,7 @@ def _settings_of_resumed(
     stored: dict[str, Any], given: Mapping[str, Any], resolved: Settings
 ) -> Settings:
     """The stored settings; a given one may differ only where it cannot change the weights."""
-    before: dict[str, Any] = stored["settings"]
+    before: dict[str, Any] = OLD_DEFAULTS | stored["settings"]
     changed = [
         f"{option_name(name)} {before[name]} -> {getattr(resolved, name)}"
         for name in given
@@ -262,10 +265,11 @@ def _load_initial(settings: Settings) -> dict[str, Any] | None:
 
 def _load_weights(trainer: Trainer, initial: dict[str, Any], settings: Settings) -> None:
     shape = settings.model_settings().model_dump(exclude={"dropout"})
+    stored = OLD_DEFAULTS | initial["settings"]
     differing = [
-        f"{option_name(name)} {initial['settings'][name]}"
+        f"{option_name(name)} {stored[name]}"
         for name, value in shape.items()
-        if initial["settings"][name] != value
+        if stored[name] != value
     ]
     if differing:
         raise UserError(
