@@ -143,8 +143,8 @@ def _command(advice: Advice, settings: Settings) -> str | None:
 
 def _chosen(settings: Settings) -> dict[str, Any]:
     """The settings of a run that are not what its level would give by itself."""
-    # Some defaults follow from other settings: architecture -> batch -> rate, shape -> widths.
-    shape = ("architecture", "num_layers", "context_dim")
+    # Some defaults follow from others: architecture -> batch -> rate; tokenizer, shape -> widths.
+    shape = ("tokenizer", "architecture", "num_layers", "context_dim")
     plain = resolve(settings.dataset, {})
     shaped = resolve(settings.dataset, {name: getattr(settings, name) for name in shape})
     batched = resolve(

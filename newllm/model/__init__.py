@@ -20,8 +20,8 @@ from newllm.widths import EQUAL_WIDTHS, ONE_WIDTH, default_widths, equal_widths
 LanguageModel = ContextLM | OriginalLM | GruLM | LstmLM | MinGruLM | TransformerLM
 
 __all__ = [
-    "ContextLM", "GruLM", "LanguageModel", "LstmLM", "MinGruLM", "OriginalLM", "State",
-    "TransformerLM", "build_model", "count_parameters", "matched_widths",
+    "PAIR_SHARE", "ContextLM", "GruLM", "LanguageModel", "LstmLM", "MinGruLM", "OriginalLM",
+    "State", "TransformerLM", "build_model", "count_parameters", "matched_widths",
 ]  # fmt: skip
 
 PAIR_SHARE = 0.375

@@ -257,7 +257,7 @@ def _settings_of_resumed(
     stored: dict[str, Any], given: Mapping[str, Any], resolved: Settings
 ) -> Settings:
     """The stored settings; a given one may differ only where it cannot change the weights."""
-    before: dict[str, Any] = stored["settings"]
+    before = parse(stored["settings"]).model_dump()  # with defaults for what is newer
     changed = [
         f"{option_name(name)} {before[name]} -> {getattr(resolved, name)}"
         for name in given

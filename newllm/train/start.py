@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newllm.config import ModelSettings, Settings, option_name
+from newllm.config import ModelSettings, Settings, option_name, parse
 from newllm.data import joint_tokenizer
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.sources import open_source
@@ -88,9 +88,9 @@ def shape_of(path: str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged, or no model.
     """
-    stored = checkpoint.load_model(Path(path))["settings"]
+    stored = parse(checkpoint.load_model(Path(path))["settings"])
     inherited = set(ModelSettings.model_fields) - {"dropout"} | {"tokenizer", "vocab_size"}
-    return {name: stored[name] for name in inherited}
+    return stored.model_dump(include=inherited)
 
 
 def prepare_rehearsal(settings: Settings, tokenizer: Tokenizer) -> dict[str, Encoded]:
@@ -115,11 +115,11 @@ def prepare_rehearsal(settings: Settings, tokenizer: Tokenizer) -> dict[str, Enc
 
 
 def _refuse_other_shape(place: str, content: Mapping[str, Any], settings: Settings) -> None:
-    shape = settings.model_settings().model_dump(exclude={"dropout"})
+    stored = parse(content["settings"])
     differing = [
-        f"{option_name(name)} {content['settings'][name]}"
-        for name, value in shape.items()
-        if content["settings"][name] != value
+        f"{option_name(name)} {getattr(stored, name)}"
+        for name, value in settings.model_settings().model_dump(exclude={"dropout"}).items()
+        if getattr(stored, name) != value
     ]
     if differing:
         raise UserError(

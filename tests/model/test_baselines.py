@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from newllm.config import ModelSettings
 from newllm.errors import UserError
-from newllm.model import LanguageModel, build_model, count_parameters, matched_widths
+from newllm.model import (
+    PAIR_SHARE,
+    LanguageModel,
+    build_model,
+    count_parameters,
+    matched_widths,
+)
 from newllm.model.baselines import GatedBlock, min_gru
 from newllm.model.kernels import KERNEL_VARIABLE, Noise
 from newllm.model.segments import Segments
@@ -215,6 +221,15 @@ def test_matched_widths_are_the_largest_that_fit(architecture: str, layers: int)
     assert count(wider) > target
     flags = {"architecture": architecture, "num_layers": layers, **widths}
     assert resolve("dolly", flags).hidden_dim == widths["hidden_dim"]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_table_of_pairs_is_part_of_the_budget(layers: int) -> None:
+    widths = matched_widths("context", layers, 2048, 1_400_000, pairs=True)
+    assert widths["pair_rows"] * 16 == pytest.approx(PAIR_SHARE * 1_400_000, rel=0.01)
+    named = {"num_layers": layers, **widths}
+    assert 1_350_000 < count_parameters(ModelSettings.model_validate(named), 2048) <= 1_400_000
+    assert "pair_rows" not in matched_widths("gru", layers, 2048, 1_400_000, pairs=True)
 
 
 def test_no_shape_is_small_enough() -> None:

@@ -32,7 +32,7 @@ def test_models(server: Running) -> None:
     assert model.id == NAME
     assert client.models.retrieve(NAME) == model
     facts: Any = model.to_dict()["newllm"]
-    assert facts["state_bytes"] == 16 * 4 * 4
+    assert facts["state_bytes"] == 16 * 4 * 4 + 8  # context and tail, and the last token
     assert facts["parameters"] == tiny_model().parameters
 
 

@@ -195,6 +195,18 @@ def test_from_takes_weights_and_tokenizer(flags, tmp_path: Path) -> None:
         train("dolly", {**onward, "tokenizer": "word1000"})
 
 
+def test_from_a_file_older_than_the_table_of_pairs(flags, tmp_path: Path) -> None:
+    plain = {**flags, "epochs": 1, "pair_rows": 0}
+    content = checkpoint.load(train("dolly", plain))
+    del content["settings"]["pair_rows"], content["format"], content["format_version"]
+    old = tmp_path / "old.pt"
+    checkpoint.save(old, content)
+    onward = {**plain, "out": str(tmp_path / "onward"), "init_from": str(old)}
+    assert checkpoint.load(train("dolly", onward))["settings"]["pair_rows"] == 0
+    with pytest.raises(UserError, match="--pair-rows 0"):
+        train("dolly", {**onward, "pair_rows": 64})
+
+
 def test_micro_batches_change_nothing_but_rounding(flags, tmp_path: Path) -> None:
     flags |= {"dropout": 0.0, "precision": "fp32", "epochs": 1}
     train("dolly", flags)
