@@ -24,12 +24,9 @@ from newllm.recipes import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = (
-    "TRAINING_PROGRESSION",
-    "HH_RLHF_TRAINING",
-    "ULTRACHAT_TRAINING",
-    "CODE_MATH_TRAINING",
-    "CLIMBING",
-)
+    "TRAINING_PROGRESSION", "HH_RLHF_TRAINING", "ULTRACHAT_TRAINING", "CODE_MATH_TRAINING",
+    "CLIMBING", "SERVING",
+)  # fmt: skip
 TWINS = {"README.md": "README.ja.md"} | {f"docs/{g}.md": f"docs/ja/{g}.md" for g in GUIDES}
 PAGES = sorted(
     str(path.relative_to(ROOT)) for path in [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")]
@@ -176,7 +173,7 @@ def files_of_runs(page: str) -> set[str]:
 
 
 def runs_here(arguments: list[str]) -> bool:
-    """Whether a command needs neither the Hub nor files that only its reader has."""
+    """Whether a command ends, and needs neither the Hub nor files that only its reader has."""
     context = parse(arguments)
     if context is None:
         return False
@@ -185,6 +182,8 @@ def runs_here(arguments: list[str]) -> bool:
         return False  # several trainings; tests/test_compare.py has them
     if arguments[0] == "progress":
         return Path(given["out"] or "checkpoints").is_dir()
+    if arguments[0] == "serve" or given.get("load"):  # runs until stopped; a file of the reader's
+        return False
     if "file" in given and not Path(given["file"]).is_file():
         return False
     if arguments[0] in ("train", "data"):
