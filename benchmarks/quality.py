@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ import click
 import numpy as np
 
 from benchmarks.measure import Report, Row, progress, report_options
+from benchmarks.trials import run_module
 from newllm.model import matched_widths
 
 DEPTHS = {
@@ -83,22 +83,9 @@ def run_trial(trial: Trial, data_dir: str, out: Path) -> dict[str, Any]:
     if record.exists():
         return json.loads(record.read_text(encoding="utf-8"))
     data = data_dir if data_dir == "sample" else str(Path(data_dir) / trial.dataset)
-    root = str(Path(__file__).parent.parent)  # where `-m benchmarks.quality` is found
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    one_core = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": path}
-    log = (out / f"{trial.name}.log").open("w", encoding="utf-8")
-    with log:
-        for command in (
-            ["newllm", *trial.arguments(data), "--out", str(out), "--name", trial.name],
-            ["benchmarks.quality", "score", str(out), trial.name, data],
-        ):
-            subprocess.run(
-                [sys.executable, "-m", *command],
-                check=True,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **one_core},
-            )
+    log = out / f"{trial.name}.log"
+    run_module(["newllm", *trial.arguments(data), "--out", str(out), "--name", trial.name], log)
+    run_module(["benchmarks.quality", "score", str(out), trial.name, data], log)
     for kind in ("best_{}.pt", "{}_final.pt", "{}_resume.pt", "{}_resume.previous.pt"):
         (out / kind.format(trial.name)).unlink(missing_ok=True)
     return json.loads(record.read_text(encoding="utf-8"))

@@ -13,21 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 import newllm
 from newllm import __version__
-from newllm.cli import progression, report
+from newllm.cli import progression, report, talk
 from newllm.cli.options import (
     dataset_argument,
     file_argument,
     json_option,
-    sampling_options,
-    serving_options,
     setting_options,
     weights_option,
 )
-from newllm.config import option_name, read_yaml
+from newllm.config import read_yaml
 from newllm.errors import Stopped, UserError
 
 if TYPE_CHECKING:
@@ -123,80 +120,6 @@ def evaluate(
 
 @cli.command()
 @file_argument
-@click.option("--prompt", required=True, help="What is said to the model.")
-@sampling_options
-@setting_options("device")
-@weights_option
-def generate(
-    file: str,
-    prompt: str,
-    max_new_tokens: int,
-    min_new_tokens: int,
-    device: str | None,
-    weights: WeightFormat,
-    **sampling: Any,
-) -> None:
-    """Print the answer of checkpoint FILE to a prompt.
-
-    Example: newllm generate best.pt --prompt "What is the capital of France?"
-    """
-    from newllm.chat.sampling import Sampling
-    from newllm.trained import TrainedModel
-
-    model = TrainedModel.load(file, device or "auto", weights)
-    for piece in model.generate(prompt, Sampling(**sampling), max_new_tokens, min_new_tokens):
-        click.echo(piece, nl=False)
-    click.echo()
-
-
-@cli.command()
-@file_argument
-@click.option("--system", default=None, help="What the model is told before the conversation.")
-@click.option("--load", metavar="SESSION", help="Go on with a saved conversation, as it was drawn.")
-@sampling_options
-@setting_options("device")
-@weights_option
-def chat(
-    file: str,
-    system: str | None,
-    load: str | None,
-    max_new_tokens: int,
-    min_new_tokens: int,
-    device: str | None,
-    weights: WeightFormat,
-    **sampling: Any,
-) -> None:
-    """Talk to checkpoint FILE; the conversation is held in its fixed-size state."""
-    from newllm.chat.sampling import Sampling
-    from newllm.chat.terminal import converse
-    from newllm.trained import TrainedModel
-
-    model = TrainedModel.load(file, device or "auto", weights)
-    given = click.get_current_context().get_parameter_source
-    for name in ("system", *sampling):
-        if load and given(name) is ParameterSource.COMMANDLINE:
-            raise UserError(f"{option_name(name)}: --load goes on as that conversation was begun")
-    session = model.resume_chat(load) if load else model.chat(Sampling(**sampling), system)
-    converse(session, f"{file}: {model.parameters:,} parameters", max_new_tokens, min_new_tokens)
-
-
-@cli.command()
-@file_argument
-@serving_options
-@setting_options("device")
-@weights_option
-def serve(file: str, **options: Any) -> None:
-    """Serve checkpoint FILE over HTTP: OpenAI's API, and conversations kept as their state.
-
-    Example: newllm serve checkpoints/best_new_llm_dolly_layers1_bpe.pt --port 8000
-    """
-    from newllm.serve.command import serve_checkpoint
-
-    serve_checkpoint(file, **options)
-
-
-@cli.command()
-@file_argument
 @json_option
 def info(file: str, as_json: bool) -> None:
     """Say what checkpoint FILE is: settings, data, metrics, versions."""
@@ -260,7 +183,7 @@ def bench(name: str | None, arguments: tuple[str, ...]) -> None:
         command.invoke(context)
 
 
-for verb in (*progression.COMMANDS, *report.COMMANDS):
+for verb in (*talk.COMMANDS, *progression.COMMANDS, *report.COMMANDS):
     cli.add_command(verb)
 
 

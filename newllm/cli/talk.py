@@ -1,0 +1,98 @@
+"""Commands that write text: generate, chat, serve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from newllm.cli.options import (
+    file_argument,
+    sampling_options,
+    serving_options,
+    setting_options,
+    weights_option,
+)
+from newllm.config import option_name
+from newllm.errors import UserError
+
+if TYPE_CHECKING:
+    from newllm.model.quantize import WeightFormat
+
+
+@click.command()
+@file_argument
+@click.option("--prompt", required=True, help="What is said to the model.")
+@sampling_options
+@setting_options("device")
+@weights_option
+def generate(
+    file: str,
+    prompt: str,
+    max_new_tokens: int,
+    min_new_tokens: int,
+    device: str | None,
+    weights: WeightFormat,
+    **sampling: Any,
+) -> None:
+    """Print the answer of checkpoint FILE to a prompt.
+
+    Example: newllm generate best.pt --prompt "What is the capital of France?"
+    """
+    from newllm.chat.sampling import Sampling
+    from newllm.trained import TrainedModel
+
+    model = TrainedModel.load(file, device or "auto", weights)
+    for piece in model.generate(prompt, Sampling(**sampling), max_new_tokens, min_new_tokens):
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+@click.command()
+@file_argument
+@click.option("--system", default=None, help="What the model is told before the conversation.")
+@click.option("--load", metavar="SESSION", help="Go on with a saved conversation, as it was drawn.")
+@sampling_options
+@setting_options("device")
+@weights_option
+def chat(
+    file: str,
+    system: str | None,
+    load: str | None,
+    max_new_tokens: int,
+    min_new_tokens: int,
+    device: str | None,
+    weights: WeightFormat,
+    **sampling: Any,
+) -> None:
+    """Talk to checkpoint FILE; the conversation is held in its fixed-size state."""
+    from newllm.chat.sampling import Sampling
+    from newllm.chat.terminal import converse
+    from newllm.trained import TrainedModel
+
+    model = TrainedModel.load(file, device or "auto", weights)
+    given = click.get_current_context().get_parameter_source
+    for name in ("system", *sampling):
+        if load and given(name) is ParameterSource.COMMANDLINE:
+            raise UserError(f"{option_name(name)}: --load goes on as that conversation was begun")
+    session = model.resume_chat(load) if load else model.chat(Sampling(**sampling), system)
+    converse(session, f"{file}: {model.parameters:,} parameters", max_new_tokens, min_new_tokens)
+
+
+@click.command()
+@file_argument
+@serving_options
+@setting_options("device")
+@weights_option
+def serve(file: str, **options: Any) -> None:
+    """Serve checkpoint FILE over HTTP: OpenAI's API, and conversations kept as their state.
+
+    Example: newllm serve checkpoints/best_new_llm_dolly_layers1_bpe.pt --port 8000
+    """
+    from newllm.serve.command import serve_checkpoint
+
+    serve_checkpoint(file, **options)
+
+
+COMMANDS = (generate, chat, serve)
