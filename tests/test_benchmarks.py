@@ -330,3 +330,20 @@ def test_length(checkpoint: str, capsys) -> None:
 def test_length_beyond_the_rows(checkpoint: str, capsys) -> None:
     assert main(["bench", "length", "--checkpoint", checkpoint, "--times", "100000"]) == 2
     assert "lower --times" in capsys.readouterr().err
+
+
+# -- serve ---------------------------------------------------------------------------------------
+
+
+def test_serve(checkpoint: str, capsys, monkeypatch) -> None:
+    from benchmarks import serve
+
+    monkeypatch.setattr(serve, "CLIENTS", (1, 3))
+    monkeypatch.setattr(serve, "TURN_WORDS", 20)
+    arguments = ["--checkpoint", checkpoint, "--answer-tokens", "5", "--tokens", "1000"]
+    tables = run_json(capsys, "serve", *arguments)["tables"]
+    together, session = tables.values()
+    assert [row["clients"] for row in together] == [1, 3]
+    assert [row["lost"] for row in together] == [0, 0]
+    assert session[-1]["tokens_read"] >= 1000
+    assert len({row["state_bytes"] for row in session}) == 1

@@ -7,6 +7,9 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 
+_INNER = ("role", "content", "type", "text", "name", "include_usage")
+"""Fields inside of fields."""
+
 
 class ApiError(Exception):
     """A request that is refused; the message is one line that says what to do."""
@@ -39,8 +42,9 @@ def invalid_body(error: ValidationError) -> ApiError:
     kind, reason = first["type"], first["msg"]
     if kind == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {reason}", "invalid_json")
-    names = [str(part) for part in first["loc"] if part not in ("str", "list[_TextPart]")]
-    param = ".".join(names) or None
+    place = first["loc"]  # with the names of a union's types in it
+    names = [str(part) for part in place[1:] if isinstance(part, int) or part in _INNER]
+    param = ".".join([*map(str, place[:1]), *names]) or None
     if kind == "extra_forbidden":
         return ApiError(400, f"this server knows no parameter {param}", "unknown_parameter", param)
     if kind == "missing":

@@ -100,7 +100,9 @@ def test_undo_and_fork_are_exact(model, renderer) -> None:
     session.say("one", 9)
     fork = session.fork()
     same(session, fork)
-    kept = {name: part.clone() for name, part in session.dialogue.place.point.state.items()}
+    state = session.dialogue.place.point.state
+    assert state is not None
+    kept = {name: part.clone() for name, part in state.items()}
     first = session.say("two", 9)
     session.undo()
     same(session, fork)
@@ -109,6 +111,7 @@ def test_undo_and_fork_are_exact(model, renderer) -> None:
     fork.say("something else", 9)
     fork.undo()
     state = fork.dialogue.place.point.state
+    assert state is not None
     assert all(torch.equal(part, state[name]) for name, part in kept.items())
     fork.undo()
     assert not fork.dialogue.begun

@@ -108,7 +108,7 @@ def test_quit_and_the_end_of_the_input(terminal, capsys, monkeypatch) -> None:
     assert capsys.readouterr().out.count("Model: ") == 1
 
 
-def test_ctrl_c_stops_the_answer_alone(model, renderer, capsys) -> None:
+def test_ctrl_c_stops_the_answer_alone(model, renderer, capsys, monkeypatch) -> None:
     session = ChatSession(model, renderer, Sampling(seed=1))
     terminal = Terminal(session, 400, 400)
     stream = session.stream
@@ -119,12 +119,12 @@ def test_ctrl_c_stops_the_answer_alone(model, renderer, capsys) -> None:
                 os.kill(os.getpid(), signal.SIGINT)
             yield piece
 
-    session.stream = interrupted
+    monkeypatch.setattr(session, "stream", interrupted)
     assert terminal.handle("hello")
     assert capsys.readouterr().out.endswith(" [stopped]\n")
     assert session.transcript[-1]["role"] == "assistant"
     assert 0 < session.tokens_read < 200
-    session.stream = stream
+    monkeypatch.setattr(session, "stream", stream)
     assert terminal.handle("go on")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
