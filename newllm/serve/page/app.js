@@ -4,17 +4,20 @@ import { Api } from "./api.js";
 import { ChatView } from "./chat.js";
 import { Connection } from "./connection.js";
 import { Conversation } from "./conversation.js";
+import { receiveFiles, saveFile, titleIn } from "./files.js";
+import { askName } from "./heading.js";
+import { closeSidebar, closeSomething, fit, phone } from "./layout.js";
 import { hideNotice, notice, refreshNotice } from "./notice.js";
 import * as preferences from "./preferences.js";
 import { SessionList } from "./session_list.js";
 import { Settings } from "./settings.js";
 import { StatePanel } from "./state_panel.js";
+import { beginToggles, showToggles } from "./toggles.js";
 import { showWelcome } from "./welcome.js";
-import { bytes, count, language, rounded, say, sayError, setLanguage } from "./words.js";
+import { bytes, count, rounded, say, sayError } from "./words.js";
 
 const DELETE_SECONDS = 20;
 const find = (id) => document.getElementById(id);
-const phone = matchMedia("(max-width: 760px)");
 
 const api = new Api();
 const chat = new ChatView();
@@ -35,6 +38,8 @@ let known = [];
 /** Deleted here, and soon on the server. */
 let doomed = null;
 let opening = 0;
+/** The conversation that the address names, until it is open. */
+let wanted = location.hash.slice(1);
 
 // What is shown
 
@@ -62,13 +67,7 @@ function showAround() {
 }
 
 function showAll() {
-  setLanguage(language());
-  find("language").textContent = say("other_language");
-  find("language").lang = language() === "en" ? "ja" : "en";
-  const dark = preferences.theme() === "dark";
-  find("theme").textContent = say(dark ? "theme_light" : "theme_dark");
-  find("theme").setAttribute("aria-label", say(dark ? "theme_to_light" : "theme_to_dark"));
-  preferences.showTheme();
+  showToggles();
   showWelcome(model, (words) => {
     find("question").value = words;
     send();
@@ -117,7 +116,8 @@ async function connect() {
   settings.setLimit(model.newllm.max_answer_tokens);
   showAll();
   await refreshList();
-  const id = location.hash.slice(1) || current.id;
+  const id = wanted || current.id;
+  wanted = "";
   if (id && known.some((one) => one.id === id)) await open(id);
 }
 
@@ -216,6 +216,7 @@ async function send() {
 async function forget(conversation) {
   const { id } = conversation;
   conversation.id = conversation.facts = null;
+  conversation.messages = [];
   await api.json("DELETE", `/v1/sessions/${id}`);
 }
 
@@ -248,19 +249,15 @@ async function fork() {
 async function save() {
   const { id, facts, tokens } = current;
   const blob = await api.file(id);
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = `${titleOf(facts).replace(/[\\/:*?"<>|\p{Cc}]/gu, "-").slice(0, 60)}.session`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  saveFile(blob, titleOf(facts));
   notice(() => say("saved", { bytes: bytes(blob.size), tokens: count(tokens) }));
 }
 
 async function upload(files) {
   for (const file of files) {
     const facts = await api.upload(file);
-    const name = file.name.replace(/( \(\d+\))?\.session$/, "");
-    if (!/^[0-9a-f]{8}$/.test(name)) preferences.setName(facts.id, name); // the server's own names
+    const name = titleIn(file);
+    if (name) preferences.setName(facts.id, name);
     await refreshList();
     await open(facts.id);
     const values = { title: titleOf(facts), tokens: count(facts.tokens_read) };
@@ -297,52 +294,12 @@ async function carryOut() {
   await api.json("DELETE", `/v1/sessions/${id}`);
 }
 
-// Renaming, the side, files
-
-function startRenaming() {
-  find("rename-field").value = titleOf(current.facts);
-  find("rename-field").hidden = false;
-  find("title").hidden = true;
-  find("rename-field").select();
-}
-
-function endRenaming(keep) {
-  const field = find("rename-field");
-  if (field.hidden) return;
-  field.hidden = true;
-  find("title").hidden = false;
-  if (!keep) return;
-  preferences.setName(current.id, field.value.trim());
-  showAround();
-}
-
-function closeSidebar() {
-  document.body.classList.remove("sidebar");
-  find("veil").hidden = true;
-  makeInert();
-}
-
-function makeInert() {
-  find("sidebar").inert = phone.matches && !document.body.classList.contains("sidebar");
-  find("page").inert = phone.matches && document.body.classList.contains("sidebar");
-}
-
-function openSidebar() {
-  document.body.classList.add("sidebar");
-  find("veil").hidden = false;
-  makeInert();
-  find("new").focus();
-}
-
-function toggle(button, name) {
-  const open = document.body.classList.toggle(name);
-  button.setAttribute("aria-expanded", String(open));
-}
-
-function fit() {
-  const field = find("question");
-  field.style.height = "auto";
-  field.style.height = `${field.scrollHeight}px`;
+function rename() {
+  const { id, facts } = current;
+  askName(titleOf(facts), (name) => {
+    preferences.setName(id, name);
+    showAround();
+  });
 }
 
 // Events
@@ -353,7 +310,6 @@ on("composer", "submit", (event) => {
   event.preventDefault();
   send();
 });
-on("question", "input", fit);
 on("question", "keydown", (event) => {
   const plain = event.key === "Enter" && !event.shiftKey && !event.isComposing;
   if (!plain) return;
@@ -369,43 +325,11 @@ on("undo", "click", () => attempt(undo));
 on("fork", "click", () => attempt(fork));
 on("save", "click", () => attempt(save));
 on("delete", "click", remove);
-on("rename", "click", startRenaming);
-on("rename-field", "blur", () => endRenaming(true));
-on("rename-field", "keydown", (event) => {
-  if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
-  endRenaming(event.key === "Enter");
-  event.stopPropagation();
-});
-on("open", "click", () => find("file").click());
-on("file", "change", async () => {
-  await attempt(() => upload([...find("file").files]));
-  find("file").value = "";
-});
-on("open-sidebar", "click", openSidebar);
-on("close-sidebar", "click", closeSidebar);
-on("veil", "click", closeSidebar);
-on("open-tools", "click", () => toggle(find("open-tools"), "tools"));
-on("open-state", "click", () => toggle(find("open-state"), "state"));
-on("theme", "click", () => {
-  preferences.setTheme(preferences.theme() === "dark" ? "light" : "dark");
-  showAll();
-});
-on("language", "click", () => {
-  const other = language() === "en" ? "ja" : "en";
-  preferences.setLanguage(other);
-  setLanguage(other);
-  showAll();
-});
+on("rename", "click", rename);
 
-document.addEventListener("click", (event) => {
-  if (event.target.closest("#open-tools") || !document.body.classList.contains("tools")) return;
-  toggle(find("open-tools"), "tools");
-});
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || find("settings").open) return;
-  if (document.body.classList.contains("tools")) toggle(find("open-tools"), "tools");
-  else if (document.body.classList.contains("sidebar")) closeSidebar();
-  else current.stop();
+  if (!closeSomething()) current.stop();
 });
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && model && !connection.away) attempt(refreshList);
@@ -415,25 +339,8 @@ addEventListener("pagehide", () => {
   doomed = null;
 });
 
-const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
-addEventListener("dragover", (event) => {
-  if (!carriesFiles(event)) return;
-  event.preventDefault();
-  find("drop").hidden = false;
-});
-addEventListener("dragleave", (event) => {
-  if (!event.relatedTarget) find("drop").hidden = true;
-});
-addEventListener("drop", (event) => {
-  if (!carriesFiles(event)) return;
-  event.preventDefault();
-  find("drop").hidden = true;
-  attempt(() => upload([...event.dataTransfer.files]));
-});
 
-phone.addEventListener("change", closeSidebar);
-preferences.onSystemTheme(showAll);
-setLanguage(preferences.language());
-makeInert();
+receiveFiles((files) => attempt(() => upload(files)));
+beginToggles(showAll);
 showAll();
 attempt(connect);

@@ -11,6 +11,15 @@ export class ChatView {
   #list = find("messages");
   #scroll = find("scroll");
   #shown = null;
+  #atEnd = true;
+
+  constructor() {
+    this.#scroll.addEventListener("scroll", () => {
+      const { scrollTop, clientHeight, scrollHeight } = this.#scroll;
+      this.#atEnd = scrollTop + clientHeight > scrollHeight - NEAR;
+    });
+    new ResizeObserver(() => this.#follow()).observe(this.#scroll);
+  }
 
   /** Show a conversation from its beginning. */
   show(conversation) {
@@ -20,28 +29,26 @@ export class ChatView {
     const dropped = conversation.facts?.messages_dropped ?? 0;
     find("dropped").hidden = dropped === 0;
     find("dropped").textContent = say("dropped", { count: count(dropped) });
-    this.toEnd();
+    this.#scroll.scrollTop = 0;
+    this.#atEnd = true;
+    this.#follow();
   }
 
   /** The last message has grown, or ended. */
   update(conversation) {
     if (this.#shown !== conversation) return;
-    const near = this.#isNearEnd();
     const message = conversation.messages.at(-1);
     const last = this.#list.lastElementChild;
     const text = last.querySelector(".text").firstChild;
     text.appendData(message.content.slice(text.length));
     dress(last, message);
-    if (near) this.toEnd();
+    this.#follow();
   }
 
-  toEnd() {
-    this.#scroll.scrollTop = this.#scroll.scrollHeight;
-  }
-
-  #isNearEnd() {
-    const { scrollTop, clientHeight, scrollHeight } = this.#scroll;
-    return scrollTop + clientHeight > scrollHeight - NEAR;
+  /** Stay at the end, for those who have not scrolled away from it. */
+  #follow() {
+    const begun = this.#list.childElementCount > 0;
+    if (begun && this.#atEnd) this.#scroll.scrollTop = this.#scroll.scrollHeight;
   }
 }
 

@@ -1,6 +1,8 @@
 /** The context vector as a heat map: a band for each layer, channels across, moments downwards. */
 
 const MOMENTS = 48;
+const HEIGHT = 240;
+const GAP = 4;
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** Negative, zero, positive: told apart without red and green, and against either background. */
@@ -51,17 +53,20 @@ export class Picture {
     const rows = this.#rows;
     const newest = rows.at(-1);
     const [layers, width] = newest ? [newest.length, newest[0].length] : [1, 64];
-    const moments = this.still ? 1 : Math.max(4, Math.floor(MOMENTS / layers));
-    const gap = layers > 1 ? 1 : 0;
+    const room = this.still ? 1 : Math.max(4, Math.floor(MOMENTS / layers));
+    const moments = Math.min(room, Math.max(1, rows.length));
+    const thick = Math.max(1, Math.round(HEIGHT / (layers * moments)));
+    const band = moments * thick;
+    const gap = layers > 1 ? GAP : 0;
     const scales = Array.from({ length: layers }, (_, layer) => scaleOf(rows, layer));
     this.canvas.width = this.strip.width = width;
-    this.canvas.height = layers * (moments + gap) - gap;
+    this.canvas.height = layers * (band + gap) - gap;
     this.strip.height = layers;
-    const [image, line] = [this.canvas, this.strip].map((c) => blank(c));
+    const [image, line] = [this.canvas, this.strip].map((c) => new ImageData(c.width, c.height));
     for (let layer = 0; layer < layers && newest; layer++) {
-      for (let moment = 0; moment < moments; moment++) {
-        const row = rows[rows.length - moments + moment];
-        if (row) paintRow(image, layer * (moments + gap) + moment, row[layer], scales[layer]);
+      for (let y = 0; y < band; y++) {
+        const row = rows[rows.length - moments + Math.floor(y / thick)];
+        paintRow(image, layer * (band + gap) + y, row[layer], scales[layer]);
       }
       paintRow(line, layer, newest[layer], scales[layer]);
     }
@@ -84,10 +89,6 @@ function scaleOf(rows, layer) {
 
 function colours() {
   return COLOURS[document.documentElement.dataset.theme];
-}
-
-function blank(canvas) {
-  return new ImageData(canvas.width, canvas.height);
 }
 
 function paintRow(image, y, values, scale) {

@@ -10,8 +10,11 @@ export const DEFAULTS = {
   seed: null,
 };
 
-/** Storage may be switched off: then nothing outlives the page. */
+/** Storage may be switched off, or full: then nothing outlives the page. */
+const unstored = {};
+
 function read(name, otherwise) {
+  if (name in unstored) return unstored[name];
   try {
     return JSON.parse(localStorage.getItem(`newllm.${name}`)) ?? otherwise;
   } catch {
@@ -23,7 +26,7 @@ function write(name, value) {
   try {
     localStorage.setItem(`newllm.${name}`, JSON.stringify(value));
   } catch {
-    // see above
+    unstored[name] = value;
   }
 }
 
@@ -36,11 +39,6 @@ export function theme() {
 
 export function setTheme(value) {
   write("theme", value);
-  showTheme();
-}
-
-export function showTheme() {
-  document.documentElement.dataset.theme = theme();
 }
 
 export function onSystemTheme(listener) {

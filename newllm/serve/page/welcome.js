@@ -6,7 +6,7 @@ const find = (id) => document.getElementById(id);
 
 /** Questions of the kind that its rows hold. */
 const SUGGESTIONS = {
-  dolly: ["What is the capital of France?", "What is a river?", "Name three animals."],
+  dolly: ["What is the capital of France?", "What is a pen for?", "Name three fruits."],
   hh_rlhf: ["Can you help me plan a birthday party?", "How do I learn to cook?"],
   ultrachat: ["What makes a good story?", "Tell me about the history of trains."],
   code_alpaca: ["Write a function that adds two numbers.", "What is a list in Python?"],
@@ -21,7 +21,6 @@ export function showWelcome(model, ask) {
   if (!model) return;
   const facts = model.newllm;
   find("welcome-words").textContent = say("welcome_words", {
-    name: model.id,
     parameters: rounded(facts.parameters),
     data: say(`data_${facts.dataset}`) ?? facts.dataset,
     state: bytes(facts.state_bytes),

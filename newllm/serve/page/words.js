@@ -30,8 +30,8 @@ const en = {
   state_heading: "Context vector",
   negative: "negative",
   positive: "positive",
-  picture_words: "{layers} of {width} numbers ({shown} shown), the whole memory of this conversation. Each row is a moment; the newest is at the bottom.",
-  picture_words_still: "{layers} of {width} numbers ({shown} shown), the whole memory of this conversation, as they are now.",
+  picture_words: "{layers} of {width} numbers ({shown} shown): what it keeps of all that was said. Each row is a moment; the newest is at the bottom.",
+  picture_words_still: "{layers} of {width} numbers ({shown} shown) as they are now: what it keeps of all that was said.",
   picture_none: "The memory of a conversation, drawn while an answer is written.",
   picture_label: "Heat map of the context vector: {layers}, {shown} channels each",
   parameters: "{count} parameters",
@@ -40,7 +40,7 @@ const en = {
   tokens_read: "Tokens so far",
   speed: "Tokens per second",
   memory_heading: "Memory of this conversation",
-  this_state: "Context vector: always",
+  this_state: "New-LLM's state: always",
   kv_cache: "Transformer's key-value cache: by now",
   ratio: "An equal transformer would hold {times} times as much by now, and more with every token.",
   ratio_small: "The cache of an equal transformer is still smaller, and grows with every token.",
@@ -51,7 +51,7 @@ const en = {
 
   messages: "Messages",
   welcome: "Say something",
-  welcome_words: "{name} has {parameters} parameters: at least a thousand times fewer than the assistants you may know. It was trained from scratch on {data}, and remembers this conversation in {state}, however long it gets.",
+  welcome_words: "This model has {parameters} parameters: at least a thousand times fewer than the assistants you may know. It was trained from scratch on {data}, and remembers this conversation in {state}, however long it gets.",
   data_dolly: "short questions and answers in English (level 1)",
   data_hh_rlhf: "English conversations with preferred answers (level 2)",
   data_ultrachat: "English conversations on very many topics (level 3)",
@@ -72,7 +72,8 @@ const en = {
     "understand a language that its rows are not written in",
   ],
   honest_foot: "Try it to see how little memory a conversation needs; do not rely on what it says.",
-  caution: "A very small model: fluent at best, often wrong. Enter sends, Shift+Enter starts a new line, Esc stops.",
+  caution: "A very small model: fluent at best, often wrong.",
+  keys: "Enter sends, Shift+Enter starts a new line, Esc stops.",
   dropped: "The first {count} messages are no longer kept as text. The context vector was made by all of them.",
   you: "You",
   model: "Model",
@@ -162,17 +163,17 @@ const ja = {
   state_heading: "文脈ベクトル",
   negative: "負",
   positive: "正",
-  picture_words: "{layers}、各 {width} 個の数値（表示は {shown} 個）。この会話の記憶はこれがすべてです。1 行が 1 時点で、いちばん下が最新です。",
-  picture_words_still: "{layers}、各 {width} 個の数値（表示は {shown} 個）の現在の値。この会話の記憶はこれがすべてです。",
+  picture_words: "{layers}、各 {width} 個の数値（表示は {shown} 個）。これまでの会話はすべてこの中に畳み込まれています。1 行が 1 時点で、いちばん下が最新です。",
+  picture_words_still: "{layers}、各 {width} 個の数値（表示は {shown} 個）の現在の値。これまでの会話はすべてこの中に畳み込まれています。",
   picture_none: "会話の記憶を、回答が書かれるあいだここに描きます。",
   picture_label: "文脈ベクトルのヒートマップ：{layers}、各 {shown} チャネル",
   parameters: "{count} パラメータ",
   layer_one: "1 層",
   layer_many: "{count} 層",
   tokens_read: "これまでのトークン数",
-  speed: "1 秒あたりのトークン数",
+  speed: "毎秒のトークン数",
   memory_heading: "この会話の記憶量",
-  this_state: "文脈ベクトル（常に一定）",
+  this_state: "New-LLM の状態（常に一定）",
   kv_cache: "Transformer の KV キャッシュ（現時点）",
   ratio: "同じ規模の Transformer なら、現時点で {times} 倍のメモリが必要です。差は 1 トークンごとに広がります。",
   ratio_small: "同じ規模の Transformer のキャッシュはまだ小さめですが、1 トークンごとに増えていきます。",
@@ -183,7 +184,7 @@ const ja = {
 
   messages: "メッセージ",
   welcome: "話しかけてみましょう",
-  welcome_words: "{name} のパラメータ数は {parameters}。ふだん目にする AI アシスタントの千分の一にも満たない規模です。{data}だけを使ってゼロから学習し、会話がどれだけ長くなっても {state} で覚えています。",
+  welcome_words: "このモデルのパラメータ数は {parameters}。ふだん目にする AI アシスタントの千分の一にも満たない規模です。{data}だけを使ってゼロから学習し、会話がどれだけ長くなっても {state} で覚えています。",
   data_dolly: "英語の短い質問と回答（レベル 1）",
   data_hh_rlhf: "好まれる応答を集めた英語の対話（レベル 2）",
   data_ultrachat: "幅広い話題の英語の対話（レベル 3）",
@@ -204,7 +205,8 @@ const ja = {
     "学習データにない言語の理解。英語で学習したモデルには英語でどうぞ",
   ],
   honest_foot: "会話の記憶がどれほど小さくて済むかを見るためのものです。回答の内容は当てにしないでください。",
-  caution: "ごく小さなモデルです。文は滑らかでも内容はよく間違います。Enter で送信、Shift+Enter で改行、Esc で停止。",
+  caution: "ごく小さなモデルです。文は滑らかでも内容はよく間違います。",
+  keys: "Enter で送信、Shift+Enter で改行、Esc で停止。",
   dropped: "最初の {count} 件のメッセージは文章としては残っていませんが、文脈ベクトルには反映されています。",
   you: "あなた",
   model: "モデル",
@@ -233,7 +235,7 @@ const ja = {
   top_p_help: "確率の高い順に、合計がこの値になるまでの語から選びます。",
   penalty: "繰り返しの抑制",
   penalty_help: "1 より大きいと、回答に一度出た語が再び出にくくなります。",
-  max_tokens: "回答の最大トークン数",
+  max_tokens: "最大トークン数",
   seed: "シード",
   seed_hint: "毎回変える",
   seed_help: "指定すると、同じ状態での同じ質問には同じ回答が返ります。",
@@ -302,7 +304,7 @@ export function sayError(error) {
 
 /** 1234567 as 1.2 million. */
 export function rounded(number) {
-  const options = { notation: "compact", compactDisplay: "long", maximumFractionDigits: 1 };
+  const options = { notation: "compact", compactDisplay: "long", maximumSignificantDigits: 3 };
   return number.toLocaleString(current, options);
 }
 
