@@ -147,8 +147,8 @@ def serve(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    kept = f"; {len(service.store)} sessions are in {sessions_dir}" if sessions_dir else ""
-    raise Stopped(128 + stopped_by, f"The server has stopped{kept}.")
+    kept = f" Sessions in {sessions_dir}: {len(service.store)}." if sessions_dir else ""
+    raise Stopped(128 + stopped_by, f"The server has stopped.{kept}")
 
 
 def _bind(config: uvicorn.Config) -> socket.socket:

@@ -144,12 +144,17 @@ class SessionStore:
             self._file(session).unlink(missing_ok=True)
 
     def save(self) -> int:
-        """Write all that are in memory to the folder, if there is one; how many were written."""
+        """Write all that are in memory to the folder, if there is one; returns how many."""
         written = 0
         for session in self._sessions.values() if self._folder else ():
-            if session.dialogue is not None:
+            if session.dialogue is None:
+                continue
+            try:
                 self._write(session)
-                written += 1
+            except OSError as error:
+                log.error("%s: %s; this session is lost", error.filename, error.strerror)
+                continue
+            written += 1
         return written
 
     def _make_room(self) -> None:

@@ -88,6 +88,9 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train", "dolly", "--data", "sample", "--from", "x.pt"], "x.pt: no such checkpoint"),
         (["eval", "x.pt", "--data", "sample"], "x.pt: no such checkpoint"),
         (["generate", "x.pt"], "--prompt"),
+        (["chat", "x.pt", "--repetition-penalty", "0.5"], "0.5 is not in the range x>=1"),
+        (["serve", "x.pt"], "x.pt: no such checkpoint"),
+        (["serve", "x.pt", "--port", "99999"], "99999 is not in the range"),
         (["data", "dolly", "--data", "hub"], "--data PATH"),
     ],
 )
@@ -261,3 +264,19 @@ def test_chat_through_a_pipe(trained: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Model: ") == 2
     assert "tokens read" in result.stdout
+
+
+def test_chat_goes_on_with_a_saved_session(trained: Path, tmp_path, capsys, monkeypatch) -> None:
+    file, session = str(trained / f"best_{NAME}.pt"), str(tmp_path / "a.session")
+
+    def chat(*options: str, lines: list[str]) -> str:
+        given = iter([*lines, "/quit"])
+        monkeypatch.setattr("builtins.input", lambda _: next(given))
+        capsys.readouterr()
+        assert main(["chat", file, "--max-new-tokens", "9", *options]) == 0
+        return capsys.readouterr().out
+
+    whole = chat("--seed", "1", lines=["q1", f"/save {session}", "q2"])
+    assert chat("--load", session, lines=["q2"]).splitlines() == whole.splitlines()[-1:]
+    assert "--load goes on" in complaint(capsys, "chat", file, "--load", session, "--top-p", "0.5")
+    assert "not a New-LLM session" in complaint(capsys, "chat", file, "--load", file)

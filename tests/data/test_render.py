@@ -99,3 +99,22 @@ def test_protocol_rows_are_cut_with_bos_and_eos_counted() -> None:
     assert (fits.ids[-1], len(fits.ids), fits.cut_tokens) == (3, 9, 0)
     assert (cut_eos.ids[-1], len(cut_eos.ids), cut_eos.cut_tokens) == (5, 9, 1)
     assert (len(cut_word.ids), cut_word.cut_tokens) == (9, 2)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_prompts_without_roles_are_whole_conversations_too(plain: bool) -> None:
+    """At once, or turn by turn with the answers and their ends in between: the same ids."""
+    if plain:
+        renderer = ChatRenderer(BPE.train(["some words"], 300), plain_text=True)
+    else:
+        words = Word1000.train(["Instruction: some words Response: other words"])
+        renderer = ProtocolRenderer(words, ROW_FORMATS["dolly"], 128)
+    tokenizer = renderer.tokenizer
+    first: Conversation = [{"role": "user", "content": "some words"}]
+    second: Conversation = [{"role": "user", "content": "more words"}]
+    ids = renderer.prompt(first)
+    assert ids[0] == tokenizer.bos
+    ids += [*tokenizer.encode_batch(["other words"])[0], tokenizer.end]
+    ids += renderer.prompt(second, start=False)
+    said: Conversation = [{"role": "assistant", "content": "other words"}]
+    assert renderer.prompt([*first, *said, *second]) == ids

@@ -21,7 +21,10 @@ from newllm.config import Settings
 from newllm.levels import find_level, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = ("TRAINING_PROGRESSION", "HH_RLHF_TRAINING", "ULTRACHAT_TRAINING", "CODE_MATH_TRAINING")
+GUIDES = (
+    "TRAINING_PROGRESSION", "HH_RLHF_TRAINING", "ULTRACHAT_TRAINING", "CODE_MATH_TRAINING",
+    "SERVING",
+)  # fmt: skip
 TWINS = {"README.md": "README.ja.md"} | {f"docs/{g}.md": f"docs/ja/{g}.md" for g in GUIDES}
 PAGES = sorted(
     str(path.relative_to(ROOT)) for path in [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")]
@@ -154,11 +157,13 @@ def files_of_runs(page: str) -> set[str]:
 
 
 def runs_here(arguments: list[str]) -> bool:
-    """Whether a command needs neither the Hub nor files that only its reader has."""
+    """Whether a command ends, and needs neither the Hub nor files that only its reader has."""
     context = parse(arguments)
     if context is None:
         return False
     given = context.params
+    if arguments[0] == "serve" or given.get("load"):  # runs until stopped; a file of the reader's
+        return False
     if "file" in given and not Path(given["file"]).is_file():
         return False
     if arguments[0] in ("train", "data"):

@@ -149,6 +149,15 @@ def test_half_a_request(start: Start) -> None:
     alive(server)
 
 
+def test_half_a_head(start: Start, monkeypatch) -> None:
+    monkeypatch.setattr("newllm.serve.app._Protocol.seconds", 0.3)
+    server = start()
+    with connect(server) as silent, connect(server) as half:
+        half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127")
+        assert silent.recv(100) == half.recv(100) == b"", "both are closed"
+    alive(server)
+
+
 def test_pages_of_other_sites_are_refused(server: Running) -> None:
     with server.http() as http:
         for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
@@ -204,7 +213,7 @@ def test_the_command_stops_gracefully(tmp_path: Path, number: int, code: int) ->
         process.send_signal(number)
         assert process.wait(30) == code
         said = process.stderr.read()
-    assert "1 sessions are in" in said
+    assert f"Sessions in {tmp_path / 'sessions'}: 1." in said
     assert "Traceback" not in said
     assert (tmp_path / "sessions" / f"{session}.session").exists()
 
