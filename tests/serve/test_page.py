@@ -348,7 +348,8 @@ def test_everything_has_a_name_for_those_who_do_not_see_it(visit: Open, server: 
         ask(page, "one")
         nameless = page.locator("button, input, textarea, canvas[role=img]").evaluate_all(
             "all => all.filter(e => e.checkVisibility({visibilityProperty: true})"
-            " && !(e.ariaLabel || e.innerText.trim() || e.labels?.[0]?.textContent.trim())).map(e => e.outerHTML)"
+            " && !(e.ariaLabel || e.innerText.trim() || e.labels?.[0]?.textContent.trim()))"
+            ".map(e => e.outerHTML)"
         )
         assert nameless == []
 

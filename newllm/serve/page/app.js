@@ -4,6 +4,7 @@ import { Api } from "./api.js";
 import { ChatView } from "./chat.js";
 import { Connection } from "./connection.js";
 import { Conversation } from "./conversation.js";
+import { Deletion } from "./deletion.js";
 import { receiveFiles, saveFile, titleIn } from "./files.js";
 import { askName } from "./heading.js";
 import { closeSidebar, closeSomething, fit, phone } from "./layout.js";
@@ -14,9 +15,8 @@ import { Settings } from "./settings.js";
 import { StatePanel } from "./state_panel.js";
 import { beginToggles, showToggles } from "./toggles.js";
 import { showWelcome } from "./welcome.js";
-import { bytes, count, rounded, say, sayError } from "./words.js";
+import { bytes, count, layers, rounded, say, sayError } from "./words.js";
 
-const DELETE_SECONDS = 20;
 const find = (id) => document.getElementById(id);
 
 const api = new Api();
@@ -28,6 +28,10 @@ const settings = new Settings((key) => {
   attempt(connect);
 });
 const connection = new Connection(api, lost, found);
+const deletion = new Deletion(api, attempt, (id) => {
+  known = known.filter((one) => one.id !== id);
+  opened.delete(id);
+});
 
 let model = null;
 let current = new Conversation();
@@ -35,9 +39,8 @@ let current = new Conversation();
 const opened = new Map();
 /** What the server told of all. */
 let known = [];
-/** Deleted here, and soon on the server. */
-let doomed = null;
 let opening = 0;
+let drawing = 0;
 /** The conversation that the address names, until it is open. */
 let wanted = location.hash.slice(1);
 
@@ -58,7 +61,7 @@ function showAround() {
   find("title").textContent = titleOf(facts);
   document.title = id ? `${titleOf(facts)} · New-LLM` : "New-LLM";
   panel.show(rows, tokens, speed);
-  list.show(known.filter((one) => one.id !== doomed?.id), id);
+  list.show(known.filter((one) => one.id !== deletion.id), id);
   find("send").hidden = writing;
   find("stop").hidden = !writing;
   for (const name of ["rename", "fork", "save", "delete"]) find(name).disabled = !id || writing;
@@ -73,17 +76,12 @@ function showAll() {
     send();
   });
   if (model) {
-    const facts = model.newllm;
-    const layers = facts.num_layers === 1
-      ? say("layer_one") : say("layer_many", { count: count(facts.num_layers) });
-    find("model").textContent = `${model.id} · ${layers} · ${say("parameters", { count: rounded(facts.parameters) })}`;
+    const { num_layers, parameters } = model.newllm;
+    const size = say("parameters", { count: rounded(parameters) });
+    find("model").textContent = [model.id, layers(num_layers), size].join(" · ");
   }
   refreshNotice();
   show();
-}
-
-function announce(words) {
-  find("live").textContent = words;
 }
 
 function error(problem) {
@@ -100,7 +98,7 @@ function error(problem) {
 
 async function attempt(action) {
   try {
-    return await action();
+    await action();
   } catch (problem) {
     error(problem);
   }
@@ -152,6 +150,12 @@ async function putBack(id, copy) {
 
 async function refreshList() {
   known = (await api.json("GET", "/v1/sessions")).data;
+  const facts = known.find((one) => one.id === current.id);
+  if (facts && !facts.busy && !current.writing && facts.tokens_read !== current.tokens) {
+    current.rows = []; // it went on elsewhere
+    await current.load(api);
+    show();
+  }
   showAround();
 }
 
@@ -178,6 +182,14 @@ async function open(id) {
   if (!phone.matches) find("question").focus();
 }
 
+/** What streams is drawn once a frame, however fast it comes. */
+function drawTurn() {
+  drawing = 0;
+  if (!current.writing) return; // its end is shown by `send`
+  chat.update(current);
+  panel.show(current.rows, current.tokens, current.speed);
+}
+
 async function send() {
   const field = find("question");
   const text = field.value.trim();
@@ -186,19 +198,18 @@ async function send() {
   hideNotice();
   field.value = "";
   fit();
-  announce(say("writing"));
+  find("live").textContent = say("writing");
   const wasNew = conversation.id === null;
-  let begun = false;
   const changed = () => {
     if (conversation.id) opened.set(conversation.id, conversation);
-    if (conversation === current) begun ? chat.update(conversation) : show();
-    if (conversation === current) panel.show(conversation.rows, conversation.tokens, conversation.speed);
-    begun = true;
+    if (!drawing) drawing = requestAnimationFrame(drawTurn);
   };
   let kept = false;
   try {
-    kept = await conversation.say(api, text, settings.sampling, changed);
-    announce(say("answered", { text: conversation.messages.at(-1)?.content ?? "" }));
+    const turn = conversation.say(api, text, settings.sampling, changed);
+    show();
+    kept = await turn;
+    find("live").textContent = say("answered", { text: conversation.messages.at(-1)?.content ?? "" });
   } catch (problem) {
     kept = problem.kept ?? false;
     error(problem);
@@ -265,33 +276,15 @@ async function upload(files) {
   }
 }
 
-/** Out of sight now, from the server a little later: until then it can be brought back. */
 function remove() {
   const { id, facts } = current;
   const title = titleOf(facts);
-  begin(); // ends an earlier deletion's notice, which carries it out
-  doomed = { id };
-  showAround();
-  notice(() => say("deleted", { title }), {
-    seconds: DELETE_SECONDS,
-    action: () => say("bring_back"),
-    act: () => attempt(async () => {
-      doomed = null;
-      await open(id);
-      showAround();
-      notice(() => say("brought_back"));
-    }),
-    closed: () => attempt(carryOut),
+  begin(); // the notice of an earlier deletion goes, which carries it out
+  deletion.begin(id, title, async () => {
+    await open(id);
+    showAround();
   });
-}
-
-async function carryOut() {
-  if (!doomed) return;
-  const { id } = doomed;
-  known = known.filter((one) => one.id !== id);
-  doomed = null;
-  opened.delete(id);
-  await api.json("DELETE", `/v1/sessions/${id}`);
+  showAround();
 }
 
 function rename() {
@@ -334,11 +327,10 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && model && !connection.away) attempt(refreshList);
 });
-addEventListener("pagehide", () => {
-  if (doomed) api.deleteLast(doomed.id);
-  doomed = null;
+addEventListener("hashchange", () => {
+  const id = location.hash.slice(1);
+  if (id && id !== current.id) attempt(() => open(id));
 });
-
 
 receiveFiles((files) => attempt(() => upload(files)));
 beginToggles(showAll);

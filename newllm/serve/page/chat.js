@@ -36,9 +36,9 @@ export class ChatView {
 
   /** The last message has grown, or ended. */
   update(conversation) {
-    if (this.#shown !== conversation) return;
     const message = conversation.messages.at(-1);
     const last = this.#list.lastElementChild;
+    if (this.#shown !== conversation || !message || !last) return;
     const text = last.querySelector(".text").firstChild;
     text.appendData(message.content.slice(text.length));
     dress(last, message);

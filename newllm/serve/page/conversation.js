@@ -65,13 +65,16 @@ export class Conversation {
     const answer = { role: "assistant", content: "", writing: true };
     this.messages.push({ role: "user", content: text }, answer);
     this.#writer = new AbortController();
+    let ended = false;
     changed();
     try {
       if (this.id === null) this.setFacts(await api.json("POST", "/v1/sessions", {}));
       await this.#listen(api, text, sampling, answer, changed);
+      ended = true;
       await this.keepCopy(api);
       return true;
     } catch (error) {
+      if (ended) throw Object.assign(error, { kept: true });
       const stopped = error.name === "AbortError";
       if (this.id === null || (error.status ?? 0) > 0 || error.code === "away") {
         this.messages.splice(-2);

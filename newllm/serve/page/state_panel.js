@@ -1,7 +1,7 @@
 /** How much a conversation's memory is: the picture, the numbers, and the cache it does without. */
 
 import { Picture } from "./picture.js";
-import { bytes, count, say } from "./words.js";
+import { bytes, count, layers, say } from "./words.js";
 
 const BYTES_PER_NUMBER = 4;
 const find = (id) => document.getElementById(id);
@@ -31,8 +31,7 @@ export class StatePanel {
     const perToken = model.kv_cache_bytes_per_token;
     const cache = perToken * tokens;
     const state = model.state_bytes;
-    const layers = model.num_layers === 1
-      ? say("layer_one") : say("layer_many", { count: count(model.num_layers) });
+    const depth = layers(model.num_layers);
     const width = perToken / (2 * model.num_layers * BYTES_PER_NUMBER);
 
     find("tokens").textContent = count(tokens);
@@ -47,16 +46,16 @@ export class StatePanel {
       : times < 1 ? say("ratio_small")
       : say("ratio", { times: times < 10 ? times.toFixed(1) : count(times) });
     find("formula").textContent = say("formula", {
-      layers, width: count(width), tokens: count(tokens), bytes: bytes(cache),
+      layers: depth, width: count(width), tokens: count(tokens), bytes: bytes(cache),
     });
     find("state-short").textContent = say(speed === null ? "short" : "short_speed", {
       state: bytes(state), tokens: count(tokens), speed: speed === null ? "" : count(speed),
     });
-    this.#describe(rows.at(-1), layers, model.context_dim);
+    this.#describe(rows.at(-1), depth, model.context_dim);
   }
 
-  #describe(newest, layers, width) {
-    const values = newest && { layers, width: count(width), shown: count(newest[0].length) };
+  #describe(newest, depth, width) {
+    const values = newest && { layers: depth, width: count(width), shown: count(newest[0].length) };
     const words = this.#picture.still ? "picture_words_still" : "picture_words";
     find("picture-words").textContent = say(newest ? words : "picture_none", values);
     find("picture").setAttribute("aria-label", say(newest ? "picture_label" : "picture_none", values));

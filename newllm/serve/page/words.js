@@ -313,6 +313,11 @@ export function count(number) {
   return Math.round(number).toLocaleString(current);
 }
 
+/** 4 as 4 layers. */
+export function layers(number) {
+  return number === 1 ? say("layer_one") : say("layer_many", { count: count(number) });
+}
+
 /** A number of bytes in the unit that suits it (1 kB = 1,000 bytes). */
 export function bytes(number) {
   const units = ["bytes", "kB", "MB", "GB", "TB"];
