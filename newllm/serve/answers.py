@@ -144,7 +144,7 @@ async def _events(reply: Reply, form: Form) -> AsyncIterator[bytes]:
         body = {**head, "choices": [form.choice(reply, pieces, whole=False)]}
         pictures = [piece.picture for piece in pieces if piece.picture is not None]
         if pictures:
-            body["context"] = pictures[-1]
+            body |= {"context": pictures[-1], "usage": usage(reply)}
         yield _event(body)
     if reply.job.reason == "error":
         yield _event(ApiError(500, _GIVEN_UP, "not_finite").to_dict())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +15,7 @@ from newllm.chat.dialogue import knows_system, model_state_bytes, prompt_ids
 from newllm.chat.sampling import START, Sampling
 from newllm.data.conversations import Conversation
 from newllm.serve.answers import AnswerStream, Form, whole_answer
+from newllm.serve.browser import BrowserPage
 from newllm.serve.engine import Job
 from newllm.serve.errors import ApiError, invalid_body
 from newllm.serve.protect import read_body
@@ -24,23 +24,13 @@ from newllm.serve.service import Reply, Service
 
 Body = TypeVar("Body", bound=BaseModel)
 
-_PAGE = Path(__file__).parent / "page"
-_KINDS = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".json": "application/json",
-}
-
 
 class Api:
     """The routes that any client of OpenAI's knows."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._page = _read_page()
+        self._page = BrowserPage()
 
     def routes(self) -> list[Route]:
         """Method, path and handler."""
@@ -51,7 +41,7 @@ class Api:
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.complete, methods=["POST"]),
-            Route("/{name:path}", self.page),
+            Route("/{name:path}", self._page.show),
         ]
 
     async def health(self, request: Request) -> Response:
@@ -115,19 +105,6 @@ class Api:
         )
         return await respond(request, asked, reply, form(service, asked, chat=False))
 
-    async def page(self, request: Request) -> Response:
-        """A file of the browser page, as it was when the server started."""
-        found = self._page.get(request.path_params["name"])
-        if found is None:
-            raise ApiError(404, "there is nothing here; see docs/SERVING.md", "not_found")
-        content, kind = found
-        headers = {
-            "Cache-Control": "no-cache",
-            "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:",
-            "X-Content-Type-Options": "nosniff",
-        }
-        return Response(content, media_type=kind, headers=headers)
-
 
 async def body_as(schema: type[Body], request: Request, service: Service) -> Body:
     """The body of a request, read and validated.
@@ -189,15 +166,3 @@ def model_facts(service: Service) -> dict[str, Any]:
             "max_answer_tokens": service.limits.answer_tokens,
         },
     }
-
-
-def _read_page() -> dict[str, tuple[bytes, str]]:
-    """Every file of the page by its path: requests are looked up here, not on the disk."""
-    files = {
-        file.relative_to(_PAGE).as_posix(): (file.read_bytes(), _KINDS[file.suffix])
-        for file in (_PAGE.rglob("*") if _PAGE.is_dir() else ())
-        if file.suffix in _KINDS
-    }
-    if "index.html" in files:
-        files[""] = files["index.html"]
-    return files

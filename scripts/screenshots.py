@@ -1,0 +1,139 @@
+"""Pictures of the page for the guides: docs/img/*.png, from a real model and a real browser.
+
+Usage: python scripts/screenshots.py [CHECKPOINT]
+
+Without a checkpoint, a small model is trained on the built-in sample first, for two minutes. Needs
+the `dev` extra and Debian's chromium. What the model says is what it said, right or wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+ROOT = Path(__file__).parent.parent
+IMAGES = ROOT / "docs" / "img"
+NAME = "dolly_sample"
+TRAIN = "train dolly --data sample --context-dim 128 --batch-size 8 --minutes 2".split()
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+TALKS = [
+    ["Is it true that a frog barks?"],
+    ["Lena has 1 lemon and finds 5 more. How many lemons does she have now?"],
+    ["What is a pen for?", "What can I do on a rainy day?", "Name three fruits."],
+]
+"""The last conversation is the one that is shown."""
+SEED = 3
+COLOURS = 128
+MOST_BYTES = 250_000
+
+
+def main() -> None:
+    """Write the pictures."""
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = sys.argv[1] if len(sys.argv) > 1 else train(Path(folder))
+        with served(checkpoint) as address, sync_playwright() as playwright:
+            chromium = shutil.which("chromium")
+            browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+            desktop = visit(browser, address, 1320, 860, "light")
+            for talk in TALKS:
+                desktop.click("#new")
+                for question in talk:
+                    ask(desktop, question)
+            desktop.wait_for_timeout(500)
+            keep(desktop, "chat")
+            phone = visit(browser, desktop.url, 390, 780, "dark")
+            expect(phone.locator("#messages li").first).to_be_visible()
+            phone.wait_for_timeout(500)
+            keep(phone, "phone")
+            welcome = visit(browser, address, 1320, 860, "dark", "ja-JP")
+            welcome.wait_for_timeout(500)
+            keep(welcome, "welcome-ja")
+            browser.close()
+
+
+def train(folder: Path) -> str:
+    """A model of the built-in sample."""
+    newllm(*TRAIN, "--name", NAME, "--out", str(folder))
+    return str(folder / f"best_{NAME}.pt")
+
+
+def newllm(*arguments: str) -> None:
+    """Run a command of this package."""
+    subprocess.run([sys.executable, "-m", "newllm", *arguments], cwd=ROOT, check=True)
+
+
+@contextmanager
+def served(checkpoint: str) -> Iterator[str]:
+    """Serve a checkpoint; its address."""
+    command = [sys.executable, "-m", "newllm", "serve", checkpoint, "--port", "0"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        found = re.search(r"at (http://\S+) ", server.stdout.readline())
+        if found is None:
+            raise SystemExit("the server did not start")
+        yield found[1]
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def visit(
+    browser: Browser, address: str, width: int, height: int, colours: str, locale: str = "en-US"
+) -> Page:
+    """The page as somebody sees it who has just come."""
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        device_scale_factor=2 if width < 800 else 1.25,
+        color_scheme="dark" if colours == "dark" else "light",
+        locale=locale,
+        is_mobile=width < 800,
+    )
+    context.add_init_script(f"localStorage.setItem('newllm.sampling', '{{\"seed\": {SEED}}}')")
+    page = context.new_page()
+    page.goto(address)
+    expect(page.locator("#model")).not_to_be_empty()
+    return page
+
+
+def ask(page: Page, question: str) -> None:
+    """Say something, and print what came of it."""
+    answers = page.locator("#messages .assistant")
+    count = answers.count()
+    page.fill("#question", question)
+    page.keyboard.press("Enter")
+    expect(answers).to_have_count(count + 1)
+    expect(answers.last.locator(".note")).not_to_be_empty(timeout=60_000)
+    expect(page.locator("#send")).to_be_visible()
+    print(f"You: {question}\nModel: {answers.last.locator('.text').inner_text()}")
+    print(f"  ({answers.last.locator('.note').inner_text()})")
+
+
+def keep(page: Page, name: str) -> None:
+    """Write what is to be seen, in few colours."""
+    page.mouse.move(0, 0)
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    path = IMAGES / f"{name}.png"
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    size = path.stat().st_size
+    print(f"{path.relative_to(ROOT)}: {size:,} bytes")
+    if size > MOST_BYTES:
+        raise SystemExit(f"{path.name} is larger than {MOST_BYTES:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
