@@ -25,6 +25,7 @@ LAYERS = [
     {"summary"},
     {"train"},
     {"trained"},
+    {"export"},
     {"curriculum"},
     {"report"},
     {"cli"},

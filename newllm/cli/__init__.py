@@ -16,7 +16,7 @@ import click
 
 import newllm
 from newllm import __version__
-from newllm.cli import progression, report
+from newllm.cli import exchange, progression, report
 from newllm.cli.options import (
     dataset_argument,
     file_argument,
@@ -242,7 +242,7 @@ def bench(name: str | None, arguments: tuple[str, ...]) -> None:
         command.invoke(context)
 
 
-for verb in (*progression.COMMANDS, *report.COMMANDS):
+for verb in (*progression.COMMANDS, *report.COMMANDS, *exchange.COMMANDS):
     cli.add_command(verb)
 
 

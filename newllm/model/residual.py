@@ -188,7 +188,8 @@ class ResidualLM(nn.Module):
         noise = (noise or Noise.drawn()) if share else None
         width = self.embedding_norm.shape
         x, site, parts = None, 0, []
-        branch = F.layer_norm(self.embedding(ids), width, self.embedding_norm, eps=EPSILON)
+        embedded = self.embedding(ids).to(self.embedding_norm.dtype)  # matrices may be narrower
+        branch = F.layer_norm(embedded, width, self.embedding_norm, eps=EPSILON)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             x, normed = add_norm(x, branch, block.mixer_norm, dtype, share, noise, site)
