@@ -26,6 +26,7 @@ LAYERS = [
     {"train"},
     {"trained"},
     {"serve"},
+    {"export"},
     {"curriculum"},
     {"report"},
     {"compare"},

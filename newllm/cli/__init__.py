@@ -16,7 +16,7 @@ import click
 
 import newllm
 from newllm import __version__
-from newllm.cli import progression, report, talk
+from newllm.cli import exchange, progression, report, talk
 from newllm.cli.options import (
     dataset_argument,
     file_argument,
@@ -183,7 +183,7 @@ def bench(name: str | None, arguments: tuple[str, ...]) -> None:
         command.invoke(context)
 
 
-for verb in (*talk.COMMANDS, *progression.COMMANDS, *report.COMMANDS):
+for verb in (*talk.COMMANDS, *progression.COMMANDS, *report.COMMANDS, *exchange.COMMANDS):
     cli.add_command(verb)
 
 

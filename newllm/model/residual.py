@@ -188,7 +188,7 @@ class ResidualLM(nn.Module):
         noise = (noise or Noise.drawn()) if share else None
         width = self.embedding_norm.shape
         x, site, parts = None, 0, []
-        embedded = self._embed(ids, state, places)
+        embedded = self._embed(ids, state, places).to(self.embedding_norm.dtype)
         branch = F.layer_norm(embedded, width, self.embedding_norm, eps=EPSILON)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)

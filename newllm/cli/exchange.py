@@ -1,0 +1,79 @@
+"""The verbs that take a model elsewhere and back: `export` and `import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from newllm.cli.options import file_argument
+from newllm.errors import UserError
+
+
+@click.command()
+@file_argument
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["hf", "onnx"]),
+    default="hf",
+    show_default=True,
+    help="hf: for Hugging Face transformers; onnx: graphs for onnxruntime and browsers.",
+)
+@click.option("-o", "--output", required=True, type=Path, help="The folder to write.")
+@click.option("--int8", is_flag=True, help="With onnx: matrices rounded to int8.")
+@click.option("--push", metavar="REPO", help="Also upload it to this repository on the Hub.")
+@click.option("--public", is_flag=True, help="With --push: a repository that is new is public.")
+def export(file: str, kind: str, output: Path, int8: bool, push: str | None, public: bool) -> None:
+    """Write checkpoint FILE as a folder that other software loads.
+
+    Example: newllm export checkpoints/best_new_llm_dolly_layers1_bpe.pt -o my_model
+    """
+    if public and push is None:
+        raise UserError("--public belongs to --push")
+    if int8 and kind != "onnx":
+        raise UserError("--int8 belongs to --format onnx")
+    from newllm.trained import TrainedModel
+
+    model = TrainedModel.load(file, "cpu")
+    if kind == "onnx":
+        from newllm.export.onnx_folder import export_onnx
+
+        found = export_onnx(model, output, int8)
+        click.echo(
+            f"{output}: step.onnx and prefill.onnx, {model.parameters:,} parameters. In "
+            f"onnxruntime their logits differ by at most {found.logits:.1e} (of up to "
+            f"{found.largest:.1f}),\n"
+            f"the next token's distribution by {found.bits:.2g} bits, and its likeliest token is "
+            f"the same for {found.first_choice:.1%} of the tokens tried."
+        )
+    else:
+        from newllm.export.hf import export_hf
+
+        difference = export_hf(model, output)
+        click.echo(
+            f"{output}: {model.parameters:,} parameters; read again, its logits differ by at most "
+            f"{difference:.1e}.\nUse it: transformers.pipeline('text-generation', '{output}', "
+            f"trust_remote_code=True)\nBring it back: newllm import {output} -o FILE"
+        )
+    if push is not None:
+        from newllm.export.push import push as upload
+
+        click.echo(f"Uploaded: {upload(output, push, private=not public)}")
+
+
+@click.command(name="import")
+@click.argument("folder", metavar="DIR", type=Path)
+@click.option("-o", "--output", required=True, type=Path, help="The checkpoint to write.")
+def import_(folder: Path, output: Path) -> None:
+    """Make a checkpoint of DIR, a folder that `export --format hf` wrote; none of its code runs.
+
+    Example: newllm import my_model -o my_model.pt
+    """
+    from newllm.export.hf_import import import_hf
+
+    parameters = import_hf(folder, output)
+    click.echo(f"{output}: {parameters:,} parameters.\nTalk to it: newllm chat {output}")
+
+
+COMMANDS = (export, import_)

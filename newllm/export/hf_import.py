@@ -1,0 +1,135 @@
+"""`newllm import`: a checkpoint made of a folder that `newllm export` wrote; no code of it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from newllm.config import Settings, parse
+from newllm.data.tokenizers import BPE
+from newllm.errors import UserError
+from newllm.export.hf import PREFIX, SHAPE, require_extra
+from newllm.export.hf_tokenizer import from_fast
+from newllm.model import build_model
+from newllm.train import checkpoint
+
+_LARGEST_TEXT = 2**26
+"""Bytes of a JSON file at most."""
+
+
+def import_hf(folder: Path, output: Path) -> int:
+    """Write a checkpoint with the weights, the tokenizer and the settings of a folder.
+
+    The folder may have gone through training and `save_pretrained` elsewhere: the record of the run
+    stays that of the run here, its weights are the folder's.
+
+    Returns:
+        number of parameters.
+
+    Raises:
+        UserError: the folder is incomplete, damaged or no export of ours; `output` exists.
+    """
+    require_extra("safetensors", extra="hf")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    if output.exists():
+        raise UserError(f"{output}: exists already; name a file that does not")
+    record, settings = _record(folder / "config.json")
+    tokenizer = _tokenizer(folder / "tokenizer.json")
+    weights = _weights(folder / "model.safetensors", settings, tokenizer)
+    content = {
+        "kind": "model",
+        "model": weights,
+        "settings": settings.model_dump(),
+        "tokenizer": tokenizer.to_dict(),
+        **{name: record[name] for name in _RECORD},
+    }
+    checkpoint.save(output, content)
+    return sum(tensor.numel() for tensor in weights.values())
+
+
+_RECORD = {
+    "metrics": dict,
+    "data": dict,
+    "newllm_version": str,
+    "torch_version": str,
+    "created": str,
+}
+"""What a checkpoint holds besides, and the type of each."""
+
+
+def _record(path: Path) -> tuple[dict[str, Any], Settings]:
+    """The record in config.json, and its settings with the shape that config.json says."""
+    try:
+        config = json.loads(_read(path))
+        record = config["record"]
+        values = dict(record["settings"])
+        shape = {name: config[name] for name in SHAPE}
+        wrong = [name for name, kind in _RECORD.items() if not isinstance(record[name], kind)]
+        if config["model_type"] != "new_llm" or wrong or not _text(record["data"], "fingerprint"):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(
+            f"{path}: not the config of a model that newllm exported (its record is missing)"
+        ) from None
+    try:
+        return record, parse({**values, **shape}, {name: name for name in Settings.model_fields})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _text(values: dict[str, Any], name: str) -> bool:
+    return isinstance(values.get(name), str)
+
+
+def _tokenizer(path: Path) -> BPE:
+    text = _read(path)
+    try:
+        return from_fast(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not the tokenizer of a model that newllm exported: "
+                        f"{' '.join(str(error).split())[:200]}") from None  # fmt: skip
+
+
+def _weights(path: Path, settings: Settings, tokenizer: BPE) -> dict[str, torch.Tensor]:
+    """The weights as fp32, once every name and shape is what the settings ask for."""
+    from safetensors import SafetensorError, safe_open
+
+    if settings.architecture != "context":
+        raise UserError(f"{path}: architecture {settings.architecture}; only context can come back")
+    with torch.device("meta"):
+        model = build_model(settings.model_settings(), tokenizer.vocab_size)
+    expected = {PREFIX + name: list(t.shape) for name, t in model.state_dict().items()}
+    if not path.exists():
+        raise UserError(f"{path}: missing (weights in several files are not read)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            if found != expected:
+                names = {n for n in found.keys() | expected if found.get(n) != expected.get(n)}
+                name = min(names)
+                raise UserError(
+                    f"{path}: {name} is {found.get(name, 'missing')}, but config.json and the "
+                    f"tokenizer ask for {expected.get(name, 'nothing of this name')}"
+                )
+            weights = {name: file.get_tensor(name) for name in expected}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged, or no safetensors file ({error})") from None
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise UserError(f"{path}: {name} holds values that are no weights")
+    return {name.removeprefix(PREFIX): tensor.float() for name, tensor in weights.items()}
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _LARGEST_TEXT:
+            raise UserError(f"{path}: larger than any such file of ours")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; give the folder that newllm export wrote") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None

@@ -1,0 +1,232 @@
+"""`ContextLM` with the interface of Hugging Face transformers.
+
+What `newllm export` writes into a folder under this name is this file with everything that it needs
+of newllm put in (see `bundle.py`): it imports torch and transformers, and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, LinearAttentionLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from newllm.model.context_lm import ContextLM
+from newllm.model.residual import State
+
+if TYPE_CHECKING:
+    from newllm.config import ModelSettings
+
+
+class NewLLMConfig(PreTrainedConfig):
+    """The shape of a model, and the record of the run that trained it."""
+
+    model_type = "new_llm"
+    attribute_map = {"num_hidden_layers": "num_layers", "hidden_size": "embed_dim"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        vocab_size: int = 4096,
+        num_layers: int = 1,
+        context_dim: int = 256,
+        embed_dim: int = 256,
+        hidden_dim: int = 512,
+        pair_rows: int = 0,
+        dropout: float = 0.0,
+        use_cache: bool = True,
+        record: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Sizes as in New-LLM; `record` is what `newllm import` needs besides the weights."""
+        self.vocab_size, self.num_layers = vocab_size, num_layers
+        self.context_dim, self.embed_dim, self.hidden_dim = context_dim, embed_dim, hidden_dim
+        self.pair_rows = pair_rows
+        self.dropout, self.use_cache, self.record = dropout, use_cache, record
+        super().__init__(**{**kwargs, "tie_word_embeddings": True})
+
+
+class ContextCache(Cache):
+    """The state of fixed size, in transformers' layers for recurrent models.
+
+    Each layer holds its context ("recurrent state", [B, C]) and its last three writes ("conv
+    state", [B, C, 3], oldest first); beside them stands the last token, for the table of pairs. It
+    is updated in place; `copy.deepcopy` forks it.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__(layers=[LinearAttentionLayer() for _ in range(num_layers)])
+        self._positions = 0
+        self._previous: Tensor | None = None  # [1, B]
+
+    @property
+    def is_compileable(self) -> bool:
+        """No, so that masks stay as the caller gave them."""
+        return False
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions read so far, padding included; nothing of them is kept but the state."""
+        return self._positions
+
+    def reset(self) -> None:
+        super().reset()
+        self._positions, self._previous = 0, None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(cast("torch.LongTensor", beam_idx))
+        self._select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        if self._previous is not None:
+            self._previous = self._previous.repeat_interleave(repeats, dim=1)
+
+    def _select(self, lanes: Tensor) -> None:
+        if self._previous is not None:
+            self._previous = self._previous[:, lanes.to(self._previous.device)]
+
+    def read(self) -> State | None:
+        """The state as `ContextLM` takes it: context [L, B, C], tail [L, B, 3, C]."""
+        if not self.has_previous_state():
+            return None
+        layers = cast("list[LinearAttentionLayer]", self.layers)
+        contexts = [cast(Tensor, layer.recurrent_states[0]) for layer in layers]
+        writes = [cast(Tensor, layer.conv_states[0]) for layer in layers]
+        newest_first = torch.stack(writes).flip(-1).transpose(2, 3)
+        state = {"context": torch.stack(contexts), "tail": newest_first}
+        return state if self._previous is None else {**state, "previous": self._previous}
+
+    def write(self, state: State, positions: int) -> None:
+        """Take in a state, and how many positions were read since the last one."""
+        oldest_first = state["tail"].detach().transpose(2, 3).flip(-1)
+        for layer, context in enumerate(state["context"].detach()):
+            self.update_conv_state(oldest_first[layer], layer)
+            self.update_recurrent_state(context, layer)
+        self._previous = state.get("previous")
+        self._positions += positions
+
+
+class NewLLMBackbone(ContextLM):
+    """The stack without its head, called as transformers calls one."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: ContextCache | None = None,
+        position_ids: Tensor | None = None,
+        use_cache: bool = False,
+        inputs_embeds: Tensor | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        """Read tokens; arguments as in :meth:`NewLLMForCausalLM.forward`."""
+        if input_ids is None or inputs_embeds is not None:
+            raise ValueError("New-LLM reads input_ids; inputs_embeds are not supported")
+        time = input_ids.shape[1]
+        valid = None
+        if attention_mask is not None:
+            if attention_mask.dim() != 2 or attention_mask.shape[1] < time:
+                raise ValueError(
+                    f"attention_mask {list(attention_mask.shape)}: expected one number for each "
+                    f"token read, [batch, {time} or more]"
+                )
+            valid = attention_mask[:, attention_mask.shape[1] - time :].bool()
+        cache = past_key_values
+        if cache is not None and not isinstance(cache, ContextCache):
+            raise ValueError(
+                f"past_key_values is a {type(cache).__name__}, which has no place for a context; "
+                "pass the cache that the model returned, or none"
+            )
+        reset = None if position_ids is None else (position_ids == 0).expand_as(input_ids)
+        state = None if cache is None else cache.read()
+        hidden, state = super().forward(input_ids, state, reset, valid)
+        if use_cache and cache is None:
+            cache = ContextCache(self.settings.num_layers)
+        if cache is not None:
+            cache.write(state, time)
+        return BaseModelOutputWithPast(
+            last_hidden_state=cast(torch.FloatTensor, hidden), past_key_values=cache
+        )
+
+
+class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
+    """A stack of context blocks for `generate`, pipelines and trainers."""
+
+    config_class = NewLLMConfig
+    base_model_prefix = "model"
+    _no_split_modules = ["ContextBlock"]  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "model.embedding.weight"}  # noqa: RUF012
+    # Loaded in 16 bits, only the matrices are; norms and recurrence stay exact.
+    _keep_in_fp32_modules_strict = {  # noqa: RUF012
+        "norm", "embedding_norm", "mixer_norm", "forget_bias", "conv_weight", "read_scale",
+    }  # fmt: skip
+    _is_stateful = True  # the state cannot be taken back: assisted decoding is refused
+
+    def __init__(self, config: NewLLMConfig) -> None:
+        super().__init__(config)
+        self.model = NewLLMBackbone(cast("ModelSettings", config), config.vocab_size)
+        self.lm_head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: the blocks initialise themselves when they are made."""
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # the backbone makes the cache
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embedding = cast(nn.Embedding, value)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: ContextCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Read tokens.
+
+        Args:
+            input_ids: [B, T].
+            attention_mask: 0 at padding (on either side), [B, T] or, with a cache, [B, longer],
+                of which the last T columns count.
+            past_key_values: cache that an earlier call returned; it goes on in place.
+            labels: the `input_ids` themselves, -100 where they are not to be learnt, [B, T].
+            use_cache: return a cache; by default in evaluation mode without labels.
+            logits_to_keep: only those of the last so many positions; 0 for all.
+            return_dict: False for a tuple.
+            kwargs: `position_ids` [B, T]: a document starts where they are 0 (rows that several
+                documents share); the rest goes to the loss.
+
+        Raises:
+            ValueError: no `input_ids`, another kind of mask or cache.
+        """
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and labels is None
+        of_backbone = {name: kwargs.pop(name, None) for name in ("position_ids", "inputs_embeds")}
+        read = self.model(
+            input_ids, attention_mask, past_key_values, use_cache=use_cache, **of_backbone
+        )
+        logits = self.lm_head(read.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            size = self.config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **kwargs)
+        output = CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=read.past_key_values
+        )
+        return output if return_dict in (None, True) else output.to_tuple()

@@ -1,0 +1,126 @@
+"""The ONNX graphs say what the model says, in onnxruntime, at any length and for any batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tokenizers
+import torch
+
+from newllm.cli import main
+from newllm.export import onnx_folder, onnx_graph
+from newllm.export.hf import our_logits
+from newllm.export.onnx_folder import GRAPHS, open_graph, read
+from newllm.model import ContextLM
+from newllm.trained import TrainedModel
+from tests.export.conftest import Save, random_ids
+
+
+@pytest.fixture(scope="module")
+def folder(trained: TrainedModel) -> Path:
+    output = trained.path.with_name("onnx")
+    assert main(["export", str(trained.path), "--format", "onnx", "-o", str(output)]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def graphs(folder: Path) -> dict[str, Any]:
+    return {name: open_graph(folder / f"{name}.onnx") for name in GRAPHS}
+
+
+def state(model: Any, lanes: int) -> dict[str, np.ndarray]:
+    """Of lanes that have read something."""
+    _, read_state = model(random_ids(model.vocab_size, lanes, 5))
+    return {name: part.detach().numpy() for name, part in read_state.items()}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 63, 300])
+def test_prefill_is_the_model(trained: TrainedModel, graphs: dict[str, Any], length: int) -> None:
+    ids = random_ids(trained.tokenizer.vocab_size, 3, length)
+    before = state(trained.model, 3)
+    ours = {name: torch.from_numpy(part) for name, part in before.items()}
+    hidden, after = trained.model(ids, ours)
+    logits, theirs = read(graphs["prefill"], ids.numpy(), before)
+    assert np.abs(logits - trained.model.logits(hidden[:, -1]).numpy()).max() < 1e-4
+    for name, part in after.items():
+        assert np.abs(theirs[name] - part.numpy()).max() < 1e-5
+
+
+def test_steps_are_the_prefill(trained: TrainedModel, graphs: dict[str, Any]) -> None:
+    ids = random_ids(trained.tokenizer.vocab_size, 2, 63)
+    expected = our_logits(trained.model, ids).numpy()
+    now = {name: part.numpy() for name, part in trained.model.initial_state(2).items()}
+    _, now = read(graphs["prefill"], ids[:, :20].numpy(), now)
+    for place in range(20, 63):
+        logits, now = read(graphs["step"], ids[:, place].numpy(), now)
+        assert np.abs(logits - expected[:, place]).max() < 1e-4
+
+
+def test_what_a_program_needs_is_beside_them(trained: TrainedModel, folder: Path) -> None:
+    facts = json.loads((folder / "new_llm.json").read_text(encoding="utf-8"))
+    assert facts["state"] == {"context": [2, 1, 16], "tail": [2, 1, 3, 16], "previous": [1, 1]}
+    assert facts["special"]["assistant"] == 5
+    assert facts["difference"]["logits"] < 1e-4
+    assert facts["difference"]["first_choice"] == 1
+    fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    (words,) = trained.tokenizer.encode_batch(["a river"])
+    assert fast.encode("a river").ids == [facts["special"]["bos"], *words]
+
+
+def test_int8_is_smaller_and_its_price_is_told(
+    trained: TrainedModel, folder: Path, tmp_path: Path, capsys
+) -> None:
+    output = tmp_path / "int8"
+    arguments = ["export", str(trained.path), "--format", "onnx", "--int8", "-o", str(output)]
+    assert main(arguments) == 0
+    assert "likeliest token is the same for" in capsys.readouterr().out
+    found = json.loads((output / "new_llm.json").read_text(encoding="utf-8"))["difference"]
+    assert 1e-3 < found["logits"] < 0.2 * found["largest"]
+    assert 0 < found["bits"] < 0.05
+    for name in GRAPHS:
+        graph = onnx.load(output / f"{name}.onnx").graph
+        matrices = [c for c in graph.initializer if len(c.dims) == 2 and c.dims[0] > 1]
+        assert len(matrices) == 12  # five a layer, the embedding, two of the table of pairs
+        kinds = {c.data_type for c in matrices}
+        assert kinds <= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+
+
+def test_a_wrong_graph_is_not_kept(
+    trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    right = onnx_graph.prefill_graph
+
+    def wrong(model: ContextLM, own_head: bool) -> onnx.ModelProto:
+        graph = right(model, own_head)
+        (scale,) = [c for c in graph.graph.initializer if c.name == "blocks.1.read_scale"]
+        scale.CopyFrom(onnx.numpy_helper.from_array(np.full(16, 1.2, np.float32), scale.name))
+        return graph
+
+    monkeypatch.setattr(onnx_graph, "prefill_graph", wrong)
+    output = tmp_path / "out"
+    assert main(["export", str(trained.path), "--format", "onnx", "-o", str(output)]) == 2
+    assert "differ by" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("channels", [8, 96, 128])
+def test_groups_of_channels(
+    save: Save, tmp_path: Path, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEWLLM_KERNEL", "reference")  # nothing to compile
+    model = save(tmp_path / "model.pt", context_dim=channels, num_layers=1)
+    assert onnx_folder.export_onnx(model, tmp_path / "out").logits < 1e-4
+
+
+def test_mistakes_get_one_line(trained: TrainedModel, save: Save, tmp_path: Path, capsys) -> None:
+    place = ["-o", str(tmp_path / "out")]
+    assert main(["export", str(trained.path), "--int8", *place]) == 2
+    assert "--int8 belongs to --format onnx" in capsys.readouterr().err
+    other = save(tmp_path / "original.pt", architecture="original")
+    assert main(["export", str(other.path), "--format", "onnx", *place]) == 2
+    assert "only context can be taken elsewhere" in capsys.readouterr().err
