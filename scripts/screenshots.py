@@ -36,7 +36,7 @@ TALKS = [
 ]
 """The last conversation is the one that is shown."""
 SEED = 3
-COLOURS = 128
+COLOURS = 256
 MOST_BYTES = 250_000
 
 
@@ -59,7 +59,7 @@ def main() -> None:
             expect(phone.locator("#messages li").first).to_be_visible()
             phone.wait_for_timeout(500)
             keep(phone, "phone")
-            welcome = visit(browser, address, 1320, 860, "dark", "ja-JP")
+            welcome = visit(browser, address, 1320, 960, "dark", "ja-JP")
             welcome.wait_for_timeout(500)
             keep(welcome, "welcome-ja")
             browser.close()

@@ -458,6 +458,54 @@ def test_reduced_motion_draws_the_present_alone(visit: Open, server: Running) ->
 
 
 @needs_browser
+def test_settings_are_asked_for_and_remembered(visit: Open, server: Running) -> None:
+    page = visit()
+    page.click("#open-settings")
+    page.fill("#temperature", "1.5")
+    page.fill("#top_p", "0.5")
+    page.fill("#repetition_penalty", "1.2")
+    page.fill("#seed", "7")
+    page.fill("#max_tokens", "3")
+    page.click(".primary")
+
+    def answer() -> tuple[Any, str]:
+        with page.expect_request("**/turns") as request:
+            said = ask(page, "hello")
+        return request.value.post_data_json, said
+
+    body, first = answer()
+    chosen = {"temperature": 1.5, "top_p": 0.5, "repetition_penalty": 1.2, "seed": 7}
+    assert body == {"content": "hello", "stream": True, "context": True, "max_tokens": 3, **chosen}
+    expect(page.locator(".assistant .note")).to_contain_text("3 tokens, the limit in the settings")
+    page.click("#new")
+    assert answer()[1] == first, "the same seed"
+    page.click("#open-settings")
+    page.fill("#max_tokens", "99999999")  # more than the server writes
+    page.keyboard.press("Escape")
+    expect(page.locator("#max_tokens")).to_have_value("3")
+    page.click("#open-settings")
+    page.click("#defaults")
+    page.click(".primary")
+    page.click("#new")
+    defaults = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1, "max_tokens": 256}
+    assert answer()[0] == {"content": "hello", "stream": True, "context": True, **defaults}
+
+
+@needs_browser
+def test_what_went_on_elsewhere_is_caught_up_with(visit: Open, server: Running) -> None:
+    page = visit()
+    ask(page, "one")
+    name = session_id(page)
+    with server.http() as http:
+        http.post(f"/v1/sessions/{name}/turns", json={"content": "elsewhere", "max_tokens": 4})
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.locator("#messages .text")).to_have_count(4)
+    assert said(page) == spoken(server, name)
+    other = visit(f"{server.url}/#{name}")
+    expect(other.locator("#messages .text")).to_have_count(4)
+
+
+@needs_browser
 def test_deleting(visit: Open, server: Running) -> None:
     page = visit()
     ask(page, "one")

@@ -193,6 +193,7 @@ function drawTurn() {
 async function send() {
   const field = find("question");
   const text = field.value.trim();
+  if (connection.away) lost();
   if (!text || current.writing || connection.away || !model) return;
   const conversation = current;
   hideNotice();
