@@ -60,7 +60,7 @@ def _setting_option(field: str) -> Callable[[Any], Any]:
         kinds[0] if kinds and get_origin(info.annotation) is not Literal else info.annotation
     )
     default = "" if info.is_required() or info.default is None else f"  [default: {info.default}]"
-    if info.is_required():
+    if info.is_required() or field == "pair_rows":  # 0 where no level decides
         default = "  [default: the level's]"
     options: dict[str, Any] = {"help": f"{info.description}.{default}", "default": None}
     if kind is bool:
