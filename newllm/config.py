@@ -64,7 +64,7 @@ class ModelSettings(_Settings):
         default=0,
         ge=0,
         le=2**24,
-        description="rows of the table of token pairs (context); 0: no table",
+        description="rows of the table of token pairs (context, bpe); 0: no table",
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="share of activations dropped in training")
 

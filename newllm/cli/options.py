@@ -41,7 +41,7 @@ def _setting_option(field: str, several: bool) -> Callable[[Any], Any]:
         kinds[0] if kinds and get_origin(info.annotation) is not Literal else info.annotation
     )
     default = "" if info.default in (None, []) else f"  [default: {info.default}]"
-    if info.is_required():
+    if info.is_required() or field == "pair_rows":  # 0 where no level decides
         default = "  [default: the level's]"
     options: dict[str, Any] = {"help": f"{info.description}.{default}", "default": None}
     if repeated:  # None, not an empty list, where it is not given
