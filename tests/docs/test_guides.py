@@ -29,6 +29,7 @@ GUIDES = (
     "ULTRACHAT_TRAINING",
     "CODE_MATH_TRAINING",
     "CLIMBING",
+    "EXPORT",
 )
 TWINS = {"README.md": "README.ja.md"} | {f"docs/{g}.md": f"docs/ja/{g}.md" for g in GUIDES}
 PAGES = sorted(
