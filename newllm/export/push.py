@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from newllm.errors import UserError
+
+_NETWORK = ("huggingface_hub", "httpx", "httpx2", "requests")
+"""Whose errors are about the connection: the Hub's client, and those it has been built on."""
 
 
 class Hub(Protocol):
@@ -41,8 +42,10 @@ def push(folder: Path, repository: str, private: bool = True, hub: Hub | None = 
         api.upload_folder(
             repo_id=created.repo_id, folder_path=folder, commit_message="Exported by newllm"
         )
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError,
-            httpx.HTTPError) as error:  # fmt: skip
+    except Exception as error:
+        package = type(error).__module__.split(".")[0]
+        if not isinstance(error, OSError) and package not in _NETWORK:
+            raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"--push {repository}: {reason} (the folder {folder} is complete; log in with "

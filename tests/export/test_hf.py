@@ -351,14 +351,14 @@ def test_what_is_no_export_of_ours_gets_one_line(
 class StandIn:
     """A Hub in a folder."""
 
-    def __init__(self, place: Path, broken: bool = False) -> None:
+    def __init__(self, place: Path, broken: Exception | None = None) -> None:
         self.place, self.broken, self.private = place, broken, None
 
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> Any:
         from huggingface_hub import RepoUrl
 
         if self.broken:
-            raise ConnectionError("no route\nto the hub")
+            raise self.broken
         assert exist_ok
         self.private = private
         return RepoUrl(f"http://localhost/{repo_id}", endpoint="http://localhost")
@@ -373,8 +373,12 @@ def test_a_push_takes_everything(folder: Path, tmp_path: Path) -> None:
     assert hub.private
     sent = {path.name for path in (tmp_path / "me/model").iterdir()}
     assert sent == {path.name for path in folder.iterdir()}
-    with pytest.raises(UserError, match=r"--push me/model: no route to the hub \(the folder"):
-        push(folder, "me/model", hub=StandIn(tmp_path, broken=True))
+    client_error = type("ConnectError", (Exception,), {"__module__": "httpx2._exceptions"})
+    for broken in (ConnectionError("no route\nto the hub"), client_error("no route to the hub")):
+        with pytest.raises(UserError, match=r"--push me/model: no route to the hub \(the folder"):
+            push(folder, "me/model", hub=StandIn(tmp_path, broken))
+    with pytest.raises(ZeroDivisionError):  # a fault of ours stays one
+        push(folder, "me/model", hub=StandIn(tmp_path, ZeroDivisionError()))
 
 
 def test_without_a_connection_the_folder_stays(trained: TrainedModel, tmp_path: Path, capsys):
