@@ -306,6 +306,7 @@ def test_the_keyboard_is_enough(visit: Open, server: Running) -> None:
     expect(page.locator(".skip")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator("#question")).to_be_focused()
+    expect(page.locator("#notice")).to_be_hidden()
     page.keyboard.type("one")
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("more")
@@ -449,6 +450,7 @@ def test_reduced_motion_draws_the_present_alone(visit: Open, server: Running) ->
     moving, still = visit(), visit(reduced_motion="reduce")
     for page in (moving, still):
         ask(page, "one")
+        ask(page, "two")  # at least a moment each, however many tokens come at once
     same = (
         "document.querySelector('#picture').getContext('2d').getImageData(0, {}, 64, 1).data.join()"
     )

@@ -42,12 +42,17 @@ let known = [];
 let opening = 0;
 let drawing = 0;
 /** The conversation that the address names, until it is open. */
-let wanted = location.hash.slice(1);
+let wanted = addressed();
 
 // What is shown
 
 function titleOf(facts) {
   return preferences.nameOf(facts?.id) ?? facts?.title ?? say("untitled");
+}
+
+/** The id in the page's address; other anchors are no conversations. */
+function addressed() {
+  return location.hash.match(/^#([0-9a-f]{32})$/)?.[1] ?? null;
 }
 
 function show() {
@@ -115,7 +120,7 @@ async function connect() {
   showAll();
   await refreshList();
   const id = wanted || current.id;
-  wanted = "";
+  wanted = null;
   if (id && known.some((one) => one.id === id)) await open(id);
 }
 
@@ -329,7 +334,7 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden && model && !connection.away) attempt(refreshList);
 });
 addEventListener("hashchange", () => {
-  const id = location.hash.slice(1);
+  const id = addressed();
   if (id && id !== current.id) attempt(() => open(id));
 });
 
