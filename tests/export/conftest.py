@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from newllm.cli import main
 from newllm.data.tokenizers import BPE
 from newllm.model import build_model
 from newllm.recipes import resolve
@@ -59,6 +60,14 @@ def save() -> Save:
 @pytest.fixture(scope="module")
 def trained(save: Save, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     return save(tmp_path_factory.mktemp("run") / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def folder(trained: TrainedModel) -> Path:
+    """The folder for transformers."""
+    output = trained.path.with_name("exported")
+    assert main(["export", str(trained.path), "-o", str(output)]) == 0
+    return output
 
 
 def random_ids(vocab_size: int, *shape: int) -> torch.Tensor:
