@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from newllm.config import Settings, option_name
+from newllm.config import option_name
 from newllm.curriculum.grow import grow_file
 from newllm.data import joint_tokenizer
 from newllm.data.sources import Source, open_source
@@ -24,7 +24,7 @@ from newllm.evaluate.skills import require_skills
 from newllm.files import write_text
 from newllm.levels import LEVELS, Level, find_level
 from newllm.recipes import resolve
-from newllm.summary import load_summary
+from newllm.summary import Summary, load_summary
 from newllm.train.guards import run_lock
 from newllm.train.run import train
 from newllm.train.run_files import RunFiles
@@ -205,7 +205,8 @@ class _Ascent:
         while True:
             files = RunFiles(self.folder, resolve(dataset, flags).run_name)
             best = train(dataset, flags, resume=resume, advise=False)
-            status = _status(files)
+            summary = load_summary(files.summary)
+            status = _status(summary)
             if status != "not cleared" or not self.route.until_cleared or rounds == MAX_ROUNDS:
                 break
             rounds += 1
@@ -216,17 +217,20 @@ class _Ascent:
                 f"level {level.number} ({dataset}) is not cleared; with --resume, train it on with "
                 "--until-cleared, or climb on as it is with --keep-going"
             )
+        # With the optimizer's moments, where the last weights are the best ones.
+        freshest = files.final if summary.best["epoch"] == summary.epochs else files.best
+        model = TrainedModel.load(best, self.route.settings.get("device", "auto"))
         return {
             "dataset": dataset,
             "run": files.name,
             "best": best.name,
-            "start_next": _freshest(files).name,
+            "start_next": freshest.name,
             "rounds": rounds,
             "grown": grown,
             "status": status,
-            "minutes": load_summary(files.summary).minutes,
-            "evaluations": self._evaluations(best, [*self.before, dataset]),
-            "skills": self._skills(best, dataset),
+            "minutes": summary.minutes,
+            "evaluations": self._evaluations(model, [*self.before, dataset]),
+            "skills": self._skills(model, dataset),
         }
 
     def _flags(self, level: Level) -> tuple[dict[str, Any], dict[str, list[int]] | None]:
@@ -244,28 +248,23 @@ class _Ascent:
         if share > 0:
             flags["rehearse"] = [f"{name}={self.route.place(name)}" for name in self.before]
             flags["rehearsal_share"] = share
-        start, grown = self._grown(level)
-        return {**flags, **shape_of(str(start)), "init_from": str(start)}, grown
-
-    def _grown(self, level: Level) -> tuple[Path, dict[str, list[int]] | None]:
-        """The file to start from: the last level's, grown to what this one recommends."""
-        assert self.start is not None
-        have = TrainedModel.load(self.start, "cpu").settings
+        have = shape_of(str(self.start))
         want = _recommended(level, have, self.route.settings)
-        larger = {name: size for name, size in want.items() if size > getattr(have, name)}
-        if not larger or have.architecture != "context":
-            return self.start, None
-        target = self.folder / f"climb_start_{level.dataset}.pt"
-        if not target.exists():
-            grow_file(self.start, target, larger)
-        grown = {name: [getattr(have, name), size] for name, size in larger.items()}
-        words = ", ".join(f"{option_name(n)} {a} -> {b}" for n, (a, b) in grown.items())
+        larger = {name: size for name, size in want.items() if size > have[name]}
+        if not larger:
+            return {**flags, **have, "init_from": str(self.start)}, None
+        grown = self.folder / f"climb_start_{level.dataset}.pt"
+        if not grown.exists():
+            grow_file(self.start, grown, larger)
+        change = {name: [have[name], size] for name, size in larger.items()}
+        words = ", ".join(f"{option_name(n)} {a} -> {b}" for n, (a, b) in change.items())
         self.note(f"Grown without changing what it says: {words}")
-        return target, grown
+        return {**flags, **have, **larger, "init_from": str(grown)}, change
 
-    def _evaluations(self, best: Path, datasets: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def _evaluations(
+        self, model: TrainedModel, datasets: Sequence[str]
+    ) -> dict[str, dict[str, Any]]:
         """Metrics of the model on the validation rows of each level so far."""
-        model = TrainedModel.load(best, self.route.settings.get("device", "auto"))
         scores = {}
         for dataset in datasets:
             split = model.validation_rows(self.route.place(dataset), dataset, "all")
@@ -274,31 +273,23 @@ class _Ascent:
             self.note(f"  {dataset}: {metrics.bpb:.4f} bits per byte")
         return scores
 
-    def _skills(self, best: Path, dataset: str) -> dict[str, Any] | None:
+    def _skills(self, model: TrainedModel, dataset: str) -> dict[str, Any] | None:
         """What the model can do with the level's own rows; None where that was not asked for."""
         if not self.route.skills:
             return None
-        model = TrainedModel.load(best, self.route.settings.get("device", "auto"))
         place, run_code = self.route.place(dataset), self.route.run_code
         return model.skills(place, dataset, "all", run_code=run_code)
 
 
-def _recommended(level: Level, have: Settings, given: Mapping[str, Any]) -> dict[str, int]:
+def _recommended(level: Level, have: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, int]:
     """Depth and context that a level asks for, unless given for all; the feed-forward with them."""
     sizes = {
-        name: given.get(name, level.settings.get(name, getattr(have, name)))
+        name: given.get(name, level.settings.get(name, have[name]))
         for name in ("num_layers", "context_dim")
     }
-    pairs = have.pair_rows > 0
+    pairs = have["pair_rows"] > 0
     hidden = default_widths(sizes["num_layers"], sizes["context_dim"], pairs)["hidden_dim"]
     return {**sizes, "hidden_dim": given.get("hidden_dim", hidden)}
-
-
-def _freshest(files: RunFiles) -> Path:
-    """What the next level starts from: the last weights, with the optimizer's moments, if they are
-    the best ones; else the best."""
-    last = TrainedModel.load(files.final, "cpu").metrics
-    return files.final if last["best"] else files.best
 
 
 def _backward_transfer(results: Sequence[Mapping[str, Any]]) -> float | None:
@@ -309,9 +300,9 @@ def _backward_transfer(results: Sequence[Mapping[str, Any]]) -> float | None:
     return backward_transfer(forgetting_matrix([r["dataset"] for r in results], scores))
 
 
-def _status(files: RunFiles) -> str:
+def _status(summary: Summary) -> str:
     """cleared, not cleared or not judged, by the mark in bits per byte."""
-    mark = load_summary(files.summary).verdict.bpb_mark
+    mark = summary.verdict.bpb_mark
     if mark is None:
         return "not judged"
     return "cleared" if mark["cleared"] else "not cleared"
