@@ -14,6 +14,7 @@ import pytest
 from newllm.serve.app import make_app, make_server
 from newllm.serve.service import Limits, Service
 from newllm.trained import TrainedModel
+from tests.serve.browsing import browser, visit  # noqa: F401 (fixtures)
 from tests.serve.serving import NAME, Running, Start, tiny_model
 
 
