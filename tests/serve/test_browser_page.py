@@ -239,10 +239,13 @@ def test_everything_has_a_name_for_those_who_do_not_see_it(visit: Open, server: 
 def test_hostile_text_stays_text(visit: Open, server: Running) -> None:
     page = visit(silent=False)
     ask(page, HOSTILE)
+    # As many tokens as the server knows of: otherwise the page finds that the conversation went
+    # on elsewhere, and shows what the server has.
+    read = facts(server, session_id(page))["tokens_read"]
     events = [
         {"choices": [{"delta": {"content": HOSTILE}, "finish_reason": None}]},
         {"choices": [{"delta": {}, "finish_reason": "stop"}]},
-        {"choices": [], "usage": {"completion_tokens": 3, "total_tokens": 9}},
+        {"choices": [], "usage": {"completion_tokens": 3, "total_tokens": read}},
     ]
     body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
     page.route("**/turns", lambda r: r.fulfill(body=body, content_type="text/event-stream"))
