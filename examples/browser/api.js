@@ -12,15 +12,18 @@ import { AnswerText } from "./tokenizer.js";
 
 const LONGEST_ANSWER = 4096;
 const TITLE = 60;
+const find = (id) => document.getElementById(id);
 
 export class Api {
   key = "";
   /** Conversations by id, the most recently used last. */
   #sessions = new Map();
-  #model = Model.load("model/");
+  #model = Model.load("model/", (name) => {
+    find("model").textContent = `${name} …`; // the page writes the model's name over it
+  });
 
   constructor() {
-    document.getElementById("api-key").closest("label").hidden = true; // there is no server
+    find("api-key").closest("label").hidden = true; // there is no server that asks for one
   }
 
   /** What the server answers to a request of the page. */

@@ -11,20 +11,25 @@ const SHOWN = 64;
 export const ARRAYS = { float32: Float32Array, int64: BigInt64Array };
 
 ort.env.wasm.numThreads = 1;
-ort.env.wasm.wasmPaths = new URL("./onnxruntime/", import.meta.url).href;
+ort.env.wasm.wasmPaths = {
+  wasm: new URL("./onnxruntime/ort-wasm-simd-threaded.wasm", import.meta.url).href,
+};
 
 export class Model {
   #graphs;
   #queue = Promise.resolve();
 
-  /** Read the folder that `newllm export --format onnx` wrote. */
-  static async load(folder) {
-    const [facts, definition] = await Promise.all(
-      ["new_llm.json", "tokenizer.json"].map(async (name) => (await get(folder + name)).json()),
-    );
+  /** Read what `newllm export --format onnx` wrote; begin: called with the name of each file. */
+  static async load(folder, begin = () => {}) {
+    const get = (name) => {
+      begin(name);
+      return fetched(folder + name);
+    };
+    const facts = await (await get("new_llm.json")).json();
+    const definition = await (await get("tokenizer.json")).json();
     const graphs = {};
     for (const name of ["step", "prefill"]) {
-      const content = new Uint8Array(await (await get(`${folder}${name}.onnx`)).arrayBuffer());
+      const content = new Uint8Array(await (await get(`${name}.onnx`)).arrayBuffer());
       graphs[name] = await ort.InferenceSession.create(content, { executionProviders: ["wasm"] });
     }
     return new Model(facts, new Tokenizer(definition, facts.special_names.length), graphs);
@@ -69,8 +74,8 @@ export class Model {
       feeds[name] = new ort.Tensor(type, state[name], shape);
     }
     const told = await this.#graphs[one ? "step" : "prefill"].run(feeds);
-    const after = this.arrays.map(([name]) => [name, told[`new_${name}`].data.slice()]);
-    return [told.logits.data.slice(), Object.fromEntries(after)];
+    const after = this.arrays.map(([name]) => [name, told[`new_${name}`].data]);
+    return [told.logits.data, Object.fromEntries(after)];
   }
 
   /** At most 64 evenly spaced numbers of each layer's context vector. */
@@ -88,7 +93,7 @@ export function countOf(shape) {
   return shape.reduce((product, length) => product * length, 1);
 }
 
-async function get(address) {
+async function fetched(address) {
   const response = await fetch(address);
   if (!response.ok) throw new Error(`${address}: ${response.status} ${response.statusText}`);
   return response;
