@@ -96,7 +96,7 @@ def handler(served: dict[str, Path]) -> type[BaseHTTPRequestHandler]:
 def main() -> None:
     """Serve until Ctrl+C."""
     parser = argparse.ArgumentParser(
-        description="Serve the page, onnxruntime-web and an exported model to this machine's browser."
+        description="Serve the page, onnxruntime-web and a model to this machine's browser."
     )
     parser.add_argument("folder", type=Path, help="of newllm export --format onnx")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")

@@ -208,7 +208,7 @@ def test_random_numbers_are_numpys(modules: Page) -> None:
 
 
 def test_int8_graphs_run_and_are_another_model(
-    browser: Browser,
+    browser: Browser,  # noqa: F811
     trained: TrainedModel,
     folder: Path,
     tmp_path: Path,
