@@ -20,7 +20,7 @@ from pathlib import Path
 VERSION = "1.30.0"
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
-OPTIONS = ("--ignore-scripts", "--loglevel=error")
+OPTIONS = ("--ignore-scripts", "--loglevel=error", "--fetch-retries=1", "--fetch-timeout=60000")
 FOLDER = Path(__file__).parent / f"onnxruntime-web-{VERSION}"
 
 

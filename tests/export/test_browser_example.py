@@ -16,9 +16,13 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from newllm.chat.sampling import Sampling
+from newllm.chat import session_file
+from newllm.chat.dialogue import Dialogue, Place
+from newllm.chat.sampling import Point, Sampling
 from newllm.chat.session import ChatSession
 from newllm.cli import main
+from newllm.data.render import ChatRenderer
+from newllm.data.tokenizers import BPE
 from newllm.export.onnx_folder import open_graph, read
 from newllm.trained import TrainedModel
 from tests.export.conftest import Save
@@ -184,6 +188,32 @@ def test_broken_characters_read_as_in_python(modules: Page, trained: TrainedMode
     assert found == [trained.tokenizer.decode(ids).lstrip() for ids in rows]
 
 
+@pytest.mark.parametrize("plain_text", [False, True])
+@pytest.mark.parametrize("last_token", [None, BPE.end, 40])
+def test_prompts_are_those_of_python(
+    modules: Page, trained: TrainedModel, plain_text: bool, last_token: int | None
+) -> None:
+    dialogue = Dialogue(Sampling(), "Say little.")
+    if last_token is not None:
+        dialogue.place = Place(Point(None, last_token, 7), None, 2)
+    assert isinstance(trained.tokenizer, BPE)
+    expected = dialogue.prompt(ChatRenderer(trained.tokenizer, plain_text), "a river\ud800")
+    found = modules.evaluate(
+        """async ([plain_text, place]) => {
+          const { Tokenizer } = await import("/tokenizer.js");
+          const { Dialogue, START } = await import("/dialogue.js");
+          const read = async (name) => (await fetch(`/model/${name}`)).json();
+          const facts = { ...(await read("new_llm.json")), plain_text };
+          const tokenizer = new Tokenizer(await read("tokenizer.json"), 6);
+          const place_and_system = { place: { ...START, ...place }, system: "Say little." };
+          const dialogue = Object.assign(new Dialogue(), place_and_system);
+          return dialogue.prompt({ facts, tokenizer }, "a river\\ud800");
+        }""",
+        [plain_text, {"last_token": last_token, "tokens_read": 7} if last_token else {}],
+    )
+    assert found == expected
+
+
 def test_random_numbers_are_numpys(modules: Page) -> None:
     seeds = [0, 1, 7, 2**32, 2**53 + 1, 2**62 - 1]
     found = modules.evaluate(
@@ -287,6 +317,22 @@ def test_a_file_of_the_page_goes_on_in_python_and_back(
     again = ChatSession.load(saved(page, tmp_path / "3"), trained.model, trained.renderer)
     assert again.dialogue.sampling == Sampling(0.5, 0.75, 2**61 + 1)
     assert again.transcript == python.transcript
+
+
+def test_a_file_with_places_to_go_back_to(
+    page: Page, trained: TrainedModel, tmp_path: Path
+) -> None:
+    python = trained.chat(Sampling(0))
+    for text in ["The sea", "is deep"]:
+        python.say(text, TOKENS)
+    content = session_file.encode(python.dialogue, python.model, python.renderer, undo=True)
+    (tmp_path / "places.session").write_bytes(content)
+    drop(page, tmp_path / "places.session")
+    expect(page.locator("#messages .text")).to_have_count(4)
+    page.click("#undo")
+    expect(page.locator("#messages .text")).to_have_count(2)
+    python.undo()
+    assert ask(page, "is blue") == shown(python.say("is blue", TOKENS))
 
 
 def test_what_a_system_message_began_goes_on(
