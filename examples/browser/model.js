@@ -3,8 +3,10 @@
 import * as ort from "./onnxruntime/ort.wasm.bundle.min.mjs";
 import { Tokenizer } from "./tokenizer.js";
 
-/** Tokens of a prompt read at a time: between two parts the page answers its user. */
+/** Tokens of a prompt read at a time. */
 const PART = 64;
+/** Milliseconds after which the browser gets its turn: about a frame. */
+const BREATH = 12;
 const SHOWN = 64;
 
 /** What makes arrays of each type in a state. */
@@ -99,14 +101,16 @@ async function fetched(address) {
   return response;
 }
 
-/** Let the browser draw, and take what its user does. */
-function breathe() {
-  return new Promise((resolve) => {
-    const { port1, port2 } = new MessageChannel();
-    port1.onmessage = () => {
-      port1.close();
-      resolve();
-    };
+let breathed = 0;
+
+/** Now and then, let the browser draw, and take what its user does. */
+async function breathe() {
+  if (performance.now() - breathed < BREATH) return;
+  const { port1, port2 } = new MessageChannel();
+  await new Promise((resolve) => {
+    port1.onmessage = resolve;
     port2.postMessage(null);
   });
+  port1.close();
+  breathed = performance.now();
 }
