@@ -95,10 +95,11 @@ export class Api {
 async function* write(model, dialogue, asked, signal) {
   const { special, never_written } = model.facts;
   const { content, max_tokens, temperature, top_p, repetition_penalty } = asked;
-  const { place, sampling } = dialogue;
-  const seed = asked.seed ?? sampling.seed;
+  const { place } = dialogue;
+  const seed = asked.seed ?? dialogue.sampling.seed;
   const draws = asked.seed === undefined ? place.draws : null;
-  const sampler = new Sampler({ temperature, top_p, repetition_penalty, seed }, never_written, draws);
+  const sampling = { temperature, top_p, seed, repetition_penalty };
+  const sampler = new Sampler(sampling, never_written, draws);
   const prompt = dialogue.prompt(model, content);
   const known = place.tokens_read + prompt.length;
   let [logits, state] = await model.read(prompt, place.state ?? model.zeroState(), signal);
@@ -117,6 +118,7 @@ async function* write(model, dialogue, asked, signal) {
   }
   const rest = answer.finish();
   const point = { state, last_token, tokens_read: known + written, draws: sampler.draws };
+  if (place.tokens_read === 0) dialogue.sampling = sampling; // `newllm chat` goes on as it was begun
   dialogue.addTurn(content, answer.text, point, model.stateBytes);
   signal.throwIfAborted();
   yield told(rest, last_token === special.end ? "stop" : "length");

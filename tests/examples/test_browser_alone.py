@@ -47,7 +47,9 @@ def test_a_file_of_the_page_goes_on_in_python_and_back(
     python = trained.chat(Sampling(0))
     for text in ["The sea", HOSTILE]:
         assert ask(page, text) == shown(python.say(text, TOKENS))
-    here = session(trained, saved(page, tmp_path / "page.session"))
+    file = saved(page, tmp_path / "page.session")
+    here = ChatSession.load(file, trained.model, trained.renderer)
+    assert here.dialogue.sampling == Sampling(0)
     assert here.transcript == python.transcript
     assert here.tokens_read == python.tokens_read
     answer = here.say("go on", TOKENS)
