@@ -62,7 +62,19 @@ def main() -> None:
             welcome = visit(browser, address, 1320, 960, "dark", "ja-JP")
             welcome.wait_for_timeout(500)
             keep(welcome, "welcome-ja")
+            with exported(checkpoint, Path(folder)) as offline:
+                talk_offline(browser, offline)
             browser.close()
+
+
+def talk_offline(browser: Browser, address: str) -> None:
+    """The last conversation again, in the page that has no server."""
+    page = visit(browser, address, 1320, 760, "dark")
+    expect(page.locator("#model")).to_contain_text("parameters", timeout=60_000)
+    for question in TALKS[-1]:
+        ask(page, question)
+    page.wait_for_timeout(500)
+    keep(page, "offline")
 
 
 def train(folder: Path) -> str:
@@ -79,11 +91,28 @@ def newllm(*arguments: str) -> None:
 @contextmanager
 def served(checkpoint: str) -> Iterator[str]:
     """Serve a checkpoint; its address."""
-    command = [sys.executable, "-m", "newllm", "serve", checkpoint, "--port", "0"]
+    with started("-m", "newllm", "serve", checkpoint) as address:
+        yield address
+
+
+@contextmanager
+def exported(checkpoint: str, folder: Path) -> Iterator[str]:
+    """The example page with a checkpoint's graphs; its address."""
+    graphs = folder / "onnx"
+    newllm("export", checkpoint, "--format", "onnx", "-o", str(graphs))
+    subprocess.run([sys.executable, "examples/browser/fetch.py"], cwd=ROOT, check=True)
+    with started("examples/browser/serve.py", str(graphs)) as address:
+        yield address
+
+
+@contextmanager
+def started(*command: str) -> Iterator[str]:
+    """Run a server on a free port; its address."""
+    command = (sys.executable, *command, "--port", "0")
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
-        found = re.search(r"at (http://\S+) ", server.stdout.readline())
+        found = re.search(r"(http://[^\s,]+) ", server.stdout.readline())
         if found is None:
             raise SystemExit("the server did not start")
         yield found[1]
