@@ -20,9 +20,11 @@ import torch
 
 from newllm.errors import UserError
 from newllm.files import previous_path, sync_folder, write_bytes
+from newllm.train.migrations import MIGRATIONS, migrate
 
 FORMAT = "new-llm"
 FORMAT_VERSION = 2
+"""Raise it when the content changes, and say in `migrations.py` how the old one becomes the new."""
 
 _SEAL = b"NEWLLM-SHA256:"
 _SEAL_SIZE = len(_SEAL) + 64
@@ -75,7 +77,8 @@ def load(path: Path) -> dict[str, Any]:
             "refused, since loading them could run code)"
         )
     version = content.get("format_version")
-    if version != FORMAT_VERSION:
+    older = version in MIGRATIONS and content["kind"] == "model"
+    if version != FORMAT_VERSION and not older:
         raise UserError(
             f"{path}: checkpoint format {version}, but this version reads {FORMAT_VERSION}; "
             "use the New-LLM version that wrote it"
@@ -84,7 +87,7 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cut off, or saved again by other software (no SHA-256 at its end)"
         )
-    return content
+    return migrate(content, FORMAT_VERSION)
 
 
 def load_model(path: Path) -> dict[str, Any]:
