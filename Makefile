@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_run
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types wheel audit clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,5 +29,18 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/basedpyright --level error
 
+wheel:  ## dist/*.whl, built twice: the same bytes, or it fails
+	rm -rf build dist .wheel
+	for folder in dist .wheel; do SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) \
+		$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $$folder . && rm -rf build || exit 1; done
+	cmp dist/*.whl .wheel/*.whl
+	rm -rf .wheel
+
+audit:  ## known vulnerabilities of what constraints.txt pins; asks the advisory service
+	$(PYTHON) -m venv .audit
+	.audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	.audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt || \
+		{ echo "audit: vulnerable packages above, or the advisory service is out of reach" >&2; exit 1; }
+
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf .audit .wheel dist $(VENV) $(DEMO) build *.egg-info
