@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from newllm.errors import UserError
+
 READABLE = re.compile(r"\.(jsonl?|ndjson)(\.gz)?$|\.parquet$", re.IGNORECASE)
 """Names of files that rows can be read from."""
 
@@ -42,7 +44,11 @@ Rows = Callable[[], Iterator[Item]]
 
 
 def read_file(path: Path) -> Iterator[Item]:
-    """All rows of one file: JSON lines, a JSON array, either gzipped, or Parquet."""
+    """All rows of one file: JSON lines, a JSON array, either gzipped, or Parquet.
+
+    Raises:
+        UserError: the file has gone, or its disk cannot be read.
+    """
     try:
         if path.name.lower().endswith(".parquet"):
             yield from _read_parquet(path)
@@ -51,6 +57,11 @@ def read_file(path: Path) -> Iterator[Item]:
             with cast(IO[bytes], open_file(path, "rb")) as stream:
                 yield from _read_json(stream, path)
     except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # not what the file holds
+            raise UserError(
+                f"{path}: cannot be read any more ({error.strerror}); bring it back and give the "
+                "same command again: what was encoded is kept"
+            ) from None
         yield Malformed(str(path), f"unreadable from here on ({error})")
 
 

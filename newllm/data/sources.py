@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -109,16 +110,30 @@ def _part_of(item: Item, folder: str, level: Level) -> bool | None:
 
 
 def _split(rows: Rows, description: str) -> tuple[Rows, Rows]:
-    total = sum(1 for _ in rows())
-    if total < 2:
-        raise UserError(f"{description}: {total} row(s), too few to set validation rows aside")
-    # The very rows that `datasets`' train_test_split(test_size=0.1, seed=42) sets aside, which the
-    # published numbers were measured on.
-    held_out = np.zeros(total, dtype=bool)
-    held_out[np.random.default_rng(SPLIT_SEED).permutation(total)[: math.ceil(total / 10)]] = True
+    @cache  # counted when rows are wanted, once
+    def held_out() -> np.ndarray:
+        total = sum(1 for _ in rows())
+        if total < 2:
+            raise UserError(f"{description}: {total} row(s), too few to set validation rows aside")
+        # The very rows that `datasets`' train_test_split(test_size=0.1, seed=42) sets aside, which
+        # the published numbers were measured on.
+        held = np.zeros(total, dtype=bool)
+        held[np.random.default_rng(SPLIT_SEED).permutation(total)[: math.ceil(total / 10)]] = True
+        return held
 
     def part(wanted: bool) -> Rows:
-        return lambda: (row for row, held in zip(rows(), held_out, strict=True) if held == wanted)
+        def chosen() -> Iterator[Item]:
+            held, number = held_out(), -1
+            for number, row in enumerate(rows()):
+                if number < len(held) and held[number] == wanted:
+                    yield row
+            if number + 1 != len(held):
+                raise UserError(
+                    f"{description}: {number + 1:,} rows now, {len(held):,} a moment ago; give the "
+                    "same command again when nothing else writes there"
+                )
+
+        return chosen
 
     return part(False), part(True)
 

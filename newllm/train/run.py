@@ -16,7 +16,8 @@ import torch
 import newllm
 from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, Settings, option_name, parse, to_yaml
 from newllm.data.conversations import ROW_FORMATS
-from newllm.data.prepare import Accounting, Encoded, Encoding, prepare_training
+from newllm.data.encode import Accounting
+from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.render import make_renderer
 from newllm.data.sources import open_source
 from newllm.errors import Stopped, UserError

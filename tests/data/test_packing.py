@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from newllm.data.encode import Accounting, Block
 from newllm.data.loader import IGNORED, EpochLoader
 from newllm.data.packing import Row, plan_epoch
 from newllm.data.render import Document
@@ -73,11 +74,13 @@ def test_a_plan_is_a_few_bytes_a_document() -> None:
 
 
 def write_split(folder: Path, documents: list[list[int]], shard_tokens: int) -> EncodedSplit:
-    writer = SplitWriter(folder, "train", shard_tokens)
-    writer.add(
-        Document(ids, [i % 2 == 1 for i in range(len(ids))], len(ids), 1) for ids in documents
-    )
-    writer.close()
+    writer = SplitWriter(folder, "train")
+    for ids in documents:
+        document = Document(ids, [i % 2 == 1 for i in range(len(ids))], len(ids), 1)
+        writer.add(Block.of([document], Accounting()))
+        if writer.pending >= shard_tokens:
+            writer.finish_shard()
+    writer.finish_shard()
     return EncodedSplit(folder, "train", writer.shards)
 
 
