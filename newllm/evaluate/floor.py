@@ -15,8 +15,8 @@ from newllm.files import write_text
 ORDERS = {"word1000": 3, "bpe": 5}
 """Tokens of context plus one: words carry more than pieces of words."""
 
-_COUNTED_TOKENS = 20_000_000
-"""Training tokens the table counts at most (the first ones), to bound time and memory."""
+_COUNTED_TOKENS = 4_000_000
+"""Training tokens the table counts at most (the first ones), to bound time and memory (600 MB)."""
 
 _SCORED_AT_ONCE = 2_000_000
 """Tokens of validation rows in memory at a time."""
