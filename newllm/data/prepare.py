@@ -89,6 +89,11 @@ class Encoding:
         )
 
     @property
+    def head(self) -> bool:
+        """Whether only the first rows of each split are read: with word1000, as published."""
+        return self.max_samples is not None and self.tokenizer == "word1000"
+
+    @property
     def row_format(self) -> RowFormat:
         return ROW_FORMATS[self.dataset]
 
@@ -272,7 +277,7 @@ def _first(rows: Rows, count: int) -> Rows:
 
 def _limited(rows: Rows, encoding: Encoding, count: int) -> Rows:
     """The first rows (word1000, as published), or a sample by the seed (BPE)."""
-    if encoding.tokenizer == "word1000":
+    if encoding.head:
         return _first(rows, count)
 
     @cache  # counted when rows are wanted, once

@@ -43,6 +43,19 @@ Rows = Callable[[], Iterator[Item]]
 """Starts a new pass over the rows; passes are equal."""
 
 
+_SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "eval": "validation", "test": "test",
+}  # fmt: skip
+
+
+def split_name(file_name: str) -> str | None:
+    """The split that a name tells: `train-00000-of-00001.parquet` -> train."""
+    words = re.split(r"[^a-z]+", file_name.lower(), maxsplit=1)
+    return _SPLIT_NAMES.get(words[0])
+
+
 def read_file(path: Path) -> Iterator[Item]:
     """All rows of one file: JSON lines, a JSON array, either gzipped, or Parquet.
 

@@ -124,8 +124,9 @@ class _Run:
 
     def _encode(self) -> Encoded:
         settings = self.settings
-        source = open_source(self.level, settings.data, settings.subset)
-        return prepare_training(source, Encoding.of(settings), self.start.tokenizer)
+        encoding = Encoding.of(settings)
+        source = open_source(self.level, settings.data, settings.subset, encoding.head)
+        return prepare_training(source, encoding, self.start.tokenizer)
 
     def _introduce(self, trainer: Trainer, resumed: bool) -> None:
         settings, counts = self.settings, self.data.accounting
