@@ -18,7 +18,7 @@ ORDERS = {"word1000": 3, "bpe": 5}
 _COUNTED_TOKENS = 4_000_000
 """Training tokens the table counts at most (the first ones), to bound time and memory (600 MB)."""
 
-_SCORED_AT_ONCE = 2_000_000
+_SCORED_AT_ONCE = 500_000
 """Tokens of validation rows in memory at a time."""
 
 

@@ -58,13 +58,16 @@ def _ranked(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     As `np.unique`, in less memory.
     """
-    order = np.argsort(values, kind="stable")
-    values = values[order]
-    new = np.ones(len(values), dtype=bool)
-    np.not_equal(values[1:], values[:-1], out=new[1:])
-    ranks = np.empty(len(values), dtype=np.int32)
+    order = np.argsort(values)
+    ordered = values[order]
+    del values
+    new = np.ones(len(ordered), dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    keys = ordered[new]
+    del ordered
+    ranks = np.empty(len(order), dtype=np.int32)
     ranks[order] = np.cumsum(new, dtype=np.int32) - 1
-    return values[new], ranks
+    return keys, ranks
 
 
 def _preceding(ranks: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -96,7 +99,10 @@ def _estimate(keys: np.ndarray, counts: np.ndarray, contexts: int, vocab_size: i
     held_back = np.bincount(context, weights=discount, minlength=contexts)
     # A context never followed by a predictable token says nothing: all mass comes from below.
     passed_on = np.divide(held_back, total, out=np.ones(contexts), where=total > 0)
-    return _Level(keys, (counts - discount) / np.maximum(total, 1)[context], passed_on)
+    del held_back
+    share = np.subtract(counts, discount, out=discount)  # in place: this is where memory peaks
+    share /= np.maximum(total, 1, out=total)[context]
+    return _Level(keys, share, passed_on)
 
 
 class NgramTable:
@@ -150,6 +156,7 @@ class NgramTable:
         if not predictable.any():
             raise ValueError("no id is left to predict")
 
+        ids = ids.astype(np.int32)
         lengths = np.diff(edges)
         starts = edges[:-1][lengths > 0]
         not_first = np.ones(len(ids), dtype=bool)  # a document's first token is never a target
