@@ -2,10 +2,15 @@
 
     newllm bench data dolly --data FOLDER
     newllm bench data ultrachat --data FOLDER --tokenizer word1000
+    newllm bench data ultrachat --rows 1500000
 
 Each stage contains those before it: reading the rows, making conversations of them, the whole
 preparation (shards and hashes included) with a given vocabulary. The bare tokenizer encodes the
 same text and does nothing else. Memory is that of a first preparation, vocabulary included.
+
+With --rows so many made-up dialogues of UltraChat's shape are written, prepared and trained on, and
+a tenth of them before: speed, memory of all processes together, disk, and whether they grow with
+the rows (`benchmarks/full_size.py`). The files lie in the system's folder for such (TMPDIR).
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ from typing import Any
 import click
 import tokenizers
 
+from benchmarks.dialogues import MEAN_CHARACTERS
+from benchmarks.full_size import full_size
 from benchmarks.measure import PeakMemory, Report, Row, report_options, rounds
 from newllm.cli.options import dataset_argument, setting_options
 from newllm.config import Settings
@@ -29,6 +36,7 @@ from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.rows import Item, Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE, Tokenizer, replace_surrogates
+from newllm.errors import UserError
 from newllm.levels import find_level
 from newllm.recipes import resolve
 
@@ -43,8 +51,26 @@ _SETTINGS = ("data", "subset", "tokenizer", "vocab_size", "max_seq_length", "bat
 @setting_options(*_SETTINGS)
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1),
               help="Rounds, of which the median counts.")  # fmt: skip
+@click.option("--rows", default=None, type=click.IntRange(min=10),
+              help="Made-up dialogues in place of rows that are read (ultrachat).")  # fmt: skip
+@click.option("--mean-characters", default=MEAN_CHARACTERS, show_default=True,
+              type=click.IntRange(min=100), help="Of a made-up dialogue.")  # fmt: skip
+@click.option("--minutes", default=0.5, show_default=True, type=click.FloatRange(min=0.001),
+              help="Training on made-up dialogues.")  # fmt: skip
 @report_options
-def command(dataset: str, repeats: int, **flags: Any) -> Report:
+def command(
+    dataset: str,
+    repeats: int,
+    rows: int | None,
+    mean_characters: int,
+    minutes: float,
+    **flags: Any,
+) -> Report:
+    if rows is not None:
+        if dataset != "ultrachat":
+            raise UserError(f"--rows: they are made up for ultrachat, not for {dataset}")
+        size = flags["vocab_size"] or resolve(dataset, {}).vocab_size
+        return full_size(rows, mean_characters, minutes, size)
     settings = resolve(dataset, {name: v for name, v in flags.items() if v is not None})
     with tempfile.TemporaryDirectory() as cache:
         started = time.perf_counter()

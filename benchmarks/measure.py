@@ -128,7 +128,10 @@ _SAMPLING_SECONDS = 0.02
 
 
 class PeakMemory:
-    """Resident memory of this process and those it starts, sampled while the block runs.
+    """Resident memory of a process and those it starts, sampled while the block runs.
+
+    Args:
+        process: the process (default: this one).
 
     >>> with PeakMemory() as memory:
     ...     block = bytearray(50_000_000)
@@ -136,8 +139,10 @@ class PeakMemory:
     True
     """
 
+    def __init__(self, process: psutil.Process | None = None) -> None:
+        self._process = process or psutil.Process()
+
     def __enter__(self) -> PeakMemory:
-        self._process = psutil.Process()
         self._before = self._peak = self._resident()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -170,7 +175,11 @@ class PeakMemory:
 
     def _resident(self) -> int:
         total = 0
-        for process in (self._process, *self._process.children(recursive=True)):
+        try:
+            processes = [self._process, *self._process.children(recursive=True)]
+        except psutil.Error:
+            return 0
+        for process in processes:
             try:
                 total += process.memory_info().rss
             except psutil.Error:  # it has just ended

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import newllm
+from benchmarks.dialogues import write_dialogues
 from newllm.cli import main
 
 ROOT = Path(newllm.__file__).parent.parent
@@ -74,6 +75,10 @@ def test_the_list_has_a_line_for_each(capsys) -> None:
         (["memory", "--checkpoint", "x.pt"], "x.pt: no such checkpoint"),
         (["inference", "--vocab-size", "3"], "--vocab-size 3: input should be greater"),
         (["data", "dolly", "--data", "nowhere"], "nowhere: no such file or folder"),
+        (
+            ["data", "dolly", "--rows", "50"],
+            "--rows: they are made up for ultrachat, not for dolly",
+        ),
         (["levels", "--data-dir", "sample", "--dataset", "chat"], "'chat' is not one of"),
     ],
 )
@@ -170,6 +175,40 @@ def test_data(tokenizer: str, dolly_folder: Path, capsys) -> None:
     assert stages["whole preparation"]["seconds"] > stages["reading rows"]["seconds"]
     (batches,) = result["tables"]["Training batches"]
     assert 0 < batches["filled_share"] <= 1
+
+
+def test_data_of_any_size(capsys) -> None:
+    result = run_json(
+        capsys, "data", "ultrachat", "--rows", "60", "--vocab-size", "400", "--minutes", "0.001",
+        "--mean-characters", "300",
+    )  # fmt: skip
+    assert keys(result) == {
+        "Preparing": [
+            "rows", "vocabulary_seconds", "vocabulary_peak_mb", "seconds", "rows_per_second",
+            "bare_tokenizer_rows_per_second", "ratio_to_bare_tokenizer", "peak_mb", "rows_gb",
+            "shards_gb",
+        ],
+        "Training": [
+            "rows", "tokens", "seconds_to_first_step", "steps", "tokens_per_second", "peak_mb",
+            "seconds",
+        ],
+    }  # fmt: skip
+    tenth, whole = result["tables"]["Training"]
+    assert (tenth["rows"], whole["rows"]) == (6, 60)
+    assert 4 < whole["tokens"] / tenth["tokens"] < 25
+    assert whole["steps"] > 0
+    assert 0 < whole["seconds_to_first_step"] < whole["seconds"]
+
+
+def test_made_up_dialogues_have_their_shape_and_are_always_the_same(tmp_path) -> None:
+    sizes = [write_dialogues(tmp_path / name, 300, 0, 2000) for name in ("a", "b")]
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert sizes[0] == (tmp_path / "a").stat().st_size
+    dialogues = [json.loads(line)["data"] for line in (tmp_path / "a").read_text().splitlines()]
+    assert len(dialogues) == 300
+    assert all(len(messages) >= 4 and len(messages) % 2 == 0 for messages in dialogues)
+    assert all(text.strip() for messages in dialogues for text in messages)
+    assert 1500 < np.mean([sum(map(len, messages)) for messages in dialogues]) < 2500
 
 
 def test_probes(checkpoint: str, capsys, tmp_path) -> None:

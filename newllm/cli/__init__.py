@@ -5,7 +5,6 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -27,11 +26,10 @@ from newllm.cli.options import (
 )
 from newllm.config import read_yaml
 from newllm.errors import Stopped, UserError
+from newllm.files import DISK_ERRORS
 
 if TYPE_CHECKING:
     from newllm.model.quantize import WeightFormat
-
-_FULL_OR_READONLY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def _same_dash(name: str) -> str:
@@ -236,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        if error.errno not in _FULL_OR_READONLY:
+        if error.errno not in DISK_ERRORS:
             raise
         return _complain(
             f"{error.filename or 'output'}: {error.strerror}; nothing written before is lost: "

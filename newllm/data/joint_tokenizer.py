@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from newllm.data.conversations import ROW_FORMATS
-from newllm.data.prepare import TOKENIZER_BYTES, Accounting, usable_rows
+from newllm.data.encode import Accounting, usable_rows
+from newllm.data.prepare import TOKENIZER_BYTES
 from newllm.data.sources import Source
 from newllm.data.tokenizers import BPE, Tokenizer, from_dict
 from newllm.errors import UserError
@@ -53,7 +54,7 @@ def _texts(dataset: str, source: Source, size: int) -> Iterator[str]:
     """Messages of the first training rows, up to so many bytes (the last one cut)."""
     row_format = ROW_FORMATS[dataset]
     rows, _ = source.training_splits()
-    for row in usable_rows(rows, row_format.conversation, Accounting()):
+    for row in usable_rows(rows(), row_format.conversation, Accounting()):
         for message in row_format.conversation(row):
             text = message["content"].encode(errors="replace")[:size]
             size -= len(text)

@@ -59,7 +59,7 @@ class EpochLoader:
 
     def __len__(self) -> int:
         """Steps in the epoch."""
-        return len(self.plan.steps)
+        return self.plan.steps
 
     def batches(self, first_step: int = 0) -> Iterator[Batch]:
         """Batches from `first_step` on."""
@@ -70,7 +70,7 @@ class EpochLoader:
         shape = (self.lanes, self.plan.row_length)
         ids, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
         reset, assistant = np.zeros(shape, bool), np.zeros(shape, bool)
-        for lane, row in enumerate(self.plan.steps[step]):
+        for lane, row in enumerate(self.plan.rows(step)):
             end = 0
             for segment in row:
                 # One more token than positions: inputs and their successors overlap by all but one.

@@ -28,11 +28,13 @@ class Mixture:
         self, main: Documents, rehearsed: Sequence[Documents], share: float, seed: tuple[int, ...]
     ) -> None:
         tokens = float(main.lengths.sum()) * share / (1 - share) / max(1, len(rehearsed))
-        chosen = [np.arange(len(main.lengths))]
+        chosen = [np.arange(len(main.lengths), dtype=np.int32)]
         for number, split in enumerate(rehearsed):
             chosen.append(_drawn(split.lengths, tokens, np.random.default_rng((*seed, number))))
         self._splits = [main, *rehearsed]
-        self._split = np.repeat(np.arange(len(chosen)), [len(part) for part in chosen])
+        self._split = np.repeat(
+            np.arange(len(chosen), dtype=np.int16), [len(part) for part in chosen]
+        )
         self._document = np.concatenate(chosen)
         lengths = [s.lengths[part] for s, part in zip(self._splits, chosen, strict=True)]
         self.lengths: np.ndarray = np.concatenate(lengths)
@@ -53,8 +55,8 @@ def _drawn(lengths: np.ndarray, tokens: float, rng: np.random.Generator) -> np.n
     """Documents with so many tokens in all, none twice before all were drawn once."""
     rounds = []
     while tokens > 0 and lengths.sum() > 0:
-        order = rng.permutation(len(lengths))
+        order = rng.permutation(len(lengths)).astype(np.int32)
         reached = np.cumsum(lengths[order])
         rounds.append(order[: np.searchsorted(reached, tokens) + 1])
         tokens -= float(lengths[rounds[-1]].sum())
-    return np.concatenate(rounds) if rounds else np.zeros(0, np.int64)
+    return np.concatenate(rounds) if rounds else np.zeros(0, np.int32)

@@ -4,18 +4,27 @@ A document of n tokens has n - 1 positions (each token predicts the next). A doc
 row is never cut; rows are filled best-fit. A longer one becomes a chain of rows that follow each
 other in one lane, where the state is carried from row to row, so that training sees what streaming
 will see. Every document starts with a reset.
+
+A plan is a few numbers a document in arrays, not an object a row: a chain is known by its
+documents, of which only the first may be longer than a row, and a row is worked out when its step
+comes.
 """
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heapreplace
+from typing import NamedTuple
 
 import numpy as np
 
+_SLICE = 65_536
+"""Documents whose numbers are Python objects at a time."""
 
-@dataclass(frozen=True)
-class Segment:
+
+class Segment(NamedTuple):
     """Positions start..stop of a document, placed at `column` of a row."""
 
     document: int
@@ -25,19 +34,66 @@ class Segment:
 
 
 Row = list[Segment]
-Chain = list[Row]
-"""Rows that must follow each other in one lane."""
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Rows that must follow each other in one lane; the last one may hold further documents."""
+
+    documents: np.ndarray
+    """Chain after chain, in the order of their places, [P] int32."""
+    first: np.ndarray
+    """Where each chain begins in `documents`, and where the last one ends, [C + 1] int32."""
+    rows: np.ndarray
+    """Rows of each chain, [C] int32."""
+
+
+class _Lane(NamedTuple):
+    """What one lane reads in an epoch."""
+
+    chains: np.ndarray
+    """Numbers of chains, -1 for an empty row, [E] int32."""
+    begins: np.ndarray
+    """The step at which each begins, [E] int32."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """One epoch: for every step and lane, what the row holds."""
 
-    steps: list[list[Row]]  # [steps][lanes]
     row_length: int
+    steps: int
+    lanes: list[_Lane]
+    chains: Chains
+    positions: np.ndarray
+    """Scored positions of each document, [D]."""
+
+    def rows(self, step: int) -> list[Row]:
+        """The row of every lane at one step; as quick for the last step as for the first."""
+        key = np.int32(step)  # of the arrays' own type, lest a search copy them
+        return [list(self._row(lane, key)) for lane in self.lanes]
+
+    def _row(self, lane: _Lane, step: np.int32) -> Iterator[Segment]:
+        entry = int(lane.begins.searchsorted(step, "right")) - 1
+        chain = int(lane.chains[entry])
+        if chain < 0:
+            return
+        first, end = self.chains.first[chain : chain + 2].tolist()
+        head, *others = self.chains.documents[first:end].tolist()
+        row, rows = int(step - lane.begins[entry]), int(self.chains.rows[chain])
+        start = row * self.row_length
+        stop = min(start + self.row_length, int(self.positions[head]))
+        yield Segment(head, start, stop, 0)
+        if row < rows - 1:
+            return
+        column = stop - start
+        for document in others:
+            length = int(self.positions[document])
+            yield Segment(document, 0, length, column)
+            column += length
 
 
-def pack(positions: np.ndarray, order: np.ndarray, row_length: int, shared: bool) -> list[Chain]:
+def pack(positions: np.ndarray, order: np.ndarray, row_length: int, shared: bool) -> Chains:
     """Place documents into chains of rows.
 
     Args:
@@ -47,34 +103,35 @@ def pack(positions: np.ndarray, order: np.ndarray, row_length: int, shared: bool
         shared: whether several documents may share a row.
 
     Returns:
-        Chains; every position of every document in `order` is in exactly one segment.
+        Chains; every document in `order` that has a position is in exactly one.
     """
-    chains: list[Chain] = []
-    # Rows by the room they have left; `rooms` has bit r set where some row has room r.
-    by_room: list[list[Row]] = [[] for _ in range(row_length + 1)]
-    rooms = 0
-    for document in order.tolist():
-        length = int(positions[document])
-        if length <= 0:
-            continue
-        if length <= row_length and (fitting := rooms >> length):
-            room = length + (fitting & -fitting).bit_length() - 1  # the tightest that fits
-            row = by_room[room].pop()
-            if not by_room[room]:
-                rooms &= ~(1 << room)
-            column = row_length - room
-            row.append(Segment(document, 0, length, column))
-            left = room - length
-        else:
-            starts = range(0, length, row_length)
-            chain = [[Segment(document, s, min(s + row_length, length), 0)] for s in starts]
-            chains.append(chain)
-            row = chain[-1]
-            left = row_length - row[0].stop + row[0].start
-        if shared and left:
-            by_room[left].append(row)
-            rooms |= 1 << left
-    return chains
+    order = order[positions[order] > 0]
+    chain_of = np.empty(len(order), np.int32)
+    # Last rows by the room they have left; `rooms` has bit r set where some row has room r.
+    by_room = [array("i") for _ in range(row_length + 1)]
+    rooms = chains = 0
+    for begin in range(0, len(order), _SLICE):
+        chosen = []
+        for length in positions[order[begin : begin + _SLICE]].tolist():
+            if length <= row_length and (fitting := rooms >> length):
+                room = length + (fitting & -fitting).bit_length() - 1  # the tightest that fits
+                chain = by_room[room].pop()
+                if not by_room[room]:
+                    rooms &= ~(1 << room)
+                left = room - length
+            else:
+                chain, left = chains, -length % row_length
+                chains += 1
+            chosen.append(chain)
+            if shared and left:
+                by_room[left].append(chain)
+                rooms |= 1 << left
+        chain_of[begin : begin + len(chosen)] = chosen
+    documents = order[np.argsort(chain_of, kind="stable")].astype(np.int32)
+    first = np.zeros(chains + 1, np.int32)
+    np.cumsum(np.bincount(chain_of, minlength=chains), out=first[1:])
+    rows = -(-positions[documents[first[:-1]]] // row_length)
+    return Chains(documents, first, rows.astype(np.int32))
 
 
 def plan_epoch(
@@ -93,23 +150,48 @@ def plan_epoch(
         shuffle_seed: (seed, epoch) that decides the order; None keeps the documents' order.
         shared: whether several documents may share a row.
     """
-    documents = np.arange(len(positions))
+    documents = np.arange(len(positions), dtype=np.int32)
     rng = None if shuffle_seed is None else np.random.default_rng(shuffle_seed)
     order = documents if rng is None else rng.permutation(documents)
     chains = pack(positions, order, row_length, shared)
-    # The longest chains first, each to the emptiest lane: lanes end up equally long.
-    lane_chains: list[list[Chain]] = [[] for _ in range(lanes)]
-    heights = [(0, lane) for lane in range(lanes)]  # a heap
-    for index in sorted(range(len(chains)), key=lambda i: -len(chains[i])):
-        height, lane = heights[0]
-        lane_chains[lane].append(chains[index])
-        heapreplace(heights, (height + len(chains[index]), lane))
-    steps = max(height for height, _ in heights)
-    for height, lane in heights:
+    longest_first = np.argsort(-chains.rows, kind="stable").astype(np.int32)
+    lane_of, heights = _spread(chains.rows[longest_first], lanes)
+    by_lane = np.split(
+        longest_first[np.argsort(lane_of, kind="stable")],
+        np.cumsum(np.bincount(lane_of, minlength=lanes))[:-1],
+    )
+    steps = int(heights.max())
+    plan_lanes = []
+    for lane, height in zip(by_lane, heights.tolist(), strict=True):
         # Spread the gaps of shorter lanes over the epoch, lest its last batch be nearly empty.
-        lane_chains[lane] += [[[]] for _ in range(steps - height)]
-    if rng is not None:
-        for chain_list in lane_chains:
-            rng.shuffle(chain_list)  # type: ignore[arg-type]
-    columns = [[row for chain in chain_list for row in chain] for chain_list in lane_chains]
-    return Plan([list(rows) for rows in zip(*columns, strict=True)], row_length)
+        entries = np.concatenate([lane, np.full(steps - height, -1, np.int32)])
+        if rng is not None:
+            rng.shuffle(entries)
+        rows = np.where(entries < 0, 1, chains.rows[entries]) if len(chains.rows) else entries
+        plan_lanes.append(_Lane(entries, (np.cumsum(rows) - rows).astype(np.int32)))
+    return Plan(row_length, steps, plan_lanes, chains, positions)
+
+
+def _spread(rows: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each chain to the emptiest lane: given the longest first, lanes end up equally long.
+
+    Args:
+        rows: of each chain, [C], falling.
+        lanes: number of lanes.
+
+    Returns:
+        (lane of each chain, [C] int32; rows in each lane, [lanes] int64).
+    """
+    heap = [(0, lane) for lane in range(lanes)]
+    lane_of = np.empty(len(rows), np.int32)
+    for begin in range(0, len(rows), _SLICE):
+        chosen = []
+        for count in rows[begin : begin + _SLICE].tolist():
+            height, lane = heap[0]
+            chosen.append(lane)
+            heapreplace(heap, (height + count, lane))
+        lane_of[begin : begin + len(chosen)] = chosen
+    heights = np.zeros(lanes, np.int64)
+    for height, lane in heap:
+        heights[lane] = height
+    return lane_of, heights

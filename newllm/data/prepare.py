@@ -1,7 +1,8 @@
-"""Rows to encoded shards, once: tokenizer, rendering, accounting, and the cache on disk.
+"""Rows to encoded shards, once: tokenizer, blocks of rows, and the cache on disk.
 
-Nothing is dropped silently: the accounting of each split says how many rows came in, how many were
-malformed and where, and how many tokens were kept and cut.
+Memory is bounded by a shard and the blocks under way, whatever the number of rows. What is written
+is the same whatever the number of processes, and wherever a preparation was interrupted: it goes on
+after the last shard that was finished (`data/partial.py`).
 """
 
 from __future__ import annotations
@@ -10,59 +11,33 @@ import hashlib
 import json
 import os
 import random
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from newllm.config import Settings
-from newllm.data.conversations import ROW_FORMATS, LeftOut, RowFormat
-from newllm.data.render import ChatRenderer, Renderer, make_renderer, render_rows
-from newllm.data.rows import Located, Malformed, Rows
-from newllm.data.shards import EncodedSplit, SplitWriter, describe_file, read_manifest
+from newllm.data.conversations import ROW_FORMATS, RowFormat
+from newllm.data.encode import Accounting, Encoder, usable_rows
+from newllm.data.partial import Partial, exclusive
+from newllm.data.progress import PreparationProgress
+from newllm.data.rows import Located, Rows
+from newllm.data.shards import SHARD_TOKENS, EncodedSplit, SplitWriter, read_manifest
 from newllm.data.sources import Source
 from newllm.data.tokenizers import BPE, Tokenizer, Word1000, fingerprint, from_dict
+from newllm.data.workers import encode_blocks
 from newllm.errors import UserError
 
 ENCODING_VERSION = 1
 """Part of the cache key: raise it when rendering or the shard format changes."""
 
-_BATCH_ROWS = 512
-_MALFORMED_SHOWN = 20
 _LEAST_VALIDATION_ROWS = 1000
 """Validation rows are limited with the training rows (a tenth of them), but not below this."""
 TOKENIZER_BYTES = 256 * 1024 * 1024
 """Text a BPE vocabulary is trained on at most."""
-
-
-@dataclass
-class Accounting:
-    """What became of the rows of one split."""
-
-    rows: int = 0
-    malformed: int = 0
-    left_out: int = 0
-    """Rows that the data set's protocol does not use."""
-    documents: int = 0
-    tokens: int = 0
-    scored_tokens: int = 0
-    """Tokens that are predicted: all but the first of each document."""
-    cut_rows: int = 0
-    cut_tokens: int = 0
-    unk_tokens: int = 0
-    content_bytes: int = 0
-    assistant_bytes: int = 0
-    replaced_surrogates: int = 0
-    malformed_examples: list[str] = field(default_factory=list)
-
-    def complain(self, item: Malformed) -> None:
-        """Count a malformed row and keep the first few for showing."""
-        self.malformed += 1
-        if len(self.malformed_examples) < _MALFORMED_SHOWN:
-            self.malformed_examples.append(f"{item.where}: {item.reason}")
 
 
 @dataclass(frozen=True)
@@ -114,12 +89,20 @@ class Encoding:
         )
 
     @property
+    def head(self) -> bool:
+        """Whether only the first rows of each split are read: with word1000, as published."""
+        return self.max_samples is not None and self.tokenizer == "word1000"
+
+    @property
     def row_format(self) -> RowFormat:
         return ROW_FORMATS[self.dataset]
 
 
 def prepare_training(
-    source: Source, encoding: Encoding, tokenizer: Tokenizer | None = None
+    source: Source,
+    encoding: Encoding,
+    tokenizer: Tokenizer | None = None,
+    workers: int | None = None,
 ) -> Encoded:
     """Encode train and validation rows, or find them in the cache.
 
@@ -128,16 +111,18 @@ def prepare_training(
         encoding: how they become tokens. Validation rows are cut at the protocol's length,
             whatever `encoding.length` says.
         tokenizer: the one to use; None trains one on the training rows.
+        workers: processes that encode (default: one a core, for more than a few rows).
 
     Raises:
-        UserError: no usable row is left.
+        UserError: no usable row is left, the disk is full, or the rows vanished.
     """
     train, validation = source.training_splits()
     if encoding.max_samples is not None:
         train = _limited(train, encoding, encoding.max_samples)
         most = max(_LEAST_VALIDATION_ROWS, encoding.max_samples // 10)
         validation = _first(validation, most)
-    return _prepare(source, encoding, tokenizer, {"train": train, "validation": validation})
+    splits = {"train": train, "validation": validation}
+    return _prepare(source, encoding, tokenizer, splits, workers)
 
 
 def prepare_evaluation(source: Source, encoding: Encoding, tokenizer: Tokenizer) -> Encoded:
@@ -151,7 +136,11 @@ def find_encoded(data_fingerprint: str) -> Encoded | None:
 
 
 def _prepare(
-    source: Source, encoding: Encoding, tokenizer: Tokenizer | None, splits: dict[str, Rows]
+    source: Source,
+    encoding: Encoding,
+    tokenizer: Tokenizer | None,
+    splits: dict[str, Rows],
+    workers: int | None = None,
 ) -> Encoded:
     identity = asdict(encoding) | {
         "version": ENCODING_VERSION,
@@ -169,26 +158,21 @@ def _prepare(
     if encoding.max_samples is not None:
         rows += f":{encoding.max_samples}:{encoding.seed}"
     encoded = _open(folder)
-    if encoded is not None:  # equal rows may have been encoded from another place
-        place = {"source": source.description, "revision": source.revision}
-        return replace(encoded, **place, rows=rows)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{key}.tmp-", dir=folder.parent))
-    try:
-        _encode(scratch, source, encoding, tokenizer, splits)
-        if _open(folder) is None:  # else another process was quicker
-            shutil.rmtree(folder, ignore_errors=True)  # damaged, or not there
-            scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    encoded = _open(folder)
+    if encoded is None:
+        with exclusive(folder):
+            encoded = _open(folder)  # another process may have been quicker
+            if encoded is None:
+                with Partial.taken_up(folder) as partial:
+                    _encode(partial, source, encoding, tokenizer, splits, workers)
+                encoded = _open(folder, check=False)
     if encoded is None:
         raise OSError(f"{folder}: written, but cannot be read back")
-    return replace(encoded, rows=rows)
+    # Equal rows may have been encoded from another place.
+    return replace(encoded, source=source.description, revision=source.revision, rows=rows)
 
 
-def _open(folder: Path) -> Encoded | None:
-    manifest = read_manifest(folder)
+def _open(folder: Path, check: bool = True) -> Encoded | None:
+    manifest = read_manifest(folder, check)
     if manifest is None:
         return None
     stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -206,38 +190,34 @@ def _open(folder: Path) -> Encoded | None:
 
 
 def _encode(
-    folder: Path,
+    partial: Partial,
     source: Source,
     encoding: Encoding,
     tokenizer: Tokenizer | None,
     splits: dict[str, Rows],
+    workers: int | None,
 ) -> None:
-    row_format = encoding.row_format
-    if tokenizer is None:
-        tokenizer = _train_tokenizer(splits["train"], encoding)
-    files, shards, accounting = {}, {}, {}
+    stored = partial.tokenizer()
+    if stored is not None:
+        tokenizer = from_dict(stored)
+    else:
+        tokenizer = tokenizer or _train_tokenizer(splits["train"], encoding)
+        partial.save_tokenizer(tokenizer.to_dict())
     for name, rows in splits.items():
-        length = encoding.length if name == "train" else row_format.protocol_length
-        renderer = make_renderer(tokenizer, row_format, length)
-        writer = SplitWriter(folder, name)
-        accounting[name] = _encode_split(rows, renderer, row_format, writer)
-        writer.close()
-        if not accounting[name].documents:
-            raise UserError(_nothing_left(source, name, accounting[name]))
-        files |= writer.files
-        shards[name] = writer.shards
-    stored = json.dumps(tokenizer.to_dict(), ensure_ascii=False)
-    (folder / "tokenizer.json").write_text(stored, encoding="utf-8")
-    files["tokenizer.json"] = describe_file(folder / "tokenizer.json")
+        length = encoding.length if name == "train" else encoding.row_format.protocol_length
+        encoder = Encoder(tokenizer, encoding.dataset, length)
+        accounting = _encode_split(rows, encoder, partial, name, workers)
+        if not accounting.documents:
+            partial.discard()
+            raise UserError(_nothing_left(source, name, accounting))
     manifest: dict[str, Any] = {
         "source": source.description,
         "revision": source.revision,
-        "accounting": {name: asdict(facts) for name, facts in accounting.items()},
-        "shards": shards,
-        "files": files,
+        "accounting": {name: asdict(partial.split(name).accounting) for name in splits},
+        "shards": {name: partial.split(name).shards for name in splits},
+        "files": partial.files,
     }
-    text = json.dumps(manifest, ensure_ascii=False, indent=1)
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
+    partial.finish(json.dumps(manifest, ensure_ascii=False, indent=1))
 
 
 def _nothing_left(source: Source, split: str, accounting: Accounting) -> str:
@@ -250,64 +230,38 @@ def _nothing_left(source: Source, split: str, accounting: Accounting) -> str:
 
 
 def _encode_split(
-    rows: Rows, renderer: Renderer, row_format: RowFormat, writer: SplitWriter
+    rows: Rows, encoder: Encoder, partial: Partial, name: str, workers: int | None
 ) -> Accounting:
-    accounting = Accounting()
-    unk = renderer.tokenizer.unk if isinstance(renderer.tokenizer, Word1000) else None
-    read = (
-        row_format.conversation if isinstance(renderer, ChatRenderer) else row_format.protocol_text
-    )
-    for batch in _batches(usable_rows(rows, read, accounting)):
-        documents = render_rows(renderer, row_format, batch)
-        writer.add(documents)
-        for document in documents:
-            accounting.documents += 1
-            accounting.tokens += len(document.ids)
-            accounting.scored_tokens += len(document.ids) - 1
-            accounting.cut_rows += document.cut_tokens > 0
-            accounting.cut_tokens += document.cut_tokens
-            accounting.unk_tokens += document.ids.count(unk) if unk is not None else 0
-            accounting.content_bytes += document.content_bytes
-            accounting.assistant_bytes += document.assistant_bytes
-            accounting.replaced_surrogates += document.replaced_surrogates
+    """Encode what is not in a shard yet; the accounting is that of the whole split."""
+    state = partial.split(name)
+    if state.finished:
+        return state.accounting
+    writer = SplitWriter(partial.folder, name, state.shards)
+    accounting = state.accounting
+    progress = PreparationProgress(name, accounting.rows)
+    items = islice(rows(), accounting.rows, None)
+    with closing(progress), closing(encode_blocks(items, encoder, workers)) as blocks:
+        for block in blocks:
+            writer.add(block)
+            accounting += block.accounting
+            if writer.pending >= SHARD_TOKENS:
+                partial.save_shard(writer)
+            progress.update(accounting.rows)
+    state.finished = True
+    partial.save_shard(writer)
     return accounting
-
-
-def usable_rows(
-    rows: Rows, read: Callable[[dict[str, Any]], object], accounting: Accounting
-) -> Iterator[dict[str, Any]]:
-    """The well-formed rows; the others are counted and remembered with their place."""
-    for item in rows():
-        accounting.rows += 1
-        if isinstance(item, Malformed):
-            accounting.complain(item)
-            continue
-        try:
-            read(item.row)
-        except LeftOut:
-            accounting.left_out += 1
-            continue
-        except ValueError as error:
-            accounting.complain(Malformed(item.where, str(error)))
-            continue
-        yield item.row
-
-
-def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while batch := list(islice(rows, _BATCH_ROWS)):
-        yield batch
 
 
 def _train_tokenizer(rows: Rows, encoding: Encoding) -> Tokenizer:
     row_format = encoding.row_format
     if encoding.tokenizer == "word1000":
-        usable = usable_rows(rows, row_format.vocabulary_text, Accounting())
+        usable = usable_rows(rows(), row_format.vocabulary_text, Accounting())
         usable = islice(usable, row_format.vocabulary_rows)
         return Word1000.train(row_format.vocabulary_text(row) for row in usable)
 
     def contents() -> Iterator[str]:
         size = 0
-        for row in usable_rows(rows, row_format.conversation, Accounting()):
+        for row in usable_rows(rows(), row_format.conversation, Accounting()):
             for message in row_format.conversation(row):
                 yield message["content"]
                 size += len(message["content"])
@@ -323,13 +277,17 @@ def _first(rows: Rows, count: int) -> Rows:
 
 def _limited(rows: Rows, encoding: Encoding, count: int) -> Rows:
     """The first rows (word1000, as published), or a sample by the seed (BPE)."""
-    if encoding.tokenizer == "word1000":
+    if encoding.head:
         return _first(rows, count)
-    total = sum(isinstance(item, Located) for item in rows())
-    chosen = set(random.Random(encoding.seed).sample(range(total), min(count, total)))
+
+    @cache  # counted when rows are wanted, once
+    def chosen() -> frozenset[int]:
+        total = sum(isinstance(item, Located) for item in rows())
+        return frozenset(random.Random(encoding.seed).sample(range(total), min(count, total)))
 
     def sampled() -> Iterator[Located]:
+        wanted = chosen()
         located = (item for item in rows() if isinstance(item, Located))
-        return (item for index, item in enumerate(located) if index in chosen)
+        return (item for index, item in enumerate(located) if index in wanted)
 
     return sampled

@@ -44,7 +44,7 @@ class ChatRenderer:
             clean = [replace_surrogates(message["content"]) for message in conversation]
             texts += [text for text, _ in clean]
             replaced.append(sum(count for _, count in clean))
-        encoded = iter(zip(texts, self.tokenizer.encode_batch(texts), strict=True))
+        encoded = iter(zip(texts, self.tokenizer.encode_clean(texts), strict=True))
         documents = []
         for conversation, surrogates in zip(rows, replaced, strict=True):
             ids, assistant, content_bytes, assistant_bytes = [self.tokenizer.bos], [False], 0, 0

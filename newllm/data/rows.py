@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from newllm.errors import UserError
+
 READABLE = re.compile(r"\.(jsonl?|ndjson)(\.gz)?$|\.parquet$", re.IGNORECASE)
 """Names of files that rows can be read from."""
 
@@ -41,8 +43,25 @@ Rows = Callable[[], Iterator[Item]]
 """Starts a new pass over the rows; passes are equal."""
 
 
+_SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "eval": "validation", "test": "test",
+}  # fmt: skip
+
+
+def split_name(file_name: str) -> str | None:
+    """The split that a name tells: `train-00000-of-00001.parquet` -> train."""
+    words = re.split(r"[^a-z]+", file_name.lower(), maxsplit=1)
+    return _SPLIT_NAMES.get(words[0])
+
+
 def read_file(path: Path) -> Iterator[Item]:
-    """All rows of one file: JSON lines, a JSON array, either gzipped, or Parquet."""
+    """All rows of one file: JSON lines, a JSON array, either gzipped, or Parquet.
+
+    Raises:
+        UserError: the file has gone, or its disk cannot be read.
+    """
     try:
         if path.name.lower().endswith(".parquet"):
             yield from _read_parquet(path)
@@ -51,6 +70,11 @@ def read_file(path: Path) -> Iterator[Item]:
             with cast(IO[bytes], open_file(path, "rb")) as stream:
                 yield from _read_json(stream, path)
     except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # not what the file holds
+            raise UserError(
+                f"{path}: cannot be read any more ({error.strerror}); bring it back and give the "
+                "same command again: what was encoded is kept"
+            ) from None
         yield Malformed(str(path), f"unreadable from here on ({error})")
 
 

@@ -1,4 +1,4 @@
-"""Encoded documents on disk: memory-mapped shards and a manifest that accounts for every row.
+"""Encoded documents on disk: shards, and a manifest that accounts for every row.
 
 A folder holds one data set encoded once::
 
@@ -8,25 +8,32 @@ A folder holds one data set encoded once::
     train-00000.assistant.npy     bool   [N]     tokens an assistant has to produce
     train-00000.documents.npy     int64  [D, 3]  tokens, content bytes, assistant bytes of each
 
-It is written under another name and renamed when complete, so a folder that exists is whole.
+It is written under another name and renamed when complete, so a folder that exists is whole. What a
+batch needs is read from the files when it is needed: memory holds the table of documents alone.
+(Mapped into memory instead, every page that an epoch touches would count as this process's memory.)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from newllm.data.render import Document
+from newllm.data.encode import Block
+from newllm.errors import UserError
 
 SHARD_TOKENS = 16 * 1024 * 1024
 """Tokens after which a new shard begins: bounds the memory that preparing needs."""
 
 _PARTS = {"tokens": np.dtype(np.uint16), "assistant": np.dtype(bool), "documents": np.dtype("<i8")}
+
+_OPEN_FILES = 64
+"""Files of one kind that are held open; systems allow a process 256 or more."""
 
 
 class Documents(Protocol):
@@ -41,15 +48,13 @@ class Documents(Protocol):
 
 
 class EncodedSplit:
-    """The documents of one split, read through memory maps."""
+    """The documents of one split."""
 
     def __init__(self, folder: Path, split: str, shards: int) -> None:
-        self._tokens, self._assistant, tables = [], [], []
-        for shard in range(shards):
-            stem = f"{split}-{shard:05d}"
-            self._tokens.append(np.load(folder / f"{stem}.tokens.npy", mmap_mode="r"))
-            self._assistant.append(np.load(folder / f"{stem}.assistant.npy", mmap_mode="r"))
-            tables.append(np.load(folder / f"{stem}.documents.npy"))
+        paths = {part: [_path(folder, split, n, part) for n in range(shards)] for part in _PARTS}
+        self._tokens = _Arrays(paths["tokens"], _PARTS["tokens"])
+        self._assistant = _Arrays(paths["assistant"], _PARTS["assistant"])
+        tables = [np.load(path) for path in paths["documents"]]
         self._first_document = np.cumsum([0] + [len(table) for table in tables])
         documents = np.concatenate(tables) if tables else np.zeros((0, 3), np.int64)
         self.lengths: np.ndarray = documents[:, 0]
@@ -75,59 +80,127 @@ class EncodedSplit:
         return self._slice(self._assistant, document, start, stop)
 
     def all_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """(ids [N], offsets [D + 1]) of the whole split, in memory."""
-        tokens = np.concatenate(self._tokens) if self._tokens else np.zeros(0, np.uint16)
-        return tokens, np.concatenate([[0], np.cumsum(self.lengths)])
+        """(ids [N], offsets [D + 1]) of the whole split, in memory: for small ones."""
+        return next(self.stretches(int(self.lengths.sum())))
 
-    def _slice(self, shards: list[np.ndarray], document: int, start: int, stop: int) -> np.ndarray:
-        shard = int(np.searchsorted(self._first_document, document, side="right")) - 1
-        offset = self._offsets[document]
-        return shards[shard][offset + start : offset + stop]
+    def stretches(self, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The whole split, as (ids [N], offsets [D + 1]) of documents that follow each other.
+
+        Args:
+            most: tokens of a stretch; a longer document is one by itself.
+        """
+        ends = np.cumsum(self.lengths)
+        begin = before = 0
+        while begin < len(self):
+            end = max(begin + 1, int(np.searchsorted(ends, before + most, side="right")))
+            lengths = self.lengths[begin:end]
+            offsets = np.concatenate([[0], np.cumsum(lengths)])
+            tokens = np.empty(int(offsets[-1]), np.uint16)
+            for number, length in enumerate(lengths.tolist()):
+                place = slice(int(offsets[number]), int(offsets[number + 1]))
+                tokens[place] = self.tokens(begin + number, 0, length)
+            yield tokens, offsets
+            begin, before = end, int(ends[end - 1])
+
+    def _slice(self, files: _Arrays, document: int, start: int, stop: int) -> np.ndarray:
+        shard = int(self._first_document.searchsorted(document, side="right")) - 1
+        offset = int(self._offsets[document])
+        length = int(self.lengths[document])
+        return files.read(shard, offset + start, offset + min(stop, length))
+
+
+class _Arrays:
+    """Arrays in .npy files, of which parts are read; the last used files stay open."""
+
+    def __init__(self, paths: list[Path], dtype: np.dtype[Any]) -> None:
+        self._paths, self._dtype = paths, dtype
+        self._open: dict[int, int] = {}  # file -> descriptor, the last used one last
+        self._headers: dict[int, int] = {}  # file -> bytes before the data
+
+    def read(self, file: int, start: int, stop: int) -> np.ndarray:
+        """Elements start..stop of one file (read-only)."""
+        descriptor = self._open.pop(file, None)
+        if descriptor is None:
+            descriptor = self._opened(file)
+        self._open[file] = descriptor
+        size = self._dtype.itemsize
+        os.lseek(descriptor, self._headers[file] + start * size, os.SEEK_SET)
+        content = os.read(descriptor, max(0, stop - start) * size)
+        if len(content) < (stop - start) * size:
+            raise UserError(f"{self._paths[file]}: shorter than it was; give the command again")
+        return np.frombuffer(content, self._dtype)
+
+    def _opened(self, file: int) -> int:
+        path = self._paths[file]
+        try:
+            if file not in self._headers:
+                with path.open("rb") as stream:
+                    np.lib.format.read_magic(stream)
+                    np.lib.format.read_array_header_1_0(stream)
+                    self._headers[file] = stream.tell()
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror}); give the command again, and the rows "
+                "are encoded anew"
+            ) from None
+        if len(self._open) >= _OPEN_FILES:
+            os.close(self._open.pop(next(iter(self._open))))
+        return descriptor
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
 
 
 class SplitWriter:
-    """Appends documents of one split to shards in `folder`."""
+    """Appends documents of one split to shards in `folder`.
 
-    def __init__(self, folder: Path, split: str, shard_tokens: int = SHARD_TOKENS) -> None:
-        self._folder, self._split, self._shard_tokens = folder, split, shard_tokens
-        self.shards = 0
+    Args:
+        folder: where the shards are written.
+        split: name of the split.
+        shards: those that are there already.
+    """
+
+    def __init__(self, folder: Path, split: str, shards: int = 0) -> None:
+        self._folder, self.split, self.shards = folder, split, shards
         self.files: dict[str, dict[str, Any]] = {}
-        self._start_shard()
+        """Size and SHA-256 of every file written."""
+        self._blocks: list[Block] = []
+        self.pending = 0
+        """Tokens that are in no shard yet."""
 
-    def add(self, documents: Iterable[Document]) -> None:
-        for document in documents:
-            self._tokens.append(np.asarray(document.ids, dtype=np.uint16))
-            self._assistant.append(np.asarray(document.assistant, dtype=bool))
-            self._documents.append(
-                (len(document.ids), document.content_bytes, document.assistant_bytes)
-            )
-            self._pending += len(document.ids)
-            if self._pending >= self._shard_tokens:
-                self._finish_shard()
+    def add(self, block: Block) -> None:
+        """Take the documents of a block."""
+        self._blocks.append(block)
+        self.pending += len(block.tokens)
 
-    def close(self) -> None:
-        """Write the last shard."""
-        if self._documents:
-            self._finish_shard()
-
-    def _start_shard(self) -> None:
-        self._tokens: list[np.ndarray] = []
-        self._assistant: list[np.ndarray] = []
-        self._documents: list[tuple[int, int, int]] = []
-        self._pending = 0
-
-    def _finish_shard(self) -> None:
-        arrays = {
-            "tokens": np.concatenate(self._tokens),
-            "assistant": np.concatenate(self._assistant),
-            "documents": np.asarray(self._documents),
-        }
+    def finish_shard(self) -> None:
+        """Write what is pending, if there is anything, as a shard."""
+        if not any(len(block.documents) for block in self._blocks):
+            return
         for part, dtype in _PARTS.items():
-            path = self._folder / f"{self._split}-{self.shards:05d}.{part}.npy"
-            np.save(path, arrays[part].astype(dtype, copy=False))
+            path = _path(self._folder, self.split, self.shards, part)
+            array = np.concatenate([getattr(block, part) for block in self._blocks])
+            _save(path, array.astype(dtype, copy=False))
             self.files[path.name] = describe_file(path)
         self.shards += 1
-        self._start_shard()
+        self._blocks, self.pending = [], 0
+
+
+def _path(folder: Path, split: str, shard: int, part: str) -> Path:
+    return folder / f"{split}-{shard:05d}.{part}.npy"
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """`np.save`, which when the disk is full says neither so nor where."""
+    try:
+        with path.open("wb") as file:
+            header = np.lib.format.header_data_from_array_1_0(array)
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(array.data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -139,12 +212,23 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a whole, undamaged folder; None where anything is missing or changed."""
+def read_manifest(folder: Path, check: bool = True) -> dict[str, Any] | None:
+    """The manifest of a whole, undamaged folder; None where anything is missing or changed.
+
+    Args:
+        folder: the folder.
+        check: read every file to compare its hash (not needed where it was just written).
+    """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        files = manifest["files"]
-        whole = all(describe_file(folder / name) == facts for name, facts in files.items())
+        return manifest if not check or intact(folder, manifest["files"]) else None
     except (OSError, ValueError, KeyError):
         return None
-    return manifest if whole else None
+
+
+def intact(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether every file is there with the size and hash that were recorded."""
+    try:
+        return all(describe_file(folder / name) == facts for name, facts in files.items())
+    except OSError:
+        return False

@@ -8,19 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 
-from newllm.data.rows import READABLE, Item, Located, Rows, read_file
+from newllm.data.hub import open_hub
+from newllm.data.rows import READABLE, Item, Located, Rows, read_file, split_name
 from newllm.data.sample import SAMPLES, sample_rows
 from newllm.errors import UserError
-from newllm.levels import HubRepository, Level
+from newllm.levels import Level
 
 SPLIT_SEED = 42
 """Seed of the 90/10 split where a data set has none; part of the protocol, so no setting."""
@@ -38,27 +37,34 @@ class Source:
     """By name: train, validation, test; or `all` where the source knows no splits."""
     revision: str | None = None
     """Commit of the Hub repository, if it came from there."""
+    counts: dict[str, int] = field(default_factory=dict, repr=False)
+    """Rows of each split, where that is known without reading them."""
 
     def training_splits(self) -> tuple[Rows, Rows]:
         """(train, validation); lacking the latter, test rows; lacking those, 90/10 by seed 42."""
-        train = self.splits.get("train") or self.splits.get("all")
+        name = "train" if "train" in self.splits else "all"
+        train = self.splits.get(name)
         if train is None:
             raise UserError(f"{self.description}: no training rows (a file named train.*)")
         validation = self.splits.get("validation") or self.splits.get("test")
-        return (train, validation) if validation else _split(train, self.description)
+        if validation:
+            return train, validation
+        return _split(train, self.description, self.counts.get(name))
 
     def evaluation_split(self) -> Rows:
         """Validation rows; of a single file, all rows."""
         return self.splits.get("all") or self.training_splits()[1]
 
 
-def open_source(level: Level, data: str, subset: str = "all") -> Source:
+def open_source(level: Level, data: str, subset: str = "all", head: bool = False) -> Source:
     """Open `data`: "hub", "sample", or a path to a file or folder.
 
     Args:
         level: the data set; says where it is on the Hub and which parts it has.
         data: where the rows are.
         subset: the part that is wanted ("all": every one that the level names).
+        head: whether only the first rows of each split will be read; of the Hub's files, those
+            that hold no such row are not fetched.
 
     Raises:
         UserError: nothing can be read there, with what to do instead.
@@ -67,7 +73,7 @@ def open_source(level: Level, data: str, subset: str = "all") -> Source:
         known = ", ".join(level.subsets) or "none"
         raise UserError(f"--subset {subset}: {level.dataset} has no such part (its parts: {known})")
     if data == "hub":
-        return _hub(level, subset)
+        return _hub(level, subset, head)
     source = _sample(level.dataset) if data == "sample" else _local(Path(data), level)
     return source if subset == "all" else _only(source, subset, level)
 
@@ -108,17 +114,31 @@ def _part_of(item: Item, folder: str, level: Level) -> bool | None:
     return None if isinstance(item, Located) else True
 
 
-def _split(rows: Rows, description: str) -> tuple[Rows, Rows]:
-    total = sum(1 for _ in rows())
-    if total < 2:
-        raise UserError(f"{description}: {total} row(s), too few to set validation rows aside")
-    # The very rows that `datasets`' train_test_split(test_size=0.1, seed=42) sets aside, which the
-    # published numbers were measured on.
-    held_out = np.zeros(total, dtype=bool)
-    held_out[np.random.default_rng(SPLIT_SEED).permutation(total)[: math.ceil(total / 10)]] = True
+def _split(rows: Rows, description: str, count: int | None) -> tuple[Rows, Rows]:
+    @cache  # counted when rows are wanted, once
+    def held_out() -> np.ndarray:
+        total = sum(1 for _ in rows()) if count is None else count
+        if total < 2:
+            raise UserError(f"{description}: {total} row(s), too few to set validation rows aside")
+        # The very rows that `datasets`' train_test_split(test_size=0.1, seed=42) sets aside, which
+        # the published numbers were measured on.
+        held = np.zeros(total, dtype=bool)
+        held[np.random.default_rng(SPLIT_SEED).permutation(total)[: math.ceil(total / 10)]] = True
+        return held
 
     def part(wanted: bool) -> Rows:
-        return lambda: (row for row, held in zip(rows(), held_out, strict=True) if held == wanted)
+        def chosen() -> Iterator[Item]:
+            held, number = held_out(), -1
+            for number, row in enumerate(rows()):
+                if number < len(held) and held[number] == wanted:
+                    yield row
+            if number + 1 != len(held):
+                raise UserError(
+                    f"{description}: {number + 1:,} rows now, {len(held):,} were expected; give "
+                    "the same command again when nothing else writes there"
+                )
+
+        return chosen
 
     return part(False), part(True)
 
@@ -141,73 +161,32 @@ def _sample(dataset: str) -> Source:
     )
 
 
-def _hub(level: Level, subset: str) -> Source:
+def _hub(level: Level, subset: str, head: bool) -> Source:
     if not level.hub:
         raise UserError(f"{level.dataset} is made of your own rows: give them with --data PATH")
     failure = ""
     for repository in level.hub:
-        folders = level.subsets.values() if subset == "all" else [level.subsets[subset]]
+        folders = list(level.subsets.values() if subset == "all" else [level.subsets[subset]])
         try:
-            return _hub_dataset(repository, list(folders))
+            found = open_hub(repository, folders, head)
         except Exception as error:  # the libraries raise dozens of kinds for "not to be had"
             failure = failure or str(error).strip().split("\n")[0]
+            continue
+        identity = json.dumps([repository.id, found.identity, folders])
+        return Source(
+            description=f"{repository.id}@{(found.revision or 'cached')[:12]}",
+            fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+            splits=found.splits,
+            revision=found.revision,
+            counts=found.counts,
+        )
     raise UserError(
         f"{level.hub[0].id} cannot be had from the Hub ({failure}); give your copy with "
         "--data PATH, or use the built-in rows with --data sample"
     )
 
 
-def _hub_dataset(repository: HubRepository, folders: list[str]) -> Source:
-    import datasets
-    import huggingface_hub
-
-    revision = None
-    if not Path(repository.id).is_dir():  # a folder laid out like a repository has no revision
-        try:
-            revision = huggingface_hub.HfApi().dataset_info(repository.id).sha
-        except (OSError, huggingface_hub.errors.OfflineModeIsEnabled):
-            revision = None  # offline: `datasets` may still have it in its cache
-    parts: dict[str, list[datasets.Dataset]] = {}
-    for configuration in repository.configurations or (None,):
-        for folder in folders or (None,):
-            loaded = datasets.load_dataset(
-                repository.id, configuration, data_dir=folder, revision=revision
-            )
-            for name, part in cast(datasets.DatasetDict, loaded).items():
-                split = repository.splits.get(str(name)) or _split_name(str(name))
-                if not repository.splits or str(name) in repository.splits:
-                    parts.setdefault(split or "all", []).append(part)
-
-    def rows(tables: list[datasets.Dataset], name: str) -> Rows:
-        return lambda: (
-            Located(f"{repository.id} {name}:{number}", cast(dict[str, Any], row))
-            for number, row in enumerate(chain.from_iterable(tables), start=1)
-        )
-
-    identity = revision or "-".join(t._fingerprint for tables in parts.values() for t in tables)
-    return Source(
-        description=f"{repository.id}@{(revision or 'cached')[:12]}",
-        fingerprint=hashlib.sha256(
-            json.dumps([repository.id, identity, folders]).encode()
-        ).hexdigest(),
-        splits={name: rows(tables, name) for name, tables in parts.items()},
-        revision=revision,
-    )
-
-
 # -- local files ---------------------------------------------------------------------------------
-
-_SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "eval": "validation", "test": "test",
-}  # fmt: skip
-
-
-def _split_name(file_name: str) -> str | None:
-    """`train-00000-of-00001.parquet` -> train."""
-    words = re.split(r"[^a-z]+", file_name.lower(), maxsplit=1)
-    return _SPLIT_NAMES.get(words[0])
 
 
 def _local(path: Path, level: Level) -> Source:
@@ -230,7 +209,7 @@ def _local(path: Path, level: Level) -> Source:
             raise UserError(f"{path}: no .jsonl, .json, .gz or .parquet file in this folder")
         files: dict[str, list[Path]] = {}
         for file in found:
-            names = [_split_name(part) for part in reversed(file.relative_to(path).parts)]
+            names = [split_name(part) for part in reversed(file.relative_to(path).parts)]
             if any(names):
                 files.setdefault(next(filter(None, names)), []).append(file)
         if "train" not in files and "validation" not in files:

@@ -120,7 +120,12 @@ class BPE:
 
     def __init__(self, definition: str) -> None:
         """`definition` is the JSON of a `tokenizers.Tokenizer` without special tokens."""
-        self._tokenizer = tokenizers.Tokenizer.from_str(definition)
+        self._definition = definition
+        # The library's ids make room for the special ones, so that nothing is left to add to them.
+        shifted = json.loads(definition)
+        vocabulary = shifted["model"]["vocab"]
+        shifted["model"]["vocab"] = {t: i + len(self.special) for t, i in vocabulary.items()}
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(shifted))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> BPE:
@@ -146,32 +151,30 @@ class BPE:
         return self._tokenizer.get_vocab_size() + len(self.special)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        clean = [replace_surrogates(text)[0] for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
-        offset = len(self.special)
-        return [[token + offset for token in encoding.ids] for encoding in encodings]
+        return self.encode_clean([replace_surrogates(text)[0] for text in texts])
+
+    def encode_clean(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_batch` of texts that are known to have no lone surrogates."""
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(self.piece(token) for token in ids).decode("utf-8", errors="replace")
 
     def piece(self, token: int) -> bytes:
-        index = token - len(self.special)
-        return self._pieces[index] if 0 <= index < len(self._pieces) else b""
+        return self._pieces.get(token, b"")
 
     def special_name(self, token: int) -> str | None:
         return self.special[token] if token < len(self.special) else None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "definition": self._tokenizer.to_str()}
+        return {"kind": self.kind, "definition": self._definition}
 
     @cached_property
-    def _pieces(self) -> list[bytes]:
+    def _pieces(self) -> dict[int, bytes]:
         byte_of = {character: byte for byte, character in _byte_alphabet()}
         vocabulary = self._tokenizer.get_vocab()
-        pieces = [b""] * len(vocabulary)
-        for text, index in vocabulary.items():
-            pieces[index] = bytes(byte_of[character] for character in text)
-        return pieces
+        return {token: bytes(byte_of[c] for c in text) for text, token in vocabulary.items()}
 
 
 def _byte_alphabet() -> Iterator[tuple[int, str]]:

@@ -116,9 +116,9 @@ def nats_by_document(
     nats = np.zeros(len(split))
     state = model.initial_state(lanes)
     loader = EpochLoader(split, EVALUATION_ROW, lanes)
-    for batch, rows in zip(loader.batches(), loader.plan.steps, strict=True):
+    for step, batch in enumerate(loader.batches()):
         hidden, state = model(batch.ids.to(device), state, batch.reset.to(device))
-        for lane, row in enumerate(rows):
+        for lane, row in enumerate(loader.plan.rows(step)):
             for segment in row:
                 place = slice(segment.column, segment.column + segment.stop - segment.start)
                 targets = batch.targets[lane, place].to(device)

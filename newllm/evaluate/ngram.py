@@ -53,6 +53,23 @@ def _checked(
     return ids, edges
 
 
+def _ranked(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values, sorted, and the rank of each of the given among them (int32).
+
+    As `np.unique`, in less memory.
+    """
+    order = np.argsort(values)
+    ordered = values[order]
+    del values
+    new = np.ones(len(ordered), dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    keys = ordered[new]
+    del ordered
+    ranks = np.empty(len(order), dtype=np.int32)
+    ranks[order] = np.cumsum(new, dtype=np.int32) - 1
+    return keys, ranks
+
+
 def _preceding(ranks: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """For every position, the rank one position earlier in the same document, else -1.  [N]"""
     before = np.empty_like(ranks)
@@ -82,7 +99,10 @@ def _estimate(keys: np.ndarray, counts: np.ndarray, contexts: int, vocab_size: i
     held_back = np.bincount(context, weights=discount, minlength=contexts)
     # A context never followed by a predictable token says nothing: all mass comes from below.
     passed_on = np.divide(held_back, total, out=np.ones(contexts), where=total > 0)
-    return _Level(keys, (counts - discount) / np.maximum(total, 1)[context], passed_on)
+    del held_back
+    share = np.subtract(counts, discount, out=discount)  # in place: this is where memory peaks
+    share /= np.maximum(total, 1, out=total)[context]
+    return _Level(keys, share, passed_on)
 
 
 class NgramTable:
@@ -136,6 +156,7 @@ class NgramTable:
         if not predictable.any():
             raise ValueError("no id is left to predict")
 
+        ids = ids.astype(np.int32)
         lengths = np.diff(edges)
         starts = edges[:-1][lengths > 0]
         not_first = np.ones(len(ids), dtype=bool)  # a document's first token is never a target
@@ -144,21 +165,22 @@ class NgramTable:
         all_counts: list[np.ndarray] = []  # per order, [G_k]; complete one order later
         # Rank of the k-gram that ends at each position, -1 where none that long fits the document.
         # The empty n-gram (k = 0) has rank 0 everywhere.
-        ranks = np.zeros(len(ids), dtype=np.int64)
+        ranks = np.zeros(len(ids), dtype=np.int32)
         contexts = 1
         for k in range(1, order + 1):
             if contexts > _MAX_KEY // vocab_size:
                 raise OverflowError("n-gram keys do not fit 64 bits")
             context = ranks if k == 1 else _preceding(ranks, starts)
-            (at,) = np.nonzero(context >= 0)
-            keys, found = np.unique(context[at] * vocab_size + ids[at], return_inverse=True)
+            at = np.nonzero(context >= 0)[0].astype(np.int32)
+            keys, found = _ranked(context[at].astype(np.int64) * vocab_size + ids[at])
             if k > 1:
                 # Each distinct k-gram is one left neighbour of its own last k-1 tokens.
-                suffix = np.empty(len(keys), dtype=np.int64)
+                suffix = np.empty(len(keys), dtype=np.int32)
                 suffix[found] = ranks[at]
-                all_counts[-1] += np.bincount(suffix, minlength=contexts)
-            ranks = np.full(len(ids), -1, dtype=np.int64)
+                all_counts[-1] += np.bincount(suffix, minlength=contexts).astype(np.int32)
+            ranks = np.full(len(ids), -1, dtype=np.int32)
             ranks[at] = found
+            del at, found, context
             if k == order:
                 counted = ranks[not_first & (ranks >= 0)]
             elif k > 1:
@@ -168,11 +190,12 @@ class NgramTable:
                 counted = ranks[:0]
             contexts = len(keys)
             all_keys.append(keys)
-            all_counts.append(np.bincount(counted, minlength=contexts))
+            all_counts.append(np.bincount(counted, minlength=contexts).astype(np.int32))
 
         levels: list[_Level] = []
         contexts = 1
-        for keys, counts in zip(all_keys, all_counts, strict=True):
+        while all_keys:  # each order's counts go as its shares come
+            keys, counts = all_keys.pop(0), all_counts.pop(0)
             counts[~predictable[keys % vocab_size]] = 0
             levels.append(_estimate(keys, counts, contexts, vocab_size))
             contexts = len(keys)

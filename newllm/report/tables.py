@@ -121,8 +121,9 @@ def _run_lines(skills: Mapping[str, Any]) -> dict[str, str]:
 def data_facts(dataset: str, flags: Mapping[str, Any]) -> Facts:
     """What `newllm data` says: accounting of both splits and a rendered example."""
     settings = resolve(dataset, flags)
-    source = open_source(find_level(dataset), settings.data, settings.subset)
-    encoded = prepare_training(source, Encoding.of(settings))
+    encoding = Encoding.of(settings)
+    source = open_source(find_level(dataset), settings.data, settings.subset, encoding.head)
+    encoded = prepare_training(source, encoding)
     split, tokenizer = encoded.splits["train"], encoded.tokenizer
     example = split.tokens(0, 0, int(split.lengths[0])).tolist()
     return {

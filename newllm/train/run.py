@@ -16,7 +16,8 @@ import torch
 import newllm
 from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, Settings, option_name, parse, to_yaml
 from newllm.data.conversations import ROW_FORMATS
-from newllm.data.prepare import Accounting, Encoded, Encoding, prepare_training
+from newllm.data.encode import Accounting
+from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.render import make_renderer
 from newllm.data.sources import open_source
 from newllm.errors import Stopped, UserError
@@ -123,8 +124,9 @@ class _Run:
 
     def _encode(self) -> Encoded:
         settings = self.settings
-        source = open_source(self.level, settings.data, settings.subset)
-        return prepare_training(source, Encoding.of(settings), self.start.tokenizer)
+        encoding = Encoding.of(settings)
+        source = open_source(self.level, settings.data, settings.subset, encoding.head)
+        return prepare_training(source, encoding, self.start.tokenizer)
 
     def _introduce(self, trainer: Trainer, resumed: bool) -> None:
         settings, counts = self.settings, self.data.accounting

@@ -204,7 +204,7 @@ def test_subset_that_rows_do_not_tell_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(GOOD["hh_rlhf"][0]) + "\n")
     with pytest.raises(UserError, match=r"rows.jsonl:1 does not say which part"):
-        open_source(LEVELS["hh_rlhf"], str(file), "helpful").training_splits()
+        list(open_source(LEVELS["hh_rlhf"], str(file), "helpful").training_splits()[0]())
     with pytest.raises(UserError, match="dolly has no such part"):
         open_source(LEVELS["dolly"], "sample", "helpful")
     assert resolve("hh_rlhf", {"subset": "harmless"}).run_name.startswith(

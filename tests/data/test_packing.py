@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from newllm.data.encode import Accounting, Block
 from newllm.data.loader import IGNORED, EpochLoader
-from newllm.data.packing import plan_epoch
+from newllm.data.packing import Row, plan_epoch
 from newllm.data.render import Document
 from newllm.data.shards import EncodedSplit, SplitWriter
 
@@ -21,7 +22,8 @@ lengths_of_documents = st.lists(st.integers(0, 50), min_size=1, max_size=30)
 def test_every_position_once_and_in_order(lengths, row_length, lanes, shuffle, shared) -> None:
     plan = plan_epoch(np.array(lengths), row_length, lanes, (0, 1) if shuffle else None, shared)
     seen: dict[int, list[tuple[int, int, int, int]]] = {}
-    for step, rows in enumerate(plan.steps):
+    for step in range(plan.steps):
+        rows = plan.rows(step)
         assert len(rows) == lanes
         for lane, row in enumerate(rows):
             end = 0
@@ -48,23 +50,37 @@ def test_rows_are_well_filled() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 127, size=3000)
     plan = plan_epoch(lengths, 128, 16, (0, 0))
-    assert lengths.sum() / (len(plan.steps) * 16 * 128) > 0.93
+    assert lengths.sum() / (plan.steps * 16 * 128) > 0.93
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
     lengths = np.arange(1, 60)
-    first = plan_epoch(lengths, 64, 4, (7, 0))
-    assert plan_epoch(lengths, 64, 4, (7, 0)) == first
-    assert plan_epoch(lengths, 64, 4, (7, 1)) != first
-    assert plan_epoch(lengths, 64, 4, (8, 0)) != first
+
+    def rows(seed: int, epoch: int) -> list[list[Row]]:
+        plan = plan_epoch(lengths, 64, 4, (seed, epoch))
+        return [plan.rows(step) for step in range(plan.steps)]
+
+    assert rows(7, 0) == rows(7, 0)
+    assert rows(7, 1) != rows(7, 0)
+    assert rows(8, 0) != rows(7, 0)
+
+
+def test_a_plan_is_a_few_bytes_a_document() -> None:
+    lengths = np.random.default_rng(0).integers(1, 900, size=20_000)
+    plan = plan_epoch(lengths, 128, 32, (0, 0))
+    arrays = [plan.chains.documents, plan.chains.first, plan.chains.rows]
+    arrays += [array for lane in plan.lanes for array in lane]
+    assert sum(array.nbytes for array in arrays) <= 20 * len(lengths)
 
 
 def write_split(folder: Path, documents: list[list[int]], shard_tokens: int) -> EncodedSplit:
-    writer = SplitWriter(folder, "train", shard_tokens)
-    writer.add(
-        Document(ids, [i % 2 == 1 for i in range(len(ids))], len(ids), 1) for ids in documents
-    )
-    writer.close()
+    writer = SplitWriter(folder, "train")
+    for ids in documents:
+        document = Document(ids, [i % 2 == 1 for i in range(len(ids))], len(ids), 1)
+        writer.add(Block.of([document], Accounting()))
+        if writer.pending >= shard_tokens:
+            writer.finish_shard()
+    writer.finish_shard()
     return EncodedSplit(folder, "train", writer.shards)
 
 

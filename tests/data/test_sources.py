@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,15 +14,10 @@ from newllm.data.prepare import Encoding, prepare_evaluation, prepare_training
 from newllm.data.rows import Located, Malformed, read_file
 from newllm.data.sources import open_source
 from newllm.errors import UserError
-from newllm.levels import LEVELS, HubRepository, Level
+from newllm.levels import LEVELS
 
 ROWS = [{"instruction": f"q{i}", "context": "", "response": f"a{i}"} for i in range(20)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
-
-
-def hub_level(repository: str) -> Level:
-    """Dolly, from another place on the Hub."""
-    return replace(LEVELS["dolly"], hub=(HubRepository(repository),))
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -208,63 +202,6 @@ def test_sample_needs_no_files() -> None:
     )
     assert encoded.accounting["validation"].malformed == 0
     assert encoded.accounting["validation"].documents > 100
-
-
-def test_hub_shaped_folder_through_datasets(tmp_path: Path) -> None:
-    """The road a Hub repository takes, read from a folder laid out like one."""
-    write(tmp_path / "hub" / "data" / "train-00000-of-00001.jsonl", LINES)
-    source = open_source(hub_level(str(tmp_path / "hub")), "hub")
-    train, validation = source.training_splits()
-    assert sum(1 for _ in train()) == 18
-    assert sum(1 for _ in validation()) == 2
-    assert source.fingerprint
-
-
-def test_mirrors_configurations_and_split_names(tmp_path: Path) -> None:
-    """The first repository that answers is taken; its parts and splits as the level says."""
-    mirror = tmp_path / "mirror"
-    front = "---\nconfigs:\n"
-    for part, split in (("algebra", "train_sft"), ("geometry", "train_sft"),
-                        ("algebra", "test_sft"),
-                        ("geometry", "test_sft"), ("algebra", "train_gen")):  # fmt: skip
-        write(mirror / part / f"{split}.jsonl", LINES)
-    for part in ("algebra", "geometry"):
-        files = {p.stem: f"{part}/{p.name}" for p in (mirror / part).iterdir()}
-        front += f"- config_name: {part}\n  data_files:\n"
-        front += "".join(f"  - split: {s}\n    path: {path}\n" for s, path in files.items())
-    write(mirror / "README.md", front + "---\n")
-    names = {"train_sft": "train", "test_sft": "test"}
-    level = replace(
-        LEVELS["dolly"],
-        hub=(
-            HubRepository("someone/not-to-be-had"),
-            HubRepository(str(mirror), ("algebra", "geometry"), names),
-        ),
-    )
-    source = open_source(level, "hub")
-    assert set(source.splits) == {"train", "test"}
-    train, validation = source.training_splits()
-    assert sum(1 for _ in train()) == 40
-    assert sum(1 for _ in validation()) == 40
-
-
-def test_hub_parts_are_folders_of_the_repository(tmp_path: Path) -> None:
-    for part in ("helpful-base", "harmless-base", "helpful-online"):
-        for split, rows in (("train", 3), ("test", 1)):
-            row = {"chosen": f"\n\nHuman: {part}\n\nAssistant: x", "rejected": ""}
-            write(tmp_path / part / f"{split}.jsonl", (json.dumps(row) + "\n") * rows)
-    level = replace(LEVELS["hh_rlhf"], hub=(HubRepository(str(tmp_path)),))
-    for subset, count in (("all", 6), ("helpful", 3)):
-        train = open_source(level, "hub", subset).training_splits()[0]
-        texts = [item.row["chosen"] for item in train() if isinstance(item, Located)]
-        assert len(texts) == count
-        assert not any("online" in text for text in texts)
-
-
-def test_no_hub_names_the_other_ways() -> None:
-    with pytest.raises(UserError, match=r"cannot be had.*--data PATH.*--data sample") as error:
-        open_source(hub_level("someone/dolly-that-is-not-cached"), "hub")
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["missing", "empty_folder", "notes.txt"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from newllm.data.encode import Accounting, Block
 from newllm.data.render import ChatRenderer, Document
 from newllm.data.shards import EncodedSplit, SplitWriter
 from newllm.data.tokenizers import BPE, Word1000
@@ -35,8 +36,8 @@ class Uniform(nn.Module):
 
 def encode(folder: Path, documents: list[Document]) -> EncodedSplit:
     writer = SplitWriter(folder, "validation")
-    writer.add(documents)
-    writer.close()
+    writer.add(Block.of(documents, Accounting()))
+    writer.finish_shard()
     return EncodedSplit(folder, "validation", writer.shards)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from newllm.config import to_yaml
-from newllm.data.prepare import Accounting
+from newllm.data.encode import Accounting
 from newllm.evaluate.floor import Floor
 from newllm.levels import LEVELS
 from newllm.recipes import resolve

@@ -1,0 +1,148 @@
+"""Rows of a Hub repository (or of a folder laid out like one), through the library `datasets`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from newllm.data.rows import Item, Located, Rows, split_name
+from newllm.errors import UserError
+from newllm.levels import HubRepository
+
+if TYPE_CHECKING:
+    import datasets
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """What a repository holds."""
+
+    splits: dict[str, Rows]
+    """By our names of splits; `all` where a name says nothing."""
+    identity: str
+    """Changes whenever the rows do."""
+    revision: str | None
+    """Commit of the repository; None offline, and of a folder."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Rows of each split, where the repository's card says so and they were not all fetched."""
+
+
+def open_hub(repository: HubRepository, folders: list[str], head: bool) -> HubRows:
+    """Open a repository.
+
+    Args:
+        repository: which.
+        folders: those to be read (none: all).
+        head: whether only the first rows of each split will be read. Then a file is fetched when
+            its first row is wanted, and the files after the last row never.
+
+    Raises:
+        Exception: dozens of kinds, when it cannot be had.
+    """
+    import huggingface_hub
+
+    revision, is_folder = None, Path(repository.id).is_dir()
+    if not is_folder:  # a folder laid out like a repository has no revision
+        try:
+            revision = huggingface_hub.HfApi().dataset_info(repository.id).sha
+        except (OSError, huggingface_hub.errors.OfflineModeIsEnabled):
+            revision = None  # offline: `datasets` may still have all of it in its cache
+    if head and (revision or is_folder):
+        return _by_file(repository, folders, revision)
+    return _whole(repository, folders, revision)
+
+
+def _our_split(repository: HubRepository, name: str) -> str | None:
+    """Our name of a repository's split; None for one that is not read."""
+    if repository.splits:
+        return repository.splits.get(name)
+    return split_name(name) or "all"
+
+
+def _whole(repository: HubRepository, folders: list[str], revision: str | None) -> HubRows:
+    import datasets
+
+    parts: dict[str, list[datasets.Dataset]] = {}
+    for configuration in repository.configurations or (None,):
+        for folder in folders or (None,):
+            loaded = datasets.load_dataset(
+                repository.id, configuration, data_dir=folder, revision=revision
+            )
+            for name, part in cast("datasets.DatasetDict", loaded).items():
+                if split := _our_split(repository, str(name)):
+                    parts.setdefault(split, []).append(part)
+
+    def rows(tables: list[datasets.Dataset], name: str) -> Rows:
+        return lambda: _located(f"{repository.id} {name}", chain.from_iterable(tables))
+
+    identity = revision or "-".join(t._fingerprint for tables in parts.values() for t in tables)
+    splits = {name: rows(tables, name) for name, tables in parts.items()}
+    return HubRows(splits, identity, revision)
+
+
+def _by_file(repository: HubRepository, folders: list[str], revision: str | None) -> HubRows:
+    import datasets
+
+    files: dict[str, list[tuple[str, str]]] = {}  # split -> kind and place of each file
+    known: dict[str, list[int | None]] = {}
+    for configuration in repository.configurations or (None,):
+        for folder in folders or (None,):
+            builder = datasets.load_dataset_builder(
+                repository.id, configuration, data_dir=folder, revision=revision
+            )
+            kind = type(builder).__module__.rpartition(".")[2]
+            counts = builder.info.splits if folder is None else None  # else those of all folders
+            for name, places in (builder.config.data_files or {}).items():
+                if split := _our_split(repository, str(name)):
+                    files.setdefault(split, []).extend((kind, str(place)) for place in places)
+                    known.setdefault(split, []).append(_count(counts, str(name)))
+    if not files:
+        raise ValueError("no data files")
+
+    def rows(split: str) -> Rows:
+        def fetched() -> Iterator[Any]:
+            for kind, place in files[split]:
+                yield from _fetch(kind, place)
+
+        return lambda: _located(f"{repository.id} {split}", fetched())
+
+    places = [f"{split} {place}" for split, found in files.items() for _, place in found]
+    return HubRows(
+        {split: rows(split) for split in files},
+        revision or "-".join(_digest(Path(place.partition(" ")[2])) for place in places),
+        revision,
+        {split: sum(map(int, c)) for split, c in known.items() if None not in c},  # type: ignore[arg-type]
+    )
+
+
+def _count(splits: Any, name: str) -> int | None:
+    """Rows of a split by the repository's card."""
+    return (splits[name].num_examples or None) if splits and name in splits else None
+
+
+def _fetch(kind: str, place: str) -> datasets.Dataset:
+    """The rows of one file, from the cache of `datasets` if they are there."""
+    import datasets
+
+    try:
+        table = datasets.load_dataset(kind, data_files=[place], split="train")
+    except Exception as error:  # the libraries raise dozens of kinds for "not to be had"
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{place} cannot be had from the Hub ({reason}); give the same command again: what was "
+            "fetched and encoded is kept"
+        ) from None
+    return cast("datasets.Dataset", table)
+
+
+def _located(where: str, rows: Any) -> Iterator[Item]:
+    return (Located(f"{where}:{number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
