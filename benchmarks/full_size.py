@@ -67,16 +67,17 @@ def full_size(rows: int, mean_characters: int, minutes: float, vocab_size: int) 
     preparing, training = [], []
     for count in (rows // 10, rows):
         with tempfile.TemporaryDirectory() as folder:
-            prepared, trained = _measure(Path(folder), count, mean_characters, minutes, vocab_size)
+            prepared, trained = measure(Path(folder), count, mean_characters, minutes, vocab_size)
         preparing.append(prepared)
         training.append(trained)
     facts = {"cores_used": usable_cores(), "mean_characters": mean_characters}
     return Report({"Preparing": preparing, "Training": training}, facts)
 
 
-def _measure(
+def measure(
     folder: Path, rows: int, mean_characters: int, minutes: float, vocab_size: int
 ) -> tuple[Row, Row]:
+    """What preparing so many dialogues takes, and what training on them does."""
     data, vocabulary = folder / "rows" / "ultrachat", folder / "vocabulary.json"
     data.mkdir(parents=True)
     progress(f"writing {rows:,} dialogues")

@@ -13,6 +13,7 @@ import pytest
 
 import newllm
 from benchmarks.dialogues import write_dialogues
+from benchmarks.full_size import measure
 from newllm.cli import main
 
 ROOT = Path(newllm.__file__).parent.parent
@@ -177,27 +178,17 @@ def test_data(tokenizer: str, dolly_folder: Path, capsys) -> None:
     assert 0 < batches["filled_share"] <= 1
 
 
-def test_data_of_any_size(capsys) -> None:
-    result = run_json(
-        capsys, "data", "ultrachat", "--rows", "60", "--vocab-size", "400", "--minutes", "0.001",
-        "--mean-characters", "300",
-    )  # fmt: skip
-    assert keys(result) == {
-        "Preparing": [
-            "rows", "vocabulary_seconds", "vocabulary_peak_mb", "seconds", "rows_per_second",
-            "bare_tokenizer_rows_per_second", "ratio_to_bare_tokenizer", "peak_mb", "rows_gb",
-            "shards_gb",
-        ],
-        "Training": [
-            "rows", "tokens", "seconds_to_first_step", "steps", "tokens_per_second", "peak_mb",
-            "seconds",
-        ],
-    }  # fmt: skip
-    tenth, whole = result["tables"]["Training"]
-    assert (tenth["rows"], whole["rows"]) == (6, 60)
-    assert 4 < whole["tokens"] / tenth["tokens"] < 25
-    assert whole["steps"] > 0
-    assert 0 < whole["seconds_to_first_step"] < whole["seconds"]
+def test_data_of_any_size(tmp_path) -> None:
+    prepared, trained = measure(tmp_path, 60, mean_characters=300, minutes=0.001, vocab_size=400)
+    assert list(prepared) == [
+        "rows", "vocabulary_seconds", "vocabulary_peak_mb", "seconds", "rows_per_second",
+        "bare_tokenizer_rows_per_second", "ratio_to_bare_tokenizer", "peak_mb", "rows_gb",
+        "shards_gb",
+    ]  # fmt: skip
+    assert prepared["rows"] == trained["rows"] == 60
+    assert 60 * 30 < trained["tokens"] < 60 * 600
+    assert trained["steps"] > 0
+    assert 0 < trained["seconds_to_first_step"] < trained["seconds"]
 
 
 def test_made_up_dialogues_have_their_shape_and_are_always_the_same(tmp_path) -> None:
