@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from newllm.config import option_name
 from newllm.errors import UserError
 from newllm.evaluate.forgetting import Matrix, backward_transfer, forgetting_matrix
+from newllm.verdict import NextStep
 
 NAME, FORMAT, VERSION = "climb.json", "new-llm climb", 1
+GO_ON, AGAIN = "go on with the climb", "the climb again, twice as long"
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,19 @@ class Climb:
     """Bits per byte: rows after a level, columns of a level."""
     backward_transfer: float | None
     """Bits per byte that earlier levels gained since they were learned; below 0: forgotten."""
+    next: NextStep | None
+    """Its next level; of a finished climb in which not every level was cleared, a longer one."""
+
+    @property
+    def runs(self) -> set[str]:
+        """Names of the runs of its finished levels."""
+        return {result["run"] for result in self.results}
+
+    @property
+    def current(self) -> str | None:
+        """The level that it is at; None when it is finished."""
+        left = self.levels[len(self.results) :]
+        return left[0] if left else None
 
 
 def read_climb(folder: Path) -> Climb | None:
@@ -51,8 +68,32 @@ def read_climb(folder: Path) -> Climb | None:
             for result in results
         ]
         matrix = forgetting_matrix([result["dataset"] for result in results], scores)
-        return Climb(
-            levels, content.get("rehearsal_share"), results, matrix, backward_transfer(matrix)
-        )
+        share, transfer = content.get("rehearsal_share"), backward_transfer(matrix)
+        return Climb(levels, share, results, matrix, transfer, _next_step(content, folder))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not a climb that can be read ({error!r})") from None
+
+
+def _next_step(content: Mapping[str, Any], folder: Path) -> NextStep | None:
+    levels, results = content["levels"], content["results"]
+    if len(results) < len(levels):
+        return NextStep(GO_ON, _command(content, str(folder), "--resume"), levels[len(results)])
+    settings = content.get("settings", {})
+    length = next((name for name in ("minutes", "epochs") if name in settings), None)
+    if length is None or all(result.get("status") != "not cleared" for result in results):
+        return None
+    longer = {**content, "settings": {**settings, length: 2 * settings[length]}}
+    return NextStep(AGAIN, _command(longer, f"{folder}_longer"), levels[0])
+
+
+def _command(content: Mapping[str, Any], out: str, *flags: str) -> str:
+    """The command line of a climb, ready to paste."""
+    words = ["newllm", "climb", "--levels", *content["levels"]]
+    words += ["--data-dir", content.get("data_dir", "hub"), "--out", out]
+    for name, value in content.get("settings", {}).items():
+        words += [option_name(name), f"{value:g}" if isinstance(value, float) else str(value)]
+    if content.get("rehearsal_share") is not None:
+        words += ["--rehearsal-share", f"{content['rehearsal_share']:g}"]
+    given = ("until_cleared", "keep_going", "skills", "run_code")
+    words += [option_name(name) for name in given if content.get(name)]
+    return shlex.join([*words, *flags])

@@ -149,9 +149,12 @@ def view(progress: Progress, t: Translator) -> View:
 
 
 def choose_next(progress: Progress, t: Translator) -> NextStep | None:
-    """The one thing to do next: finish what was begun, else the advice of the highest level
-    reached, else the first level that is ready."""
+    """The one thing to do next: what a climb asks for, else finish what was begun, else the
+    advice of the highest level reached, else the first level that is ready."""
     rows = progress.rows
+    if progress.climb is not None and progress.climb.next is not None:
+        step = progress.climb.next
+        return NextStep(t.advice(step.text), step.command, step.dataset)
     for row in rows:
         if row.status == "training" and row.run is not None and row.next_command is not None:
             text = t("Go on with {name}", name=t.level_name(row.level))

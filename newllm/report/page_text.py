@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from newllm.levels import Level
+from newllm.report.climb_file import AGAIN, GO_ON
 
 Language = Literal["en", "ja"]
 
@@ -30,6 +31,8 @@ ADVICE_JA = {
     "a larger context": "コンテキストを大きくする",
     "longer rows": "行を長くする",
     "more epochs": "エポックを増やす",
+    GO_ON: "段階学習を続ける",
+    AGAIN: "段階学習を二倍の長さでやり直す",
     "half the learning rate": "学習率を半分にする",
     "level 2, dialogues": "レベル 2（対話）へ進む",
     "level 3, many topics (skipping level 2 is the practical way)": (

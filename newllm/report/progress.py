@@ -124,18 +124,19 @@ def read_progress(folder: Path) -> Progress:
         climb = read_climb(folder)
     except UserError as error:
         notes.append(f"left out: {error}")
+    steps = _steps_of_climb(climb, runs) if climb else {}
     trained = {(run.settings.dataset, run.settings.tokenizer) for run in runs if run.summary}
     rows = [
         row
         for level in LEVELS.values()
         if level.number is not None
-        for row in _rows(level, runs, trained) or [_without_run(level, trained, folder)]
+        for row in _rows(level, runs, trained, steps) or [_without_run(level, trained, folder)]
     ]
     beside = [
         row
         for level in LEVELS.values()
         if level.number is None
-        for row in _rows(level, runs, trained)
+        for row in _rows(level, runs, trained, steps)
     ]
     return Progress(folder, tuple(rows), tuple(beside), climb, tuple(notes))
 
@@ -149,7 +150,20 @@ def leads_to(dataset: str) -> list[str]:
     ]
 
 
-def _rows(level: Level, runs: Iterable[Run], trained: set[tuple[str, str]]) -> list[Row]:
+def _steps_of_climb(climb: Climb, runs: Iterable[Run]) -> dict[str, tuple[NextStep, ...]]:
+    """Run of a climb -> what to do next: that is for the climb to say, not for the run alone."""
+    at = (climb.current, "bpe")
+    here = (climb.next,) if climb.next else ()
+    going = [run for run in runs if (run.settings.dataset, run.settings.tokenizer) == at]
+    return {run.name: here for run in going} | dict.fromkeys(climb.runs, ())
+
+
+def _rows(
+    level: Level,
+    runs: Iterable[Run],
+    trained: set[tuple[str, str]],
+    steps: Mapping[str, tuple[NextStep, ...]],
+) -> list[Row]:
     """A row for each protocol that has a run of this level."""
     rows = []
     for tokenizer in PROTOCOLS:
@@ -161,7 +175,7 @@ def _rows(level: Level, runs: Iterable[Run], trained: set[tuple[str, str]]) -> l
         if found:
             best = min(found, key=_rank)
             others = tuple(run.name for run in found if run is not best)
-            rows.append(_row_of(level, best, others, trained))
+            rows.append(_row_of(level, best, others, trained, steps.get(best.name)))
     return rows
 
 
@@ -174,16 +188,24 @@ def _rank(run: Run) -> tuple[Any, ...]:
     return (run.summary is None, settings.data == "sample", settings.subset != "all", run.score)
 
 
-def _row_of(level: Level, run: Run, others: tuple[str, ...], trained: set[tuple[str, str]]) -> Row:
+def _row_of(
+    level: Level,
+    run: Run,
+    others: tuple[str, ...],
+    trained: set[tuple[str, str]],
+    advice: tuple[NextStep, ...] | None,
+) -> Row:
     tokenizer = run.settings.tokenizer
     if run.summary is None:
-        return Row(level, "training", tokenizer, run, others, (), _resume_command(run))
-    # Advice to go on to a level that has been trained since is no longer news.
-    advice = tuple(
-        step
-        for step in run.summary.advice
-        if step.dataset == level.dataset or (step.dataset, tokenizer) not in trained
-    )
+        command = advice[0].command if advice else _resume_command(run)
+        return Row(level, "training", tokenizer, run, others, (), command)
+    if advice is None:
+        # Advice to go on to a level that has been trained since is no longer news.
+        advice = tuple(
+            step
+            for step in run.summary.advice
+            if step.dataset == level.dataset or (step.dataset, tokenizer) not in trained
+        )
     command = advice[0].command if advice else f"newllm chat {shlex.quote(str(run.files.best))}"
     return Row(level, _standing(run.summary.verdict), tokenizer, run, others, advice, command)
 

@@ -29,14 +29,16 @@ def climb_table(climb: Climb) -> str:
     for name, scores in zip(learned, climb.matrix, strict=True):
         cells = ("" if score is None else f"{score:.3f}" for score in scores)
         rows.append((f"after {name}", *cells))
-    table = aligned(rows)
-    if climb.backward_transfer is None:
-        return table
-    how = "better" if climb.backward_transfer > 0 else "worse"
-    return (
-        f"{table}\nBackward transfer {climb.backward_transfer:+.4f} bits per byte: earlier levels "
-        f"are {how} at the end than right after they were learned."
-    )
+    lines = [aligned(rows)]
+    if climb.backward_transfer is not None:
+        how = "better" if climb.backward_transfer > 0 else "worse"
+        lines.append(
+            f"Backward transfer {climb.backward_transfer:+.4f} bits per byte: earlier levels are "
+            f"{how} at the end than right after they were learned."
+        )
+    if climb.next is not None:
+        lines.append(f"Next, {climb.next.text}:\n  {climb.next.command}")
+    return "\n".join(lines)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -217,3 +217,38 @@ def test_progress_needs_no_torch(add_run: AddRun, tmp_path: Path) -> None:
         "assert not {'torch', 'datasets', 'numba'} & set(sys.modules), sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_climb_says_what_comes_next(add_run: AddRun, tmp_path: Path, capsys) -> None:
+    """Its levels' runs give no advice of their own: each alone would begin from nothing."""
+    folder = tmp_path / "runs"
+    add_run("dolly", tokenizer="bpe")
+    add_run("hh_rlhf", tokenizer="bpe")
+    write_climb(folder, [{"dolly": 1.5}, {"dolly": 1.7, "hh_rlhf": 1.4}])
+    content = json.loads((folder / "climb.json").read_text())
+    content |= {"data_dir": "rows", "settings": {"minutes": 3.0}, "keep_going": True}
+
+    def told(status: str, levels: list[str]) -> list[str]:
+        for result in content["results"]:
+            result["status"] = status
+        (folder / "climb.json").write_text(json.dumps({**content, "levels": levels}))
+        assert [row.advice for row in read_progress(folder).rows if row.run] == [(), ()]
+        assert main(["progress", "--out", str(folder)]) == 0
+        return capsys.readouterr().out.partition("Backward transfer")[2].split("\n")[1:-1]
+
+    two, three = ["dolly", "hh_rlhf"], ["dolly", "hh_rlhf", "math"]
+    assert told("not cleared", two) == [
+        "Next, the climb again, twice as long:",
+        (
+            f"  newllm climb --levels dolly hh_rlhf --data-dir rows --out {folder}_longer "
+            "--minutes 6 --rehearsal-share 0.2 --keep-going"
+        ),
+    ]
+    assert told("cleared", three) == [
+        "Next, go on with the climb:",
+        (
+            f"  newllm climb --levels dolly hh_rlhf math --data-dir rows --out {folder} "
+            "--minutes 3 --rehearsal-share 0.2 --keep-going --resume"
+        ),
+    ]
+    assert told("cleared", two) == []
