@@ -17,7 +17,9 @@ demo: $(VENV)/installed  ## train on the built-in sample, show the verdict and a
 	$(BIN)/newllm generate $(DEMO)/best_new_llm_dolly_layers1_bpe.pt --temperature 0 \
 		--prompt "What is the capital of France?"
 
-test: $(VENV)/installed  ## all tests, offline
+test: $(VENV)/installed  ## all tests, offline (but for onnxruntime-web, fetched once)
+	$(BIN)/python examples/browser/fetch.py || \
+		echo "onnxruntime-web could not be fetched: the tests of examples/browser will be skipped" >&2
 	$(BIN)/pytest -q -n auto
 
 lint: $(VENV)/installed

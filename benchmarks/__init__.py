@@ -22,20 +22,21 @@ def names() -> dict[str, str]:
         module = ast.parse(file.read_text(encoding="utf-8"))
         functions = {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
         if "command" in functions:
-            found[file.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
+            name = file.stem.replace("_", "-")
+            found[name] = (ast.get_docstring(module) or "").partition("\n")[0]
     return found
 
 
 def find(name: str) -> click.Command:
-    """The command of a benchmark (`time-to-quality` is `time_to_quality`).
+    """The command of a benchmark (`time_to_quality` is `time-to-quality`).
 
     Raises:
         UserError: there is none of that name.
     """
-    module_name, known = name.replace("-", "_"), names()
-    if module_name not in known:
-        raise UserError(f"unknown benchmark {name}{did_you_mean(module_name, known)}")
-    module = importlib.import_module(f"{__name__}.{module_name}")
+    known = names()
+    if name.replace("_", "-") not in known:
+        raise UserError(f"unknown benchmark {name}{did_you_mean(name, known)}")
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     command: click.Command = module.command
     # Indented lines of the docstring are commands to copy: they keep their line breaks.
     command.help = (module.__doc__ or "").replace("\n\n    ", "\n\n\b\n    ")

@@ -28,7 +28,7 @@ from newllm.train.memory import resident_bytes
 from newllm.trained import TrainedModel
 
 CLIENTS = (1, 8, 50)
-ROUNDS = 3
+ROUNDS, SPEED_ROUNDS = 3, 15
 TURN_WORDS, ANSWER_TOKENS = 2000, 200
 
 
@@ -110,34 +110,42 @@ def clients(url: str, name: str, tokens: int) -> list[Row]:
 
 
 def long_session(model: TrainedModel, tokens: int) -> list[Row]:
-    """Turns until so many tokens are read; what is measured after the first, and at the end."""
-    session, rows = model.chat(Sampling(seed=0)), []
+    """Turns until so many tokens are read; copies made on the way are timed in turns at the end."""
+    session, rows, copies = model.chat(Sampling(seed=0)), [], {}
     random = np.random.default_rng(0)
     words = "the river runs down to the sea and nobody asks it for its name".split()
     marks = [tokens // 100, tokens // 10, tokens]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "long.session"
         while marks:
-            text = " ".join(random.choice(words, TURN_WORDS))
-            before, started = session.tokens_read, time.perf_counter()
-            session.say(text, 1)
-            reading = (session.tokens_read - before) / (time.perf_counter() - started)
+            session.say(" ".join(random.choice(words, TURN_WORDS)), 1)
             if session.tokens_read < marks[0]:
                 continue
             marks = [mark for mark in marks if mark > session.tokens_read]
-            started = time.perf_counter()
-            session.say("Go on.", ANSWER_TOKENS, ANSWER_TOKENS)
-            writing = ANSWER_TOKENS / (time.perf_counter() - started)
+            copies[f"{session.tokens_read}"] = session.fork()
             session.save(file)
             rows.append(
                 {
                     "tokens_read": session.tokens_read,
-                    "read_per_second": reading,
-                    "written_per_second": writing,
                     "state_bytes": session.state_bytes,
                     "file_bytes": file.stat().st_size,
                     "resident_mb": resident_bytes() / 1e6,
                 }
             )
             progress(f"{session.tokens_read:,} tokens")
+    text = " ".join(random.choice(words, TURN_WORDS))
+    probe = model.chat(Sampling(seed=0))
+    probe.say(text, 1)
+    candidates = {
+        name: {
+            "read": lambda copy=copy: copy.fork().say(text, 1),
+            "written": lambda copy=copy: copy.fork().say("Go on.", ANSWER_TOKENS, ANSWER_TOKENS),
+        }
+        for name, copy in copies.items()
+    }
+    for what, work in (("read", probe.tokens_read), ("written", ANSWER_TOKENS)):
+        doing = {name: actions[what] for name, actions in candidates.items()}
+        for row, timing in zip(rows, rounds(doing, SPEED_ROUNDS, work=work), strict=True):
+            row[f"{what}_per_second"] = timing.per_second
+            row[f"{what}_ratio"] = timing.ratio
     return rows

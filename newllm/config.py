@@ -106,7 +106,7 @@ class TrainingSettings(_Settings):
 class RunSettings(_Settings):
     """Where the run happens and what it leaves behind."""
 
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field("auto", description="where it is computed: auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the matrix products; auto: the fastest here"
     )

@@ -1,9 +1,10 @@
 """Pictures of the page for the guides: docs/img/*.png, from a real model and a real browser.
 
-Usage: python scripts/screenshots.py [CHECKPOINT]
+Usage: python scripts/screenshots.py [CHECKPOINT [CLIMB]]
 
-Without a checkpoint, a small model is trained on the built-in sample first, for two minutes. Needs
-the `dev` extra and Debian's chromium. What the model says is what it said, right or wrong.
+Without a checkpoint, a small model is trained on the built-in sample first, for two minutes;
+without the folder of a climb, one of a minute a level is made. Needs the `dev` extra and Debian's
+chromium. What the model says is what it said, right or wrong.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+CLIMB = "climb --data-dir sample --num-layers 1 --context-dim 128 --minutes 1 --keep-going".split()
 TALKS = [
     ["Is it true that a frog barks?"],
     ["Lena has 1 lemon and finds 5 more. How many lemons does she have now?"],
@@ -45,6 +47,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = sys.argv[1] if len(sys.argv) > 1 else train(Path(folder))
+        climb = sys.argv[2] if len(sys.argv) > 2 else climbed(Path(folder))
         with served(checkpoint) as address, sync_playwright() as playwright:
             chromium = shutil.which("chromium")
             browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
@@ -62,7 +65,38 @@ def main() -> None:
             welcome = visit(browser, address, 1320, 960, "dark", "ja-JP")
             welcome.wait_for_timeout(500)
             keep(welcome, "welcome-ja")
+            with exported(checkpoint, Path(folder)) as offline:
+                talk_offline(browser, offline)
+            show_progress(browser, climb, Path(folder))
             browser.close()
+
+
+def talk_offline(browser: Browser, address: str) -> None:
+    """The last conversation again, in the page that has no server."""
+    page = visit(browser, address, 1320, 760, "dark")
+    expect(page.locator("#model")).to_contain_text("parameters", timeout=60_000)
+    for question in TALKS[-1]:
+        ask(page, question)
+    page.wait_for_timeout(500)
+    keep(page, "offline")
+
+
+def show_progress(browser: Browser, climb: str, folder: Path) -> None:
+    """The page of a climb, from its beginning."""
+    file = folder / "climb.html"
+    newllm("progress", "--out", climb, "--html", str(file))
+    page = browser.new_page(
+        viewport={"width": 1100, "height": 1240}, color_scheme="light", locale="en-US"
+    )
+    page.goto(file.as_uri())
+    keep(page, "progress")
+
+
+def climbed(folder: Path) -> str:
+    """The folder of a climb through all levels of the built-in sample."""
+    out = str(folder / "climb")
+    newllm(*CLIMB, "--out", out)
+    return out
 
 
 def train(folder: Path) -> str:
@@ -79,11 +113,28 @@ def newllm(*arguments: str) -> None:
 @contextmanager
 def served(checkpoint: str) -> Iterator[str]:
     """Serve a checkpoint; its address."""
-    command = [sys.executable, "-m", "newllm", "serve", checkpoint, "--port", "0"]
+    with started("-m", "newllm", "serve", checkpoint) as address:
+        yield address
+
+
+@contextmanager
+def exported(checkpoint: str, folder: Path) -> Iterator[str]:
+    """The example page with a checkpoint's graphs; its address."""
+    graphs = folder / "onnx"
+    newllm("export", checkpoint, "--format", "onnx", "-o", str(graphs))
+    subprocess.run([sys.executable, "examples/browser/fetch.py"], cwd=ROOT, check=True)
+    with started("examples/browser/serve.py", str(graphs)) as address:
+        yield address
+
+
+@contextmanager
+def started(*command: str) -> Iterator[str]:
+    """Run a server on a free port; its address."""
+    command = (sys.executable, *command, "--port", "0")
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
-        found = re.search(r"at (http://\S+) ", server.stdout.readline())
+        found = re.search(r"(http://[^\s,]+) ", server.stdout.readline())
         if found is None:
             raise SystemExit("the server did not start")
         yield found[1]

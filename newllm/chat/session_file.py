@@ -117,7 +117,7 @@ def encode(
     header = {
         "newllm_version": __version__,
         "model": fingerprint or model_fingerprint(model, renderer),
-        "arrays": [(name, dtype.name, shape) for name, dtype, shape in layout],
+        "arrays": arrays(model),
         "places": [
             {
                 "tokens_read": place.point.tokens_read,
@@ -201,7 +201,7 @@ def decode(
             "its state means nothing to this one"
         )
     layout = _layout(model)
-    if header.arrays != [(name, dtype.name, shape) for name, dtype, shape in layout]:
+    if header.arrays != arrays(model):
         raise damaged
     begun = sum(place.tokens_read > 0 for place in header.places)
     if len(body) != start + size + begun * model_state_bytes(model):
@@ -246,6 +246,11 @@ def _possible(name: str, part: torch.Tensor, place: _Place) -> torch.Tensor:
     if name == "previous":
         return part == (0 if place.last_token is None else place.last_token + 1)
     return (part >= 0) & (part <= place.tokens_read)
+
+
+def arrays(model: LanguageModel) -> list[tuple[str, str, list[int]]]:
+    """Name, dtype and shape of each part of a state, as the header of a file has them."""
+    return [(name, dtype.name, shape) for name, dtype, shape in _layout(model)]
 
 
 def _layout(model: LanguageModel) -> list[tuple[str, np.dtype, list[int]]]:

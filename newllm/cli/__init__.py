@@ -9,13 +9,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import newllm
 from newllm import __version__
-from newllm.cli import exchange, progression, report, talk
+from newllm.cli import exchange, help_pages, progression, report, talk
 from newllm.cli.options import (
     dataset_argument,
     file_argument,
@@ -39,7 +40,7 @@ def _same_dash(name: str) -> str:
 CONTEXT = {"token_normalize_func": _same_dash, "help_option_names": ["-h", "--help"]}
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=help_pages.Verbs, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="newllm")
 def cli() -> None:
     """Small language models without attention: train them level by level, and talk to them."""
@@ -49,9 +50,14 @@ def cli() -> None:
 @dataset_argument
 @setting_options()
 @click.option("--resume", is_flag=True, help="Go on where the run of this name stopped.")
-@click.option("--config", metavar="FILE.yaml", help="Settings file; flags take precedence.")
+@click.option(
+    "--config", metavar="FILE.yaml", type=click.Path(), help="Settings file; flags take precedence."
+)
 def train(dataset: str, resume: bool, config: str | None, **settings: Any) -> None:
     """Train a model on DATASET: a level, wikitext2, or chat for your own rows.
+
+    The levels are dolly, hh_rlhf, ultrachat, code_alpaca and math. A run can be stopped anywhere
+    (Ctrl-C), and the same command with --resume goes on.
 
     Example: newllm train dolly --tokenizer word1000 --epochs 4
     """
@@ -120,7 +126,10 @@ def evaluate(
 @file_argument
 @json_option
 def info(file: str, as_json: bool) -> None:
-    """Say what checkpoint FILE is: settings, data, metrics, versions."""
+    """Say what checkpoint FILE is: settings, data, metrics, versions.
+
+    Example: newllm info checkpoints/best_new_llm_dolly_layers1_bpe.pt
+    """
     from newllm.report.tables import checkpoint_facts, facts_table
 
     facts = checkpoint_facts(file)
@@ -147,21 +156,18 @@ def data(dataset: str, as_json: bool, **settings: Any) -> None:
 @cli.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Check this machine: versions, device, active kernel, speed, disk."""
+    """Check this machine: versions, device, active kernel, speed, disk.
+
+    Example: newllm doctor --json
+    """
     from newllm.report.doctor import check_machine, machine_table
 
     facts = check_machine()
     click.echo(json.dumps(facts) if as_json else machine_table(facts))
 
 
-@cli.command(context_settings={"allow_interspersed_args": False})
-@click.argument("name", required=False)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS]...")
-def bench(name: str | None, arguments: tuple[str, ...]) -> None:
-    """Run the benchmark NAME of a clone of the source; without a name, list them.
-
-    Example: newllm bench inference --json
-    """
+def _benchmarks() -> ModuleType:
+    """The benchmarks of a clone of the source."""
     root = Path(newllm.__file__).parent.parent
     if not (root / "benchmarks" / "__init__.py").exists():
         raise UserError(
@@ -172,6 +178,26 @@ def bench(name: str | None, arguments: tuple[str, ...]) -> None:
         sys.path.insert(0, str(root))
     import benchmarks
 
+    return benchmarks
+
+
+def _benchmark_names(_context: object, _argument: object, beginning: str) -> list[str]:
+    """Names that a shell completes."""
+    try:
+        return [name for name in _benchmarks().names() if name.startswith(beginning)]
+    except UserError:
+        return []
+
+
+@cli.command(context_settings={"allow_interspersed_args": False})
+@click.argument("name", required=False, shell_complete=_benchmark_names)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS]...")
+def bench(name: str | None, arguments: tuple[str, ...]) -> None:
+    """Run the benchmark NAME of a clone of the source; without a name, list them.
+
+    Example: newllm bench inference --json
+    """
+    benchmarks = _benchmarks()
     if name is None:
         for known, about in benchmarks.names().items():
             click.echo(f"{known:<16}  {about}")
@@ -181,8 +207,9 @@ def bench(name: str | None, arguments: tuple[str, ...]) -> None:
         command.invoke(context)
 
 
-for verb in (*talk.COMMANDS, *progression.COMMANDS, *report.COMMANDS, *exchange.COMMANDS):
-    cli.add_command(verb)
+for module in (talk, progression, report, exchange, help_pages):
+    for verb in module.COMMANDS:
+        cli.add_command(verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from newllm.cli.help_pages import Command
 from newllm.cli.options import file_argument
 from newllm.errors import UserError
 
 
-@click.command()
+@click.command(cls=Command)
 @file_argument
 @click.option(
     "--format",
@@ -62,7 +63,7 @@ def export(file: str, kind: str, output: Path, int8: bool, push: str | None, pub
         click.echo(f"Uploaded: {upload(output, push, private=not public)}")
 
 
-@click.command(name="import")
+@click.command(name="import", cls=Command)
 @click.argument("folder", metavar="DIR", type=Path)
 @click.option("-o", "--output", required=True, type=Path, help="The checkpoint to write.")
 def import_(folder: Path, output: Path) -> None:

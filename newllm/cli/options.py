@@ -10,8 +10,12 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
+from newllm.cli.help_pages import Command
 from newllm.config import Settings, option_name
 from newllm.levels import LEVELS
+
+_PATHS = {"data", "tokenizer_file", "out", "init_from"}
+"""Settings that may name a file or folder: shells complete them."""
 
 
 def setting_options(*fields: str, several: Sequence[str] = ()) -> Callable[[Any], Any]:
@@ -43,11 +47,13 @@ def _setting_option(field: str, several: bool) -> Callable[[Any], Any]:
     default = "" if info.default in (None, []) else f"  [default: {info.default}]"
     if info.is_required() or field == "pair_rows":  # 0 where no level decides
         default = "  [default: the level's]"
-    options: dict[str, Any] = {"help": f"{info.description}.{default}", "default": None}
+    options: dict[str, Any] = {"help": f"{_sentence(info.description)}{default}", "default": None}
     if repeated:  # None, not an empty list, where it is not given
         options |= {"multiple": True, "callback": lambda _context, _option, values: values or None}
     if kind is bool:
         options["is_flag"] = True
+    elif field in _PATHS:
+        options["type"] = click.Path()
     elif get_origin(kind) is Literal:
         options["type"] = click.Choice(get_args(kind))
     else:
@@ -57,8 +63,13 @@ def _setting_option(field: str, several: bool) -> Callable[[Any], Any]:
     return click.option(option_name(field), field, **options)
 
 
+def _sentence(description: str | None) -> str:
+    assert description
+    return f"{description[0].upper()}{description[1:]}."
+
+
 dataset_argument = click.argument("dataset", type=click.Choice(list(LEVELS)), metavar="DATASET")
-file_argument = click.argument("file", metavar="FILE")
+file_argument = click.argument("file", type=click.Path(), metavar="FILE")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 weights_option = click.option(
     "--weights",
@@ -129,7 +140,7 @@ class SeveralWordsOption(click.Option):
         return f"{super().make_metavar(ctx)}..."
 
 
-class SeveralWords(click.Command):
+class SeveralWords(Command):
     """A command whose `SeveralWordsOption`s take several words.
 
     Click has only options with a fixed number of words, or given several times. So

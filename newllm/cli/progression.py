@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from newllm.cli.help_pages import Command
 from newllm.cli.options import SeveralWords, SeveralWordsOption, file_argument, setting_options
 
 levels_option = click.option(
@@ -24,7 +25,7 @@ data_dir_option = click.option(
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @file_argument
 @setting_options("num_layers", "context_dim", "embed_dim", "hidden_dim", "seed")
 @click.option("-o", "--output", required=True, type=Path, help="The file to write.")

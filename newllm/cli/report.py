@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from newllm.cli.help_pages import Command
 from newllm.cli.options import SeveralWords, dataset_argument, json_option, setting_options
 from newllm.config import Settings
 from newllm.errors import UserError
@@ -23,9 +24,11 @@ SWEPT_FIELDS = tuple(name for name in COMPARED_FIELDS if name not in _ONCE)
 """Those that may have several values: single values that change what is learned."""
 
 
-@click.command()
+@click.command(cls=Command)
 @setting_options("out")
-@click.option("--html", metavar="FILE", help="Also write one self-contained page.")
+@click.option(
+    "--html", metavar="FILE", type=click.Path(), help="Also write one self-contained page."
+)
 @json_option
 def progress(out: str | None, html: str | None, as_json: bool) -> None:
     """Show every level with its best run: status, numbers, mark, verdict, what to do next.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from newllm.cli.help_pages import Command
 from newllm.cli.options import (
     file_argument,
     sampling_options,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from newllm.model.quantize import WeightFormat
 
 
-@click.command()
+@click.command(cls=Command)
 @file_argument
 @click.option("--prompt", required=True, help="What is said to the model.")
 @sampling_options
@@ -49,7 +50,7 @@ def generate(
     click.echo()
 
 
-@click.command()
+@click.command(cls=Command)
 @file_argument
 @click.option("--system", default=None, help="What the model is told before the conversation.")
 @click.option("--load", metavar="SESSION", help="Go on with a saved conversation, as it was drawn.")
@@ -66,7 +67,10 @@ def chat(
     weights: WeightFormat,
     **sampling: Any,
 ) -> None:
-    """Talk to checkpoint FILE; the conversation is held in its fixed-size state."""
+    """Talk to checkpoint FILE; the conversation is held in its fixed-size state.
+
+    Example: newllm chat checkpoints/best_new_llm_dolly_layers1_bpe.pt --temperature 0.5
+    """
     from newllm.chat.sampling import Sampling
     from newllm.chat.terminal import converse
     from newllm.trained import TrainedModel
@@ -80,7 +84,7 @@ def chat(
     converse(session, f"{file}: {model.parameters:,} parameters", max_new_tokens, min_new_tokens)
 
 
-@click.command()
+@click.command(cls=Command)
 @file_argument
 @serving_options
 @setting_options("device")

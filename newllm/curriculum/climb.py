@@ -122,10 +122,11 @@ def _begin(route: Route, folder: Path, resume: bool, note: Callable[[str], None]
         "format": "new-llm climb", "version": 1, **asdict(route), "tokenizer": TOKENIZER,
         "results": [], "backward_transfer": None,
     }  # fmt: skip
-    if not path.exists():
+    begun = (folder / TOKENIZER).exists()  # else, say, a level had no rows
+    if not path.exists() or not begun:
         if resume:
             note(f"Nothing to resume under {path}; starting afresh.")
-        elif (folder / TOKENIZER).exists():
+        elif begun:
             raise UserError(
                 f"{folder / TOKENIZER}: of an earlier climb; go on with --resume, or give another "
                 "--out"

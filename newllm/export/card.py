@@ -18,7 +18,7 @@ LICENCES = {
     "hh_rlhf": "MIT",
     "ultrachat": "MIT (the texts are written by GPT-3.5)",
     "code_alpaca": "CC BY 4.0 on the Hub, CC BY-NC 4.0 in its source repository",
-    "math": "MIT",
+    "math": "MIT, disputed: its main copy was withdrawn in 2025 after a copyright notice",
     "wikitext2": "CC BY-SA 3.0 and GFDL",
 }
 """Licences of the data sets as their publishers state them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from newllm import __version__
+from newllm.chat import session_file
 from newllm.data.render import ChatRenderer
 from newllm.data.tokenizers import never_written
 from newllm.errors import UserError
@@ -85,18 +87,25 @@ def _facts(model: TrainedModel, difference: Difference, int8: bool) -> dict[str,
     tokenizer, renderer = model.tokenizer, model.renderer
     assert isinstance(renderer, ChatRenderer)
     state = {name: list(part.shape) for name, part in model.model.initial_state(1).items()}
+    fingerprint = model.fingerprint
+    if int8:  # its states differ, so it is another model to session files
+        fingerprint = hashlib.sha256(f"{fingerprint} onnx int8".encode()).hexdigest()[:32]
     return {
         "format": "new-llm onnx",
+        "name": model.path.stem,
         "newllm_version": __version__,
         "weights": "int8" if int8 else "fp32",
         "difference": asdict(difference),
+        "parameters": model.parameters,
         "vocab_size": tokenizer.vocab_size,
         "state": state,
+        "session": {"model": fingerprint, "arrays": session_file.arrays(model.model)},
         "special": dict(zip(("pad", "bos", "end", "system", "user", "assistant"), range(6),
                             strict=True)),
         "special_names": list(SPECIAL),
         "never_written": never_written(tokenizer),
         "chat_template": chat_template(renderer),
+        "plain_text": renderer.plain_text,
         "record": {"settings": model.settings.model_dump(), "metrics": model.metrics,
                    "data": model.data, "versions": model.versions},
     }  # fmt: skip

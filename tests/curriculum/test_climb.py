@@ -218,6 +218,16 @@ def test_mistakes_get_one_line(data: Path, tmp_path: Path, arguments, message, c
     assert complaint.count("\n") == 1
 
 
+def test_a_climb_that_never_began_can_be_begun(route, data: Path) -> None:
+    rows = data / "ultrachat"
+    rows.rename(data / "away")
+    with pytest.raises(UserError, match=r"level 3 \(ultrachat\): "):
+        climb(route("dolly", "ultrachat"))
+    (data / "away").rename(rows)
+    climb(route("dolly"))
+    assert [result["dataset"] for result in record(route())["results"]] == ["dolly"]
+
+
 def test_another_climb_in_the_folder_is_left_alone(route, capsys) -> None:
     climb(route("dolly"))
     with pytest.raises(UserError, match="a climb is here already; go on with --resume"):

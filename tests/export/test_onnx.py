@@ -64,6 +64,11 @@ def test_steps_are_the_prefill(trained: TrainedModel, graphs: dict[str, Any]) ->
 def test_what_a_program_needs_is_beside_them(trained: TrainedModel, folder: Path) -> None:
     facts = json.loads((folder / "new_llm.json").read_text(encoding="utf-8"))
     assert facts["state"] == {"context": [2, 1, 16], "tail": [2, 1, 3, 16], "previous": [1, 1]}
+    arrays = {name: (kind, shape) for name, kind, shape in facts["session"]["arrays"]}
+    assert {name: shape for name, (_, shape) in arrays.items()} == facts["state"]
+    assert [kind for kind, _ in arrays.values()] == ["float32", "float32", "int64"]
+    assert facts["session"]["model"] == trained.fingerprint
+    assert facts["plain_text"] is False
     assert facts["special"]["assistant"] == 5
     assert facts["difference"]["logits"] < 1e-4
     assert facts["difference"]["first_choice"] == 1

@@ -12,6 +12,8 @@ import torch
 from newllm.cli import main
 from newllm.config import ModelSettings
 from newllm.curriculum.grow import grow_file
+from newllm.data import joint_tokenizer
+from newllm.data.tokenizers import BPE
 from newllm.errors import UserError
 from newllm.model.growth import old_entries
 from newllm.train import checkpoint
@@ -141,6 +143,13 @@ def test_what_does_not_fit_the_file(
 ) -> None:
     with pytest.raises(UserError, match=message):
         train("dolly", small(flags, init_from=str(final), **changes))
+
+
+def test_another_tokenizer_is_refused(flags: dict[str, Any], final: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    joint_tokenizer.save(BPE.train(["quite another text"] * 9, 300), other)
+    with pytest.raises(UserError, match=r"other\.json: not the tokenizer of --from .*; omit it"):
+        train("dolly", small(flags, init_from=str(final), tokenizer_file=str(other)))
 
 
 def test_a_widened_stream_leaves_nothing_to_freeze(
