@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from newllm.train.progress import Progress
 
 STEP_TIMEOUT = timedelta(minutes=10)
-"""After so long without the others' gradients a process gives up."""
+"""After so long without the others in a step or a sum a process gives up: a machine may vanish
+without a word."""
 
 _PATIENCE = timedelta(days=7)
-"""For everything else: process 0 may have much to prepare, and one that dies is noticed anyway."""
+"""For what process 0 does alone, which may be much; should it die, that is noticed anyway."""
 
 _T = TypeVar("_T")
 
@@ -184,7 +185,7 @@ class Processes:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.float64)
         with self._speaking():
-            dist.all_reduce(tensor, operation, group=self._patient)
+            dist.all_reduce(tensor, operation)
         return tensor.tolist()
 
     @contextlib.contextmanager

@@ -26,9 +26,9 @@ from newllm.train.guards import StopRequest
 from newllm.train.run import train
 
 NAME = "new_llm_dolly_layers1_bpe"
-TOLERANCE = 1e-4
-"""Relative, of losses after some 40 steps: sums are taken in another order, and Muon rounds them to
-bf16 where that is quick."""
+TOLERANCE = 1e-3
+"""Relative, of losses after some 40 steps, where sums are taken in another order: Muon rounds to
+bf16 where that is quick, so that steps differ in the fourth digit."""
 
 FLAGS = {
     "context_dim": 16,
@@ -36,8 +36,7 @@ FLAGS = {
     "hidden_dim": 24,
     "vocab_size": 400,
     "max_seq_length": 24,
-    "batch_size": 5,
-    "micro_batch_size": 2,
+    "batch_size": 4,
     "epochs": 3,
     "device": "cpu",
     "precision": "fp32",
@@ -82,18 +81,31 @@ def calm(shared_dolly_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_two_processes_train_as_one(
     calm: tuple[Path, str], shared_dolly_folder: Path, tmp_path: Path
 ) -> None:
-    """Five lanes: one process has two of them, the other three. Dropout is on, states carried."""
+    """As one does that computes the batch in two parts, bit for bit; dropout is on, states carried.
+
+    In one part sums are taken in another order, as are those of the validation.
+    """
     out, output = calm
-    train("dolly", {**FLAGS, "data": str(shared_dolly_folder), "out": str(tmp_path)})
-    alone, together = records(tmp_path), records(out)
-    assert len(alone) == 3
-    assert alone[-1]["steps"] >= 20
-    for one, two in zip(alone, together, strict=True):
-        for name in ("train_loss", "loss", "bpb", "bpb_assistant"):
-            assert two[name] == pytest.approx(one[name], rel=TOLERANCE), name
-        for name in ("steps", "trained_tokens", "rows", "tokens"):
+    flags = {**FLAGS, "data": str(shared_dolly_folder)}
+    train("dolly", {**flags, "out": str(tmp_path / "parts"), "micro_batch_size": 2})
+    train("dolly", {**flags, "out": str(tmp_path / "whole")})
+    together, parts, whole = (
+        checkpoint.load(folder / f"{NAME}_final.pt")["model"]
+        for folder in (out, tmp_path / "parts", tmp_path / "whole")
+    )
+    assert all(torch.equal(together[name], parts[name]) for name in parts)
+    assert not all(torch.equal(together[name], whole[name]) for name in parts)
+    for two, one, other in zip(
+        *(records(folder) for folder in (out, tmp_path / "parts", tmp_path / "whole")), strict=True
+    ):
+        assert two["train_loss"] == one["train_loss"]
+        for name in ("loss", "bpb", "bpb_assistant"):
+            assert two[name] == pytest.approx(one[name], rel=1e-6), name
+            assert two[name] == pytest.approx(other[name], rel=TOLERANCE), name
+        for name in ("steps", "trained_tokens", "rows", "tokens", "accuracy"):
             assert two[name] == one[name], name
-    assert {p.name for p in out.iterdir()} == {p.name for p in tmp_path.iterdir()}
+    assert records(out)[-1]["steps"] >= 20
+    assert {p.name for p in out.iterdir()} == {p.name for p in (tmp_path / "parts").iterdir()}
     assert output.count("Epoch 1/3") == output.count("[Checkpoint saved]") / 3 == 1
     assert "2 processes" in output
 
@@ -119,8 +131,12 @@ def test_a_process_that_dies(
 def test_a_process_that_is_stopped(
     shared_dolly_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One signal and one number that is not one, both in process 1, are a matter of all."""
-    code, output = launch(shared_dolly_folder, tmp_path, HURT="15:SIGTERM", POISON="3")
+    """One signal and one number that is not one, both in process 1, are a matter of all.
+
+    Of five lanes one process has two, the other three.
+    """
+    lanes, hurt = "--batch-size=5", {"HURT": "15:SIGTERM", "POISON": "3"}
+    code, output = launch(shared_dolly_folder, tmp_path, lanes, **hurt)
     assert code != 0
     assert output.count("Stopped; to go on: start the 2 processes again") == 1
     assert output.count("exitcode  : 143") == 2, output
@@ -128,7 +144,7 @@ def test_a_process_that_is_stopped(
     stored = checkpoint.load(tmp_path / f"{NAME}_resume.pt")["trainer"]
     assert stored["progress"]["total_steps"] == 15
     assert all(tensor.shape[1] == 5 for tensor in stored["carried_state"].values())
-    flags = {**FLAGS, "data": str(shared_dolly_folder), "out": str(tmp_path)}
+    flags = {**FLAGS, "batch_size": 5, "data": str(shared_dolly_folder), "out": str(tmp_path)}
     train("dolly", flags, resume=True)
     assert "Resumed with 1 processes instead of 2" in capsys.readouterr().out
     last = records(tmp_path)[-1]
