@@ -172,13 +172,17 @@ class Processes:
         """
         if self.world == 1:
             return state
-        own = {name: tensor.cpu() for name, tensor in state.items()}
-        parts = [own] * self.world if self.main else None
+        parts = self.gather({name: tensor.cpu() for name, tensor in state.items()})
+        return {name: torch.cat([part[name] for part in parts], dim=1) for name in state}
+
+    def gather(self, value: _T) -> list[_T]:
+        """Every process's value, by rank, in the main process; elsewhere its own alone."""
+        if self.world == 1:
+            return [value]
+        values = [value] * self.world if self.main else None
         with self._speaking():
-            dist.gather_object(own, parts, dst=0, group=self._patient)
-        if parts is None:
-            return own
-        return {name: torch.cat([part[name] for part in parts], dim=1) for name in own}
+            dist.gather_object(value, values, dst=0, group=self._patient)
+        return values or [value]
 
     def _reduced(self, numbers: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
         if self.world == 1:

@@ -24,7 +24,13 @@ from newllm.data.loader import Batch, EpochLoader
 from newllm.data.mixing import Mixture
 from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
-from newllm.device import keep_freed_memory, pick_device, pick_precision
+from newllm.device import (
+    get_generators,
+    keep_freed_memory,
+    pick_device,
+    pick_precision,
+    set_generators,
+)
 from newllm.errors import UserError
 from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
 from newllm.model import State, build_model
@@ -35,7 +41,7 @@ from newllm.train.freezing import Frozen
 from newllm.train.guards import MAX_NONFINITE_STEPS, StopRequest, all_finite
 from newllm.train.memory import fit_rows, preset_rows, step_trial
 from newllm.train.optimizers import make_optimizers
-from newllm.train.progress import Progress, clip_norm, describe_expectation
+from newllm.train.progress import Progress, clip_norm, describe_expectation, differences
 from newllm.train.schedule import Schedule
 
 MIN_IMPROVEMENT = 0.001
@@ -88,6 +94,8 @@ class Trainer:
         # Not wrapped by accelerate: validation calls the same model in fp32.
         self.model = build_model(settings.model_settings(), data.tokenizer.vocab_size)
         self.model.to(self.device)
+        if not self.processes.main:  # the dropout of `original` draws from torch's generator
+            torch.manual_seed(settings.seed + (self.processes.rank << 32))
         self._frozen = None if frozen is None else Frozen(self.model, frozen)
         self.optimizers = [
             self.accelerator.prepare_optimizer(optimizer)
@@ -137,9 +145,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how the run goes on; all processes call it together."""
-        generators = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        generators, *others = self.processes.gather(get_generators(self.device))
         scaler = self.accelerator.scaler
         return {
             "model": self.model.state_dict(),
@@ -150,6 +156,7 @@ class Trainer:
             "carried_state": self.processes.all_lanes(self.state),
             "processes": self.processes.world,
             "generators": generators,
+            "other_generators": others,
             "threads": torch.get_num_threads(),
             "micro_batch": self.micro_batch,
         }
@@ -167,19 +174,11 @@ class Trainer:
         own = slice(self._lanes.start, self._lanes.stop)
         carried = stored["carried_state"]
         self.state = {name: part[:, own].to(self.device) for name, part in carried.items()}
-        torch.set_rng_state(stored["generators"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in stored["generators"]:
-            torch.cuda.set_rng_state(stored["generators"]["cuda"], self.device)
-        for what, now in (
-            ("threads", torch.get_num_threads()),
-            ("processes", self.processes.world),
-        ):
-            before = stored.get(what, 1)  # older files are of one process, and do not say so
-            if before != now:
-                self.log.note(
-                    f"Resumed with {now} {what} instead of {before}: the run goes on, but not bit "
-                    "for bit as it would have."
-                )
+        generators = [stored["generators"], *stored.get("other_generators", [])]
+        if self.processes.rank < len(generators):
+            set_generators(generators[self.processes.rank], self.device)
+        for line in differences(stored, self.processes.world):
+            self.log.note(line)
 
     def _loader(self, epoch: int) -> EpochLoader:
         documents: Documents = self.data.splits["train"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 
 from newllm.config import Settings
 from newllm.evaluate.metrics import Metrics, Record
@@ -60,6 +64,22 @@ def clip_norm(settings: Settings, epoch: int) -> float:
     if settings.architecture != "original":
         return 1.0
     return 0.5 if epoch < 10 else 1.0 if epoch < 30 else 2.0
+
+
+def differences(stored: Mapping[str, Any], processes: int) -> Iterator[str]:
+    """What makes a resumed run another than it would have been, a line each.
+
+    Args:
+        stored: the trainer's part of a resume file; one process may not be said.
+        processes: how many there are now.
+    """
+    for what, now in (("threads", torch.get_num_threads()), ("processes", processes)):
+        before = stored.get(what, 1)
+        if before != now:
+            yield (
+                f"Resumed with {now} {what} instead of {before}: the run goes on, but not bit "
+                "for bit as it would have."
+            )
 
 
 def describe_expectation(seconds: float, epochs: int) -> str:

@@ -154,6 +154,27 @@ def test_a_process_that_is_stopped(
 
 
 @pytest.mark.slow
+def test_each_process_goes_on_with_its_own_random_numbers(
+    shared_dolly_folder: Path, tmp_path: Path
+) -> None:
+    """`original` draws its dropout from torch's generator; uneven parts draw unequally."""
+    flags = ("--architecture=original", "--batch-size=5", "--epochs=1")
+    code, output = launch(shared_dolly_folder, tmp_path / "calm", *flags)
+    assert code == 0, output
+    code, output = launch(shared_dolly_folder, tmp_path / "hurt", *flags, HURT="5:SIGTERM")
+    assert "Stopped" in output
+    stored = checkpoint.load(next((tmp_path / "hurt").glob("*_resume.pt")))["trainer"]
+    assert not torch.equal(stored["generators"]["cpu"], stored["other_generators"][0]["cpu"])
+    code, output = launch(shared_dolly_folder, tmp_path / "hurt", *flags, "--resume")
+    assert code == 0, output
+    once, again = (
+        checkpoint.load(next((tmp_path / name).glob("*_final.pt")))["model"]
+        for name in ("calm", "hurt")
+    )
+    assert all(torch.equal(once[key], again[key]) for key in once)
+
+
+@pytest.mark.slow
 def test_a_mistake_is_told_once(shared_dolly_folder: Path, tmp_path: Path) -> None:
     code, output = launch(shared_dolly_folder, tmp_path, "--batch-size=1")
     assert code != 0
