@@ -58,6 +58,9 @@ def compare(
         UserError: a value is wrong, or a run of the same name was made with other settings.
         Stopped: a signal came; everything is saved, and the same command goes on.
     """
+    from newllm.train.distributed import refuse_several
+
+    refuse_several("compare")
     variants = plan(dataset, sweeps, single)
     swept = [name for name, values in sweeps.items() if len(values) > 1]
     folder = Path(variants[0].settings.out)

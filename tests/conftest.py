@@ -65,7 +65,16 @@ def tiny_model_settings() -> Callable[..., ModelSettings]:
 @pytest.fixture
 def dolly_folder(tmp_path: Path) -> Path:
     """A folder of Dolly-like rows: 60 for training, 12 for validation."""
-    folder = tmp_path / "dolly"
+    return _write_rows(tmp_path / "dolly")
+
+
+@pytest.fixture(scope="module")
+def shared_dolly_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rows, for all tests of a file."""
+    return _write_rows(tmp_path_factory.mktemp("shared") / "dolly")
+
+
+def _write_rows(folder: Path) -> Path:
     folder.mkdir()
     for name, count, shift in (("train", 60, 0), ("validation", 12, 1000)):
         rows = [

@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error))
     except Stopped as stop:
-        click.echo(f"\n{stop}", err=True)
+        click.echo(str(stop), err=True)
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("", err=True)

@@ -25,6 +25,7 @@ from newllm.files import write_text
 from newllm.levels import LEVELS, Level, find_level
 from newllm.recipes import resolve
 from newllm.summary import Summary, load_summary
+from newllm.train.distributed import refuse_several
 from newllm.train.guards import run_lock
 from newllm.train.run import train
 from newllm.train.run_files import RunFiles
@@ -98,6 +99,7 @@ def climb(route: Route, resume: bool = False, note: Callable[[str], None] = prin
         UserError: a level without rows, another climb in the folder, a level that is not cleared.
         Stopped: a signal came; everything is saved.
     """
+    refuse_several("climb")
     folder = Path(route.out)
     with run_lock(folder, "climb", note):
         if route.skills:

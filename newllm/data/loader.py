@@ -28,7 +28,7 @@ class Batch:
     assistant: Tensor
     """True where the target is a token an assistant has to produce."""
     scored: int
-    """Targets that count."""
+    """Targets that count; of a step's batch, those of all lanes, whichever of them are here."""
 
     def lanes(self, start: int, stop: int) -> Batch:
         """The part of the batch in lanes start..stop."""
@@ -44,7 +44,16 @@ class Batch:
 
 
 class EpochLoader:
-    """The batches of one epoch over a split; `batches(step)` starts anywhere."""
+    """The batches of one epoch over a split; `batches(step)` starts anywhere.
+
+    Args:
+        split: documents to read.
+        row_length: positions in a row.
+        lanes: rows in a batch.
+        shuffle_seed: (seed, epoch) that decides the order; None keeps the documents' order.
+        shared: whether several documents may share a row.
+        part: the lanes to read; the others are another process's.
+    """
 
     def __init__(
         self,
@@ -53,8 +62,9 @@ class EpochLoader:
         lanes: int,
         shuffle_seed: tuple[int, int] | None = None,
         shared: bool = True,
+        part: slice = slice(None),
     ) -> None:
-        self.split, self.lanes = split, lanes
+        self.split, self.lanes, self.part = split, len(range(lanes)[part]), part
         self.plan: Plan = plan_epoch(split.lengths - 1, row_length, lanes, shuffle_seed, shared)
 
     def __len__(self) -> int:
@@ -70,7 +80,8 @@ class EpochLoader:
         shape = (self.lanes, self.plan.row_length)
         ids, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
         reset, assistant = np.zeros(shape, bool), np.zeros(shape, bool)
-        for lane, row in enumerate(self.plan.rows(step)):
+        rows = self.plan.rows(step)
+        for lane, row in enumerate(rows[self.part]):
             end = 0
             for segment in row:
                 # One more token than positions: inputs and their successors overlap by all but one.
@@ -90,5 +101,5 @@ class EpochLoader:
             targets=torch.from_numpy(targets),
             reset=torch.from_numpy(reset),
             assistant=torch.from_numpy(assistant),
-            scored=int((targets != IGNORED).sum()),
+            scored=sum(segment.stop - segment.start for row in rows for segment in row),
         )

@@ -7,8 +7,9 @@ that no number depends on how rows were batched. Evaluation runs in fp32, whatev
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -76,6 +77,18 @@ class Metrics:
         return asdict(self)
 
 
+class Sharing(Protocol):
+    """Processes that score a split together."""
+
+    def lanes(self, count: int) -> slice:
+        """Which of `count` lanes are this one's."""
+        ...
+
+    def add(self, numbers: Sequence[float]) -> list[float]:
+        """Sums over all processes."""
+        ...
+
+
 @torch.inference_mode()
 def evaluate(
     model: LanguageModel,
@@ -83,8 +96,9 @@ def evaluate(
     tokenizer: Tokenizer,
     device: torch.device,
     lanes: int = EVALUATION_LANES,
+    processes: Sharing | None = None,
 ) -> Metrics:
-    """Score every document of a split, in fp32, on `device`.
+    """Score every document of a split, in fp32, on `device`; of several processes each a part.
 
     Bits per byte divide by the bytes of the text itself, so they compare models with different
     tokenizers (the argument of nanochat's `evaluate_bpb`): role and end tokens cost nats but add no
@@ -93,14 +107,20 @@ def evaluate(
     was_training = model.training
     model.eval()
     sums = Sums()
-    state = model.initial_state(lanes)
+    part = slice(lanes) if processes is None else processes.lanes(lanes)
+    loader = EpochLoader(split, EVALUATION_ROW, lanes, part=part)
+    state = model.initial_state(loader.lanes)
     unk = tokenizer.unk if isinstance(tokenizer, Word1000) else None
-    for batch in EpochLoader(split, EVALUATION_ROW, lanes).batches():
+    for batch in loader.batches():
         hidden, state = model(batch.ids.to(device), state, batch.reset.to(device))
         scored = batch.targets != IGNORED
         sums += _score(model, hidden[scored.to(device)], batch.targets[scored],
                        batch.assistant[scored], unk)  # fmt: skip
     model.train(was_training)
+    if processes is not None:
+        own = astuple(sums)
+        merged = processes.add(own)
+        sums = Sums(*(type(old)(new) for old, new in zip(own, merged, strict=True)))
     return summarize(sums, split, lossless=unk is None)
 
 

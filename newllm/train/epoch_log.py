@@ -49,8 +49,12 @@ class EpochLog(Protocol):
 class PlainLog:
     """Flushed plain lines, for files and pipes."""
 
+    def __init__(self) -> None:
+        self._within_line = False
+
     def start_epoch(self, epoch: int, epochs: int, done_share: float) -> None:
         print(f"Epoch {epoch}/{epochs}\n  Training...", end="", flush=True)
+        self._within_line = True
         self._marks = [mark for mark in _MARKS if mark > 100 * done_share]
 
     def step(self, done_share: float, loss: float) -> None:
@@ -59,9 +63,32 @@ class PlainLog:
 
     def end_training(self, record: Record) -> None:
         print(f" | {training_summary(record)}", flush=True)
+        self._within_line = False
 
     def note(self, text: str) -> None:
         print(text, flush=True)
+
+    def close(self) -> None:
+        """End the line that a stop or an error broke off; theirs follows."""
+        if self._within_line:
+            print(flush=True)
+            self._within_line = False
+
+
+class SilentLog:
+    """Of several processes one prints; this is the log of the others."""
+
+    def start_epoch(self, epoch: int, epochs: int, done_share: float) -> None:
+        """Nothing."""
+
+    def step(self, done_share: float, loss: float) -> None:
+        """Nothing."""
+
+    def end_training(self, record: Record) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Nothing is held."""

@@ -50,11 +50,17 @@ def run_lock(folder: Path, name: str, note: Callable[[str], None] = print) -> It
 class StopRequest:
     """Turns Ctrl-C, SIGTERM and a lost terminal into a request honoured after the current step.
 
-    A second signal of the same kind acts as usual (and the last save stands).
+    A second signal of the same kind acts as usual (and the last save stands), unless a launcher may
+    have sent it.
+
+    Args:
+        launched: signals are passed on by a launcher, which may repeat what this process got
+            already, and also ends the others when the first one has left.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, launched: bool = False) -> None:
         self.signal: int | None = None
+        self._launched = launched
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -68,12 +74,14 @@ class StopRequest:
         try:
             yield self
         finally:
-            for kind, handler in before.items():
-                signal.signal(kind, handler)
+            if not (self._launched and self.signal):
+                for kind, handler in before.items():
+                    signal.signal(kind, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        signal.signal(number, self._before[signal.Signals(number)])
+        if not self._launched:
+            signal.signal(number, self._before[signal.Signals(number)])
 
     @property
     def exit_code(self) -> int:

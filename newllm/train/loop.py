@@ -24,17 +24,24 @@ from newllm.data.loader import Batch, EpochLoader
 from newllm.data.mixing import Mixture
 from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
-from newllm.device import keep_freed_memory, pick_device, pick_precision
+from newllm.device import (
+    get_generators,
+    keep_freed_memory,
+    pick_device,
+    pick_precision,
+    set_generators,
+)
 from newllm.errors import UserError
-from newllm.evaluate.metrics import Metrics, Record, evaluate
+from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
 from newllm.model import State, build_model
 from newllm.model.kernels import Noise
+from newllm.train.distributed import Processes
 from newllm.train.epoch_log import EpochLog, validation_line
 from newllm.train.freezing import Frozen
 from newllm.train.guards import MAX_NONFINITE_STEPS, StopRequest, all_finite
-from newllm.train.memory import fit_rows, preset_rows, resident_bytes
+from newllm.train.memory import fit_rows, preset_rows, step_trial
 from newllm.train.optimizers import make_optimizers
-from newllm.train.progress import Progress, clip_norm, describe_expectation
+from newllm.train.progress import Progress, clip_norm, describe_expectation, differences
 from newllm.train.schedule import Schedule
 
 MIN_IMPROVEMENT = 0.001
@@ -52,6 +59,7 @@ class Trainer:
         finish_epoch: called with the trainer, and whether the epoch was the best so far.
         rehearsed: earlier training rows, of which every epoch has some.
         frozen: shape of the part of a grown model that does not train.
+        processes: those that train together (default: this one alone).
     """
 
     def __init__(
@@ -63,11 +71,13 @@ class Trainer:
         finish_epoch: Callable[[Trainer, bool], None],
         rehearsed: Sequence[Documents] = (),
         frozen: ModelSettings | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self._rehearsed = rehearsed
+        self.processes = processes or Processes()
         self.settings, self.data, self.log = settings, data, log
         self._save, self._finish_epoch = save, finish_epoch
-        device = pick_device(settings.device)
+        device = self.processes.device(pick_device(settings.device))
         if device.type == "cuda":
             torch.cuda.set_device(device)
         else:
@@ -79,13 +89,13 @@ class Trainer:
             cpu=device.type == "cpu",
             mixed_precision="no" if self.precision == "fp32" else self.precision,
         )
-        if self.accelerator.num_processes > 1:
-            raise UserError("training in several processes is not supported yet; start one process")
         self.device = self.accelerator.device
         torch.manual_seed(settings.seed)
         # Not wrapped by accelerate: validation calls the same model in fp32.
         self.model = build_model(settings.model_settings(), data.tokenizer.vocab_size)
         self.model.to(self.device)
+        if not self.processes.main:  # the dropout of `original` draws from torch's generator
+            torch.manual_seed(settings.seed + (self.processes.rank << 32))
         self._frozen = None if frozen is None else Frozen(self.model, frozen)
         self.optimizers = [
             self.accelerator.prepare_optimizer(optimizer)
@@ -93,7 +103,8 @@ class Trainer:
         ]
         self.schedule = Schedule.planned(settings.warmup_share, settings.warmdown_share)
         self.progress = Progress()
-        self.state: State = self.model.initial_state(settings.batch_size)
+        self._lanes = range(settings.batch_size)[self.processes.lanes(settings.batch_size)]
+        self.state: State = self.model.initial_state(len(self._lanes))
         self.micro_batch = 0
         """Rows computed at once; found when training starts, and part of the run from then on."""
 
@@ -105,6 +116,7 @@ class Trainer:
     def fit(self, stop: StopRequest) -> bool:
         """Train on; True when finished, False when a stop request came (the state is saved)."""
         progress = self.progress
+        self.processes.share_weights(self.model.state_dict().values())
         if self._frozen is not None:
             self._frozen.hold()
         if self.micro_batch == 0:
@@ -119,10 +131,12 @@ class Trainer:
                 if self.schedule.finished(self._done(len(loader))):
                     break
                 self._timed_step(batch, len(loader))
-                if stop.signal is not None:
+                save_due = time.monotonic() - self._last_save > 60 * self.settings.save_minutes
+                stopping, save_due = self.processes.settle(progress, stop, save_due)
+                if stopping:
                     self._save(self)
                     return False
-                if time.monotonic() - self._last_save > 60 * self.settings.save_minutes:
+                if save_due:
                     self._save(self)
                     self._last_save = time.monotonic()
             self._end_epoch(len(loader))
@@ -130,10 +144,8 @@ class Trainer:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides how the run goes on."""
-        generators = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        """Everything that decides how the run goes on; all processes call it together."""
+        generators, *others = self.processes.gather(get_generators(self.device))
         scaler = self.accelerator.scaler
         return {
             "model": self.model.state_dict(),
@@ -141,8 +153,10 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "schedule": asdict(self.schedule),
             "progress": asdict(self.progress),
-            "carried_state": self.state,
+            "carried_state": self.processes.all_lanes(self.state),
+            "processes": self.processes.world,
             "generators": generators,
+            "other_generators": others,
             "threads": torch.get_num_threads(),
             "micro_batch": self.micro_batch,
         }
@@ -157,15 +171,14 @@ class Trainer:
         self.schedule = Schedule(**stored["schedule"])
         self.progress = Progress(**stored["progress"])
         self.micro_batch = stored["micro_batch"]
-        self.state = {name: part.to(self.device) for name, part in stored["carried_state"].items()}
-        torch.set_rng_state(stored["generators"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in stored["generators"]:
-            torch.cuda.set_rng_state(stored["generators"]["cuda"], self.device)
-        if stored["threads"] != torch.get_num_threads():
-            self.log.note(
-                f"Resumed with {torch.get_num_threads()} threads instead of {stored['threads']}: "
-                "the run goes on, but not bit for bit as it would have."
-            )
+        own = slice(self._lanes.start, self._lanes.stop)
+        carried = stored["carried_state"]
+        self.state = {name: part[:, own].to(self.device) for name, part in carried.items()}
+        generators = [stored["generators"], *stored.get("other_generators", [])]
+        if self.processes.rank < len(generators):
+            set_generators(generators[self.processes.rank], self.device)
+        for line in differences(stored, self.processes.world):
+            self.log.note(line)
 
     def _loader(self, epoch: int) -> EpochLoader:
         documents: Documents = self.data.splits["train"]
@@ -179,32 +192,27 @@ class Trainer:
             (self.settings.seed, epoch),
             # The published recipe counts its batch in documents: one a row.
             shared=self.settings.architecture != "original",
+            part=slice(self._lanes.start, self._lanes.stop),
         )
 
     def _find_micro_batch(self) -> None:
         """Try a step's work before the first step: what fits, and how long a run will take."""
         settings = self.settings
         loader = self._loader(0)
-        batch = loader.batch(0)
-
-        def try_rows(rows: int) -> int:
-            part = batch.lanes(0, rows)
-            with self.accelerator.autocast():
-                hidden, _ = self.model(part.ids.to(self.device), None, part.reset.to(self.device))
-                loss = self.model.loss(hidden, part.targets.to(self.device))
-            held = resident_bytes()
-            loss.backward()
-            self.model.zero_grad()
-            return held
-
+        try_rows = step_trial(self.model, loader.batch(0), self.accelerator, self.device)
         rows = settings.micro_batch_size or preset_rows(self.device, settings.max_seq_length)
         self.model.train()
         # Dropout draws from the CPU's generator or the GPU's: both stay as they were.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             self.micro_batch, seconds = fit_rows(
-                try_rows, min(rows, settings.batch_size), self.device, self.log.note
+                try_rows,
+                min(rows, len(self._lanes)),
+                self.device,
+                self.log.note,
+                self.processes.local_world,
             )
-        seconds *= math.ceil(settings.batch_size / self.micro_batch) * len(loader) * settings.epochs
+        self.micro_batch = self.processes.least(self.micro_batch)
+        seconds *= math.ceil(len(self._lanes) / self.micro_batch) * len(loader) * settings.epochs
         if settings.minutes is not None:
             seconds = min(seconds, 60 * settings.minutes)
         self.log.note(describe_expectation(seconds, settings.epochs))
@@ -233,8 +241,9 @@ class Trainer:
         self.model.train()
         nats = torch.zeros((), device=self.device)
         states: list[State] = []
-        for start in range(0, self.settings.batch_size, self.micro_batch):
-            noise = Noise(self.settings.seed, self.progress.total_steps, first_lane=start)
+        for start in range(0, len(self._lanes), self.micro_batch):
+            first_lane = self._lanes.start + start
+            noise = Noise(self.settings.seed, self.progress.total_steps, first_lane)
             stop = start + self.micro_batch
             part = batch if self.micro_batch >= len(batch.ids) else batch.lanes(start, stop)
             state = {name: tensor[:, start:stop] for name, tensor in self.state.items()}
@@ -248,6 +257,7 @@ class Trainer:
             states.append({name: tensor.detach() for name, tensor in state.items()})
             nats += loss.detach()
         self.state = {name: torch.cat([s[name] for s in states], dim=1) for name in self.state}
+        self.processes.add_gradients(self.model.parameters(), nats)
         self._update(nats, rate_factor)
         mean = nats.item() / max(1, batch.scored)
         if self.progress.skipped_in_a_row == 0:
@@ -279,7 +289,7 @@ class Trainer:
             progress.skipped_in_a_row = 0
             return
         # A state with a non-finite number would poison the lane for good.
-        self.state = self.model.initial_state(self.settings.batch_size)
+        self.state = self.model.initial_state(len(self._lanes))
         progress.skipped_steps += 1
         progress.skipped_in_a_row += 1
         if self.accelerator.scaler is None:
@@ -296,7 +306,12 @@ class Trainer:
     def _end_epoch(self, steps_in_epoch: int) -> None:
         progress = self.progress
         metrics = evaluate(
-            self.model, self.data.splits["validation"], self.data.tokenizer, self.device
+            self.model,
+            self.data.splits["validation"],
+            self.data.tokenizer,
+            self.device,
+            max(EVALUATION_LANES, self.processes.world),
+            self.processes,
         )
         best = metrics.loss < progress.best_loss
         improved = metrics.loss < progress.best_loss - MIN_IMPROVEMENT
@@ -305,33 +320,17 @@ class Trainer:
         )
         if best:
             progress.best_loss, progress.best_epoch = metrics.loss, progress.epoch + 1
-        record = self._record(metrics, best)
+        record = progress.record(self.settings.epochs, metrics, best)
         progress.history.append(record)
         done = self._done(steps_in_epoch)
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.epoch_nats, progress.epoch_tokens, progress.epoch_seconds = 0.0, 0, 0.0
-        self.state = self.model.initial_state(self.settings.batch_size)
+        self.state = self.model.initial_state(len(self._lanes))
         self.log.end_training(record)
         self.log.note(validation_line(record))
         self._decide(done)
         self._finish_epoch(self, best)
         self.log.note("  [Checkpoint saved]")
-
-    def _record(self, metrics: Metrics, best: bool) -> Record:
-        """The epoch's numbers; the one place they are put together."""
-        progress = self.progress
-        return {
-            "epoch": progress.epoch + 1,
-            "epochs": self.settings.epochs,
-            "steps": progress.total_steps,
-            "trained_tokens": progress.trained_tokens,
-            "train_loss": progress.epoch_nats / max(1, progress.epoch_tokens),
-            **metrics.to_dict(),
-            "best": best,
-            "skipped_steps": progress.skipped_steps,
-            "seconds": progress.epoch_seconds,
-            "total_seconds": progress.seconds,
-        }
 
     def _decide(self, done: float) -> None:
         """End the run, or start its warm-down, when it is time."""

@@ -7,8 +7,11 @@ from collections.abc import Callable
 
 import psutil
 import torch
+from accelerate import Accelerator
 
+from newllm.data.loader import Batch
 from newllm.errors import UserError
+from newllm.model import LanguageModel
 
 TOKENS_AT_ONCE = {"cpu": 16_384, "T4": 65_536, "L4": 131_072, "A100": 262_144, "cuda": 65_536}
 """Tokens computed at once, by device; halved until they fit."""
@@ -33,11 +36,37 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
+def step_trial(
+    model: LanguageModel, batch: Batch, accelerator: Accelerator, device: torch.device
+) -> Callable[[int], int]:
+    """What `fit_rows` tries: forward and backward on the first rows of a batch.
+
+    Args:
+        model: left as it is, in training mode.
+        batch: real rows.
+        accelerator: knows the precision.
+        device: the model's.
+    """
+
+    def try_rows(rows: int) -> int:
+        part = batch.lanes(0, rows)
+        with accelerator.autocast():
+            hidden, _ = model(part.ids.to(device), None, part.reset.to(device))
+            loss = model.loss(hidden, part.targets.to(device))
+        held = resident_bytes()
+        loss.backward()
+        model.zero_grad()
+        return held
+
+    return try_rows
+
+
 def fit_rows(
     try_rows: Callable[[int], int],
     rows: int,
     device: torch.device,
     note: Callable[[str], None],
+    neighbours: int = 1,
 ) -> tuple[int, float]:
     """Find a number of rows that fits, by doing a step's work on real rows.
 
@@ -50,6 +79,7 @@ def fit_rows(
         rows: the most rows that are wanted.
         device: where.
         note: prints a line when rows are fewer than wanted.
+        neighbours: processes on this machine that take memory alike, this one among them.
 
     Returns:
         (rows at once, seconds that one try took).
@@ -59,7 +89,7 @@ def fit_rows(
     """
     wanted = rows
     if device.type == "cpu":
-        rows = min(rows, _rows_in_free_memory(try_rows, rows))
+        rows = min(rows, _rows_in_free_memory(try_rows, rows, neighbours))
     while True:
         try:
             try_rows(rows)  # pays for compiling
@@ -81,14 +111,14 @@ def fit_rows(
     return rows, time.perf_counter() - started
 
 
-def _rows_in_free_memory(try_rows: Callable[[int], int], rows: int) -> int:
+def _rows_in_free_memory(try_rows: Callable[[int], int], rows: int, neighbours: int) -> int:
     few = max(2, rows // 8)
     if few >= rows:
         return rows
     try_rows(1)  # first-time costs: code, thread pools
     before = resident_bytes()
     per_row = max(0, try_rows(few) - before) / few
-    free = psutil.virtual_memory().available * _USABLE_SHARE
+    free = psutil.virtual_memory().available * _USABLE_SHARE / neighbours
     return rows if per_row == 0 else max(1, int(free / per_row))
 
 

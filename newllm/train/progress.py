@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 
 from newllm.config import Settings
-from newllm.evaluate.metrics import Record
+from newllm.evaluate.metrics import Metrics, Record
 
 COLAB_MINUTES = 90
 """After so long a free Colab session is cut off."""
@@ -33,12 +37,49 @@ class Progress:
     finished: bool = False
     history: list[Record] = field(default_factory=list)
 
+    def record(self, epochs: int, metrics: Metrics, best: bool) -> Record:
+        """The numbers of the epoch that ends; the one place they are put together.
+
+        Args:
+            epochs: of the whole run.
+            metrics: of the validation rows.
+            best: whether no epoch was better.
+        """
+        return {
+            "epoch": self.epoch + 1,
+            "epochs": epochs,
+            "steps": self.total_steps,
+            "trained_tokens": self.trained_tokens,
+            "train_loss": self.epoch_nats / max(1, self.epoch_tokens),
+            **metrics.to_dict(),
+            "best": best,
+            "skipped_steps": self.skipped_steps,
+            "seconds": self.epoch_seconds,
+            "total_seconds": self.seconds,
+        }
+
 
 def clip_norm(settings: Settings, epoch: int) -> float:
     """Gradient norm above which gradients are scaled down; `original` loosens it as published."""
     if settings.architecture != "original":
         return 1.0
     return 0.5 if epoch < 10 else 1.0 if epoch < 30 else 2.0
+
+
+def differences(stored: Mapping[str, Any], processes: int) -> Iterator[str]:
+    """What makes a resumed run another than it would have been, a line each.
+
+    Args:
+        stored: the trainer's part of a resume file; one process may not be said.
+        processes: how many there are now.
+    """
+    for what, now in (("threads", torch.get_num_threads()), ("processes", processes)):
+        before = stored.get(what, 1)
+        if before != now:
+            yield (
+                f"Resumed with {now} {what} instead of {before}: the run goes on, but not bit "
+                "for bit as it would have."
+            )
 
 
 def describe_expectation(seconds: float, epochs: int) -> str:

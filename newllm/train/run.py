@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
@@ -9,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -29,7 +30,8 @@ from newllm.summary import save_summary, summary_lines
 from newllm.train import checkpoint
 from newllm.train.answers import answer_prompts
 from newllm.train.conclude import summarize
-from newllm.train.epoch_log import EpochLog, MetricsFile, make_log
+from newllm.train.distributed import Processes, joined
+from newllm.train.epoch_log import EpochLog, MetricsFile, SilentLog, make_log
 from newllm.train.guards import StopRequest, run_lock
 from newllm.train.loop import Trainer
 from newllm.train.optimizers import get_moments
@@ -62,38 +64,55 @@ def train(
         Stopped: a signal came; everything is saved.
     """
     given = {**(file or {}), **flags}
-    if given.get("init_from") is not None:
-        flags = {**shape_of(given["init_from"]), **given}
-    settings = resolve(dataset, flags, file)
-    files = RunFiles(Path(settings.out), settings.run_name)
-    log = make_log()
-    with run_lock(files.folder, files.name, log.note):
-        stored = _find_resume(files, log) if resume else None
-        if stored is not None:
-            settings = _settings_of_resumed(stored, given, settings)
-        else:
-            set_aside(files, log)
-        try:
-            return _Run(settings, files, log, advise).train(stored)
-        finally:
-            log.close()
+    with joined() as processes, contextlib.ExitStack() as held:
+        log = make_log() if processes.main else SilentLog()
+        held.callback(log.close)
+        stored = None
+        with processes.main_first():
+            if given.get("init_from") is not None:
+                flags = {**shape_of(given["init_from"]), **given}
+            settings = resolve(dataset, flags, file)
+            files = RunFiles(Path(settings.out), settings.run_name)
+            if processes.main:
+                held.enter_context(run_lock(files.folder, files.name, log.note))
+                stored = _find_resume(files, log) if resume else None
+        stored = processes.agree(stored)
+        with processes.main_first():
+            if stored is not None:
+                settings = _settings_of_resumed(stored, given, settings)
+            elif processes.main:
+                set_aside(files, log)
+            run = _Run(settings, files, log, advise, processes)
+            trainer = run.prepare(stored)
+        return run.train(trainer)
 
 
 class _Run:
     """What `train` needs in several places."""
 
-    def __init__(self, settings: Settings, files: RunFiles, log: EpochLog, advise: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        files: RunFiles,
+        log: EpochLog,
+        advise: bool,
+        processes: Processes,
+    ) -> None:
         self.settings, self.files, self.log, self.advise = settings, files, log, advise
+        self.processes = processes
         self.level = find_level(settings.dataset)
         self.start = Start.read(settings)
         self.data = self._encode()
         self.rehearsed = prepare_rehearsal(settings, self.data.tokenizer)
         self.metrics_file = MetricsFile(
             files.metrics,
-            files.folder / "tensorboard" / files.name if settings.tensorboard else None,
+            files.folder / "tensorboard" / files.name
+            if settings.tensorboard and processes.main
+            else None,
         )
 
-    def train(self, stored: dict[str, Any] | None) -> Path:
+    def prepare(self, stored: dict[str, Any] | None) -> Trainer:
+        """A trainer that stands where the run does; process 0 has said and written so."""
         trainer = Trainer(
             self.settings,
             self.data,
@@ -102,25 +121,43 @@ class _Run:
             self._finish_epoch,
             rehearsed=[data.splits["train"] for data in self.rehearsed.values()],
             frozen=self.start.frozen,
+            processes=self.processes,
         )
         if stored is not None:
             self._refuse_changed_data(stored)
             trainer.load_state_dict(stored["trainer"])
         else:
             self.start.apply(trainer)
-        self._introduce(trainer, resumed=stored is not None)
-        write_text(self.files.settings, to_yaml(self.settings))
-        self.metrics_file.write(trainer.progress.history)
-        if not trainer.progress.finished:
-            stop = StopRequest()
+        if self.processes.main:
+            self._introduce(trainer, resumed=stored is not None)
+            write_text(self.files.settings, to_yaml(self.settings))
+            self.metrics_file.write(trainer.progress.history)
+        return trainer
+
+    def train(self, trainer: Trainer) -> Path:
+        """Train to the end; returns the path of the best checkpoint."""
+        trained = not trainer.progress.finished
+        if trained:
+            stop = StopRequest(launched=self.processes.world > 1)
             with stop.listening():
                 if not trainer.fit(stop):
-                    raise Stopped(stop.exit_code, f"Stopped; to go on: {_resume_command()}")
-            last = trainer.progress.history[-1]
-            moments = get_moments(trainer.model, trainer.optimizers)
-            self._write_model(self.files.final, trainer, last, {"moments": moments})
-        self._conclude(trainer)
+                    self._leave(stop)
+        if self.processes.main:
+            if trained:
+                last = trainer.progress.history[-1]
+                moments = get_moments(trainer.model, trainer.optimizers)
+                self._write_model(self.files.final, trainer, last, {"moments": moments})
+            self._conclude(trainer)
         return self.files.best
+
+    def _leave(self, stop: StopRequest) -> NoReturn:
+        """Everything is saved; one process says so."""
+        if not self.processes.main:
+            raise SystemExit(stop.exit_code)
+        command = _resume_command()
+        if self.processes.world > 1:
+            command = f"start the {self.processes.world} processes again with: {command}"
+        raise Stopped(stop.exit_code, f"Stopped; to go on: {command}")
 
     def _encode(self) -> Encoded:
         settings = self.settings
@@ -152,9 +189,10 @@ class _Run:
             f"{settings.context_dim}, {trainer.parameters:,} parameters, {settings.tokenizer} "
             f"vocabulary of {self.data.tokenizer.vocab_size:,}"
         )
+        together = f", {self.processes.world} processes" if self.processes.world > 1 else ""
         self.log.note(
             f"Device {trainer.device.type}, {trainer.precision}, recurrence kernel "
-            f"{active_kernel(trainer.device)}, {torch.get_num_threads()} threads"
+            f"{active_kernel(trainer.device)}, {torch.get_num_threads()} threads{together}"
         )
         if resumed:
             at = trainer.progress
@@ -186,14 +224,17 @@ class _Run:
             "data": self._describe_data(),
             "newllm_version": newllm.__version__,
         }
-        checkpoint.save(self.files.resume, content, keep_previous=True)
-        self.metrics_file.write(trainer.progress.history)
+        if self.processes.main:
+            checkpoint.save(self.files.resume, content, keep_previous=True)
+            self.metrics_file.write(trainer.progress.history)
+        self.processes.meet()
 
     def _finish_epoch(self, trainer: Trainer, best: bool) -> None:
         """The resume file last: should the run die before it, the epoch is simply done again."""
-        if best:
-            self._write_model(self.files.best, trainer, trainer.progress.history[-1])
-        self._write_answers(trainer)
+        if self.processes.main:
+            if best:
+                self._write_model(self.files.best, trainer, trainer.progress.history[-1])
+            self._write_answers(trainer)
         self._save(trainer)
 
     def _write_answers(self, trainer: Trainer) -> None:

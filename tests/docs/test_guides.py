@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from newllm.cli import CONTEXT, cli, main
 from newllm.config import Settings
@@ -25,7 +27,7 @@ from newllm.recipes import resolve
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = (
     "TRAINING_PROGRESSION", "HH_RLHF_TRAINING", "ULTRACHAT_TRAINING", "CODE_MATH_TRAINING",
-    "CLIMBING", "SERVING", "EXPORT", "REFERENCE",
+    "CLIMBING", "DISTRIBUTED", "SERVING", "EXPORT", "REFERENCE",
 )  # fmt: skip
 TWINS = {"README.md": "README.ja.md"} | {f"docs/{g}.md": f"docs/ja/{g}.md" for g in GUIDES}
 PAGES = sorted(
@@ -36,7 +38,7 @@ _BASH = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SEPARATORS = {"&&", "||", "|", ";", "&"}
 _RUN_FILE = re.compile(r"[\w./-]*new_llm_\w+\.(?:pt|yaml|(?:metrics|answers)\.jsonl|summary\.json)")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
-_PATH = re.compile(r"`((?:scripts|docs|newllm|tests|benchmarks)/[\w./-]*\.\w+)`")
+_PATH = re.compile(r"`((?:scripts|docs|newllm|tests|benchmarks|deploy)/[\w./-]*\.\w+)`")
 
 QUICK = {
     "train": "--minutes 0.02 --epochs 2 --max-samples 64 --device cpu "
@@ -67,6 +69,8 @@ class Command:
             return words[1:]
         if words[:3] == ["python", "-m", "newllm"]:
             return words[3:]
+        if words[:1] in (["torchrun"], ["accelerate"]) and "newllm" in words:  # as one process
+            return words[words.index("newllm") + 1 :]
         script = re.fullmatch(r"scripts/train_(\w+)\.py", words[1]) if len(words) > 1 else None
         if words[:1] == ["python"] and script:
             return ["train", script[1], "--tokenizer", "word1000", *words[2:]]
@@ -200,13 +204,15 @@ def test_commands_are_collected() -> None:
         "# Title\n```bash\n!nohup python scripts/train_math.py --num_layers 2 \\\n"
         "    --out /x > run.log 2>&1 &\n%cd new-llm\n"
         "newllm generate a.pt --prompt 'cost: $3; # no comment'  # a comment\n```\n"
-        "```python\nnewllm train dolly\n```\n```bash\ncd x && newllm doctor | head\n```\n"
+        "```python\nnewllm train dolly\n```\n```bash\ncd x && newllm doctor | head\n"
+        "torchrun --standalone -m newllm train dolly\n```\n"
     )
     found = list(commands_in(text, "page"))
     assert [(c.where, c.arguments) for c in found if c.arguments] == [
         ("page:3", "train math --tokenizer word1000 --num_layers 2 --out /x".split()),
         ("page:6", ["generate", "a.pt", "--prompt", "cost: $3; # no comment"]),
         ("page:12", ["doctor"]),
+        ("page:13", ["train", "dolly"]),
     ]
     assert [c.words for c in found if not c.arguments] == [
         ("%cd", "new-llm"),
@@ -263,6 +269,24 @@ def test_twins_have_the_same_commands(english: str, japanese: str) -> None:
     if english != "README.md":  # the Japanese README is shorter
         headings = [re.findall(r"^#+ ", read(page), re.MULTILINE) for page in (english, japanese)]
         assert headings[0] == headings[1]
+
+
+@pytest.mark.parametrize("file", ["slurm.sbatch", "pytorchjob.yaml"])
+def test_ready_files_give_commands_that_parse(file: str) -> None:
+    """No cluster is here to run them; what they would run is a command of ours."""
+    text = read(f"deploy/{file}")
+    if file.endswith(".yaml"):
+        replicas = yaml.safe_load(text)["spec"]["pytorchReplicaSpecs"]
+        containers = [r["template"]["spec"]["containers"][0] for r in replicas.values()]
+        commands = [container["command"] for container in containers]
+        assert [replicas[kind]["replicas"] for kind in ("Master", "Worker")] == [1, 2]
+    else:
+        lines = _joined_lines(text)
+        commands = [line.split() for line in lines if " newllm " in line and line[0] != "#"]
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    assert commands
+    for words in commands:
+        assert training(words[words.index("newllm") + 1 :]) is not None
 
 
 @pytest.mark.slow

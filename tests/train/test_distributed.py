@@ -1,0 +1,252 @@
+"""Two processes train what one would; one that dies or is stopped loses nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from newllm.data.loader import EpochLoader
+from newllm.errors import UserError
+from newllm.train import checkpoint
+from newllm.train.distributed import Processes, joined, refuse_several
+from newllm.train.guards import StopRequest
+from newllm.train.run import train
+
+NAME = "new_llm_dolly_layers1_bpe"
+TOLERANCE = 1e-3
+"""Relative, of losses after some 40 steps, where sums are taken in another order: Muon rounds to
+bf16 where that is quick, so that steps differ in the fourth digit."""
+
+FLAGS = {
+    "context_dim": 16,
+    "embed_dim": 16,
+    "hidden_dim": 24,
+    "vocab_size": 400,
+    "max_seq_length": 24,
+    "batch_size": 4,
+    "epochs": 3,
+    "device": "cpu",
+    "precision": "fp32",
+    "save_minutes": 0,
+}
+
+
+def launch(data: Path, out: Path, *more: str, **environment: str) -> tuple[int, str]:
+    """Train in two processes; returns the launcher's exit code and what all of them printed."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in FLAGS.items()]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+               str(Path(__file__).with_name("launched.py")), "train", "dolly", *flags,
+               "--data", str(data), "--out", str(out), *more]  # fmt: skip
+    root = Path(__file__).resolve().parents[2]
+    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / f"{NAME}.metrics.jsonl").open()]
+
+
+@pytest.fixture(scope="module")
+def calm(shared_dolly_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Two processes that nothing happened to: their folder and output."""
+    out = tmp_path_factory.mktemp("calm") / "out"
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    code, output = launch(shared_dolly_folder, out, NEWLLM_CACHE=str(cache))
+    assert code == 0, output
+    return out, output
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(
+    calm: tuple[Path, str], shared_dolly_folder: Path, tmp_path: Path
+) -> None:
+    """As one does that computes the batch in two parts, bit for bit; dropout is on, states carried.
+
+    In one part sums are taken in another order, as are those of the validation.
+    """
+    out, output = calm
+    flags = {**FLAGS, "data": str(shared_dolly_folder)}
+    train("dolly", {**flags, "out": str(tmp_path / "parts"), "micro_batch_size": 2})
+    train("dolly", {**flags, "out": str(tmp_path / "whole")})
+    together, parts, whole = (
+        checkpoint.load(folder / f"{NAME}_final.pt")["model"]
+        for folder in (out, tmp_path / "parts", tmp_path / "whole")
+    )
+    assert all(torch.equal(together[name], parts[name]) for name in parts)
+    assert not all(torch.equal(together[name], whole[name]) for name in parts)
+    for two, one, other in zip(
+        *(records(folder) for folder in (out, tmp_path / "parts", tmp_path / "whole")), strict=True
+    ):
+        assert two["train_loss"] == one["train_loss"]
+        for name in ("loss", "bpb", "bpb_assistant"):
+            assert two[name] == pytest.approx(one[name], rel=1e-6), name
+            assert two[name] == pytest.approx(other[name], rel=TOLERANCE), name
+        for name in ("steps", "trained_tokens", "rows", "tokens", "accuracy"):
+            assert two[name] == one[name], name
+    assert records(out)[-1]["steps"] >= 20
+    assert {p.name for p in out.iterdir()} == {p.name for p in (tmp_path / "parts").iterdir()}
+    assert output.count("Epoch 1/3") == output.count("[Checkpoint saved]") / 3 == 1
+    assert "2 processes" in output
+
+
+@pytest.mark.slow
+def test_a_process_that_dies(
+    calm: tuple[Path, str], shared_dolly_folder: Path, tmp_path: Path
+) -> None:
+    """SIGKILL: a clear line, and the run goes on to the weights it would have had."""
+    code, output = launch(shared_dolly_folder, tmp_path, HURT="11:SIGKILL")
+    assert code != 0
+    assert re.search("^newllm: process 0 of 2 lost another one .*--resume", output, re.M), output
+    code, output = launch(shared_dolly_folder, tmp_path, "--resume")
+    assert code == 0, output
+    assert "Resumed at epoch 1, step 10" in output
+    assert "bit for bit" not in output
+    for file in (f"{NAME}_final.pt", f"best_{NAME}.pt"):
+        once, again = (checkpoint.load(folder / file)["model"] for folder in (calm[0], tmp_path))
+        assert all(torch.equal(once[key], again[key]) for key in once)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stopped(
+    shared_dolly_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One signal and one number that is not one, both in process 1, are a matter of all.
+
+    Of five lanes one process has two, the other three.
+    """
+    lanes, hurt = "--batch-size=5", {"HURT": "15:SIGTERM", "POISON": "3"}
+    code, output = launch(shared_dolly_folder, tmp_path, lanes, **hurt)
+    assert code != 0
+    assert output.count("Stopped; to go on: start the 2 processes again") == 1
+    assert output.count("exitcode  : 143") == 2, output
+    assert output.count("Step 4 of epoch 1 skipped") == 1
+    stored = checkpoint.load(tmp_path / f"{NAME}_resume.pt")["trainer"]
+    assert stored["progress"]["total_steps"] == 15
+    assert all(tensor.shape[1] == 5 for tensor in stored["carried_state"].values())
+    flags = {**FLAGS, "batch_size": 5, "data": str(shared_dolly_folder), "out": str(tmp_path)}
+    train("dolly", flags, resume=True)
+    assert "Resumed with 1 processes instead of 2" in capsys.readouterr().out
+    last = records(tmp_path)[-1]
+    assert last["epoch"] == 3
+    assert last["skipped_steps"] == 1
+    assert math.isfinite(last["loss"])
+
+
+@pytest.mark.slow
+def test_each_process_goes_on_with_its_own_random_numbers(
+    shared_dolly_folder: Path, tmp_path: Path
+) -> None:
+    """`original` draws its dropout from torch's generator; uneven parts draw unequally."""
+    flags = ("--architecture=original", "--batch-size=5", "--epochs=1")
+    code, output = launch(shared_dolly_folder, tmp_path / "calm", *flags)
+    assert code == 0, output
+    code, output = launch(shared_dolly_folder, tmp_path / "hurt", *flags, HURT="5:SIGTERM")
+    assert "Stopped" in output
+    stored = checkpoint.load(next((tmp_path / "hurt").glob("*_resume.pt")))["trainer"]
+    assert not torch.equal(stored["generators"]["cpu"], stored["other_generators"][0]["cpu"])
+    code, output = launch(shared_dolly_folder, tmp_path / "hurt", *flags, "--resume")
+    assert code == 0, output
+    once, again = (
+        checkpoint.load(next((tmp_path / name).glob("*_final.pt")))["model"]
+        for name in ("calm", "hurt")
+    )
+    assert all(torch.equal(once[key], again[key]) for key in once)
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_once(shared_dolly_folder: Path, tmp_path: Path) -> None:
+    code, output = launch(shared_dolly_folder, tmp_path, "--batch-size=1")
+    assert code != 0
+    assert output.count("newllm: ") == output.count("--batch-size 1: each of 2 processes") == 1
+
+
+@given(world=st.integers(1, 9), more=st.integers(0, 40))
+def test_lanes_are_shared_out(world: int, more: int) -> None:
+    count = world + more
+    alone = Processes()
+    parts = []
+    for rank in range(world):
+        alone.rank, alone.world = rank, world
+        parts.append(list(range(count)[alone.lanes(count)]))
+    assert [lane for part in parts for lane in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    with pytest.raises(UserError, match="start fewer processes"):
+        alone.lanes(world - 1)
+
+
+class _Counting:
+    """Documents of the given lengths; every token is its own number."""
+
+    def __init__(self, *lengths: int) -> None:
+        self.lengths = np.array(lengths)
+        self._first = np.cumsum(self.lengths) - self.lengths
+
+    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
+        return self._first[document] + np.arange(start, stop)
+
+    def assistant(self, document: int, start: int, stop: int) -> np.ndarray:
+        return self.tokens(document, start, stop) % 2 == 0
+
+
+def test_parts_of_a_batch_are_the_batch() -> None:
+    documents = _Counting(*range(2, 40))
+    whole = EpochLoader(documents, 16, 5, (0, 0))
+    parts = [EpochLoader(documents, 16, 5, (0, 0), part=part) for part in (slice(2), slice(2, 5))]
+    for batch, *own in zip(whole.batches(), *(part.batches() for part in parts), strict=True):
+        for name in ("ids", "targets", "reset", "assistant"):
+            together = torch.cat([getattr(part, name) for part in own])
+            assert torch.equal(together, getattr(batch, name)), name
+        assert [part.scored for part in own] == [batch.scored] * 2
+        assert batch.scored == batch.lanes(0, 5).scored
+
+
+def test_alone_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined() as alone:
+        assert (alone.main, alone.world) == (True, 1)
+        assert alone.agree("x") == "x"
+        assert alone.add([1.5, 2]) == [1.5, 2]
+    refuse_several("climb")
+
+
+def test_half_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="WORLD_SIZE=2 without RANK"), joined():
+        pass
+    with pytest.raises(UserError, match="newllm climb: runs in one process"):
+        refuse_several("climb")
+
+
+def test_a_launcher_may_repeat_a_signal() -> None:
+    stop = StopRequest(launched=True)
+    try:
+        with stop.listening():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # the launcher ends those that are still leaving
+    finally:
+        for kind, handler in stop._before.items():
+            signal.signal(kind, handler)
+    assert stop.exit_code == 143
