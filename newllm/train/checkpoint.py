@@ -19,7 +19,13 @@ from typing import Any
 import torch
 
 from newllm.errors import UserError
-from newllm.files import previous_path, sync_folder, write_bytes
+from newllm.files import (
+    previous_path,
+    remove_abandoned,
+    scratch_path,
+    sync_folder,
+    write_bytes,
+)
 
 FORMAT = "new-llm"
 FORMAT_VERSION = 2
@@ -132,11 +138,14 @@ def _seal(archive: bytes) -> bytes:
 
 def _link_previous(path: Path) -> None:
     """Keep `path` under its previous name too, so that no instant is without a valid file."""
-    scratch = path.with_name(f".{path.name}.previous-{os.getpid()}")
+    previous = previous_path(path)
+    scratch = scratch_path(previous)
     scratch.unlink(missing_ok=True)
     try:
         os.link(path, scratch)
     except OSError:  # file systems without hard links
         shutil.copyfile(path, scratch)
-    os.replace(scratch, previous_path(path))
+    os.replace(scratch, previous)
+    scratch.unlink(missing_ok=True)  # a rename of a file onto itself leaves both names
     sync_folder(path.parent)
+    remove_abandoned(previous)

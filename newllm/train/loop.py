@@ -26,13 +26,13 @@ from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
 from newllm.device import keep_freed_memory, pick_device, pick_precision
 from newllm.errors import UserError
-from newllm.evaluate.metrics import Metrics, Record, evaluate
+from newllm.evaluate.metrics import evaluate
 from newllm.model import State, build_model
 from newllm.model.kernels import Noise
 from newllm.train.epoch_log import EpochLog, validation_line
 from newllm.train.freezing import Frozen
 from newllm.train.guards import MAX_NONFINITE_STEPS, StopRequest, all_finite
-from newllm.train.memory import fit_rows, preset_rows, resident_bytes
+from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, resident_bytes
 from newllm.train.optimizers import make_optimizers
 from newllm.train.progress import Progress, clip_norm, describe_expectation
 from newllm.train.schedule import Schedule
@@ -231,12 +231,29 @@ class Trainer:
     def _step(self, batch: Batch, rate_factor: float) -> float:
         """One optimizer step over all micro-batches; returns nats per token."""
         self.model.train()
+        (nats, self.state), rows = halve_until_it_fits(
+            lambda rows: self._gradients(batch, rows), self.micro_batch, self.device
+        )
+        if rows < self.micro_batch:
+            self.micro_batch = rows
+            self.log.note(f"\n  Out of memory: {rows} rows at once from here on; the same batch.")
+        self._update(nats, rate_factor)
+        mean = nats.item() / max(1, batch.scored)
+        if self.progress.skipped_in_a_row == 0:
+            self.progress.epoch_nats += nats.item()
+            self.progress.epoch_tokens += batch.scored
+            self.progress.trained_tokens += batch.scored
+        return mean
+
+    def _gradients(self, batch: Batch, rows: int) -> tuple[Tensor, State]:
+        """Accumulate the gradients of a batch, so many rows at once: (nats, states behind it)."""
+        self.model.zero_grad()  # what a try without enough memory left
         nats = torch.zeros((), device=self.device)
         states: list[State] = []
-        for start in range(0, self.settings.batch_size, self.micro_batch):
+        for start in range(0, self.settings.batch_size, rows):
             noise = Noise(self.settings.seed, self.progress.total_steps, first_lane=start)
-            stop = start + self.micro_batch
-            part = batch if self.micro_batch >= len(batch.ids) else batch.lanes(start, stop)
+            stop = start + rows
+            part = batch if rows >= len(batch.ids) else batch.lanes(start, stop)
             state = {name: tensor[:, start:stop] for name, tensor in self.state.items()}
             with self.accelerator.autocast():
                 hidden, state = self.model(
@@ -247,14 +264,7 @@ class Trainer:
             self.accelerator.backward(loss / max(1, batch.scored))
             states.append({name: tensor.detach() for name, tensor in state.items()})
             nats += loss.detach()
-        self.state = {name: torch.cat([s[name] for s in states], dim=1) for name in self.state}
-        self._update(nats, rate_factor)
-        mean = nats.item() / max(1, batch.scored)
-        if self.progress.skipped_in_a_row == 0:
-            self.progress.epoch_nats += nats.item()
-            self.progress.epoch_tokens += batch.scored
-            self.progress.trained_tokens += batch.scored
-        return mean
+        return nats, {name: torch.cat([s[name] for s in states], dim=1) for name in self.state}
 
     def _update(self, nats: Tensor, rate_factor: float) -> None:
         """Step the optimizers, unless a number is not finite."""
@@ -305,7 +315,7 @@ class Trainer:
         )
         if best:
             progress.best_loss, progress.best_epoch = metrics.loss, progress.epoch + 1
-        record = self._record(metrics, best)
+        record = progress.record(self.settings.epochs, metrics, best)
         progress.history.append(record)
         done = self._done(steps_in_epoch)
         progress.epoch, progress.step = progress.epoch + 1, 0
@@ -316,22 +326,6 @@ class Trainer:
         self._decide(done)
         self._finish_epoch(self, best)
         self.log.note("  [Checkpoint saved]")
-
-    def _record(self, metrics: Metrics, best: bool) -> Record:
-        """The epoch's numbers; the one place they are put together."""
-        progress = self.progress
-        return {
-            "epoch": progress.epoch + 1,
-            "epochs": self.settings.epochs,
-            "steps": progress.total_steps,
-            "trained_tokens": progress.trained_tokens,
-            "train_loss": progress.epoch_nats / max(1, progress.epoch_tokens),
-            **metrics.to_dict(),
-            "best": best,
-            "skipped_steps": progress.skipped_steps,
-            "seconds": progress.epoch_seconds,
-            "total_seconds": progress.seconds,
-        }
 
     def _decide(self, done: float) -> None:
         """End the run, or start its warm-down, when it is time."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from newllm.config import Settings
-from newllm.evaluate.metrics import Record
+from newllm.evaluate.metrics import Metrics, Record
 
 COLAB_MINUTES = 90
 """After so long a free Colab session is cut off."""
@@ -32,6 +32,21 @@ class Progress:
     epochs_without_improvement: int = 0
     finished: bool = False
     history: list[Record] = field(default_factory=list)
+
+    def record(self, epochs: int, metrics: Metrics, best: bool) -> Record:
+        """The numbers of the epoch that ends; the one place they are put together."""
+        return {
+            "epoch": self.epoch + 1,
+            "epochs": epochs,
+            "steps": self.total_steps,
+            "trained_tokens": self.trained_tokens,
+            "train_loss": self.epoch_nats / max(1, self.epoch_tokens),
+            **metrics.to_dict(),
+            "best": best,
+            "skipped_steps": self.skipped_steps,
+            "seconds": self.epoch_seconds,
+            "total_seconds": self.seconds,
+        }
 
 
 def clip_norm(settings: Settings, epoch: int) -> float:

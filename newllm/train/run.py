@@ -115,6 +115,7 @@ class _Run:
             with stop.listening():
                 if not trainer.fit(stop):
                     raise Stopped(stop.exit_code, f"Stopped; to go on: {_resume_command()}")
+        if not self.files.final.exists():  # also where a kill came between the last save and here
             last = trainer.progress.history[-1]
             moments = get_moments(trainer.model, trainer.optimizers)
             self._write_model(self.files.final, trainer, last, {"moments": moments})
