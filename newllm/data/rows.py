@@ -20,6 +20,10 @@ READABLE = re.compile(r"\.(jsonl?|ndjson)(\.gz)?$|\.parquet$", re.IGNORECASE)
 _WHOLE = re.compile(r"\.json(\.gz)?$", re.IGNORECASE)
 
 
+LARGEST_LINE, LARGEST_WHOLE = 2**26, 2**30
+"""Bytes of one line, and of one JSON array, at most: a small .gz can hold more than any memory."""
+
+
 @dataclass(frozen=True)
 class Located:
     """A row and where it stands (`file:line`)."""
@@ -56,17 +60,43 @@ def read_file(path: Path) -> Iterator[Item]:
 
 def _read_json(stream: IO[bytes], path: Path) -> Iterator[Item]:
     """JSON lines; or, in a `.json` file, one JSON array of rows or one row over several lines."""
-    lines = enumerate(stream, start=1)
+    lines = enumerate(_lines(stream), start=1)
     for number, line in lines:
+        if line is None:
+            yield Malformed(f"{path}:{number}", _TOO_LONG)
+            continue
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if not line.strip():
             continue
         if line.lstrip()[:1] == b"[" or (_WHOLE.search(path.name) and not _is_json(line)):
-            yield from _read_whole(line + stream.read(), path, number)
-        else:
+            text = line + stream.read(LARGEST_WHOLE)
+            if len(text) > LARGEST_WHOLE:
+                reason = f"a JSON array of more than {LARGEST_WHOLE:,} bytes: write one row a line"
+                yield Malformed(f"{path}:{number}", reason)
+            else:
+                yield from _read_whole(text, path, number)
+            return
+        yield _parse(line, f"{path}:{number}")
+        break
+    for number, line in lines:
+        if line is None:
+            yield Malformed(f"{path}:{number}", _TOO_LONG)
+        elif line.strip():
             yield _parse(line, f"{path}:{number}")
-            yield from (_parse(line, f"{path}:{n}") for n, line in lines if line.strip())
-        return
+
+
+_TOO_LONG = f"a line of more than {LARGEST_LINE:,} bytes"
+
+
+def _lines(stream: IO[bytes]) -> Iterator[bytes | None]:
+    """The lines; None for one that is too long, which is read in pieces and thrown away."""
+    while line := stream.readline(LARGEST_LINE):
+        if len(line) < LARGEST_LINE or line.endswith(b"\n"):
+            yield line
+            continue
+        yield None
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(LARGEST_LINE)
 
 
 def _read_whole(text: bytes, path: Path, first_line: int) -> Iterator[Item]:

@@ -54,5 +54,5 @@ def read_climb(folder: Path) -> Climb | None:
         return Climb(
             levels, content.get("rehearsal_share"), results, matrix, backward_transfer(matrix)
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a climb that can be read ({error!r})") from None

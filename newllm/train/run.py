@@ -104,7 +104,7 @@ class _Run:
         )
         if stored is not None:
             self._refuse_changed_data(stored)
-            trainer.load_state_dict(stored["trainer"])
+            self._take_up(trainer, stored)
         else:
             self.start.apply(trainer)
         self._introduce(trainer, resumed=stored is not None)
@@ -158,6 +158,15 @@ class _Run:
         if resumed:
             at = trainer.progress
             self.log.note(f"Resumed at epoch {at.epoch + 1}, step {at.step}")
+
+    def _take_up(self, trainer: Trainer, stored: dict[str, Any]) -> None:
+        try:
+            trainer.load_state_dict(stored["trainer"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{self.files.resume}: damaged or edited; train anew without --resume, which moves "
+                "it away"
+            ) from None
 
     def _refuse_changed_data(self, stored: dict[str, Any]) -> None:
         now = self._describe_data()

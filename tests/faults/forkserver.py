@@ -101,7 +101,10 @@ def _child(job: dict[str, Any]) -> int:
     points = os.open(job["points"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.environ["NEWLLM_CACHE"] = job["cache"]
     if job["watched"]:
-        record = lambda name: os.write(points, f"{name}\n".encode())  # noqa: E731
+
+        def record(name: str) -> None:
+            os.write(points, f"{name}\n".encode())
+
         Injector(job["watched"], job["at"], job["fault"], record).install()
     return getattr(work, job["work"])(*job["arguments"])
 
