@@ -4,7 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_run
 
-.PHONY: demo test lint types clean
+FUZZ_SECONDS ?= 30
+FUZZ_TARGETS := rows array gz parquet yaml tokenizer records checkpoint checkpoint-sealed \
+	session session-sealed request import
+
+.PHONY: demo test faults fuzz lint types clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +23,16 @@ demo: $(VENV)/installed  ## train on the built-in sample, show the verdict and a
 
 test: $(VENV)/installed  ## all tests, offline
 	$(BIN)/pytest -q -n auto
+
+faults: $(VENV)/installed  ## kills, full disks and read-only folders at every change of a file
+	$(BIN)/pytest -q tests/faults --all-faults
+
+fuzz: $(VENV)/installed  ## coverage-guided fuzzing of every reader, FUZZ_SECONDS each
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	for target in $(FUZZ_TARGETS); do \
+		echo "== $$target"; \
+		$(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS) || exit 1; \
+	done
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
