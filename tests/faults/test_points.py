@@ -129,6 +129,8 @@ def test_no_room(
         before = trial.fresh().files()
         struck = trial.run(point, fault)
         where = f"{fault} from point {point} of {len(trial.points)} on: {struck.points}"
+        if len(struck.points) < point:  # the rest of the points only free room
+            continue
         assert "Traceback" not in struck.output or SCENARIOS[name].work != "command", (
             where + "\n" + struck.output
         )
