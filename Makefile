@@ -4,7 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_run
 
-.PHONY: demo test lint types wheel audit clean
+FUZZ_SECONDS ?= 30
+FUZZ_TARGETS := rows array gz parquet yaml tokenizer records checkpoint checkpoint-sealed \
+	session session-sealed request import
+
+.PHONY: demo test faults fuzz lint types wheel audit clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +25,16 @@ test: $(VENV)/installed  ## all tests, offline (but for onnxruntime-web, fetched
 	$(BIN)/python examples/browser/fetch.py || \
 		echo "onnxruntime-web could not be fetched: the tests of examples/browser will be skipped" >&2
 	$(BIN)/pytest -q -n auto
+
+faults: $(VENV)/installed  ## kills, full disks and read-only folders at every change of a file
+	$(BIN)/pytest -q tests/faults --all-faults
+
+fuzz: $(VENV)/installed  ## coverage-guided fuzzing of every reader, FUZZ_SECONDS each
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	for target in $(FUZZ_TARGETS); do \
+		echo "== $$target"; \
+		$(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS) || exit 1; \
+	done
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -143,6 +143,9 @@ class Settings(RunSettings, TrainingSettings, ModelSettings, DataSettings):
         return name + ("_bpe" if self.tokenizer == "bpe" else "")
 
 
+_LARGEST_FILE, _DEEPEST = 2**20, 4
+"""Bytes and nesting of a settings file at most."""
+
 OPTION_NAMES = {"init_from": "from"}
 """Settings whose public name (flag and YAML key) differs, being a word of Python's."""
 
@@ -192,7 +195,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_FILE + 1)
+        if len(text) > _LARGEST_FILE:
+            raise UserError(f"{path}: larger than any settings file")
+        values = _plain_yaml(text.decode("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such settings file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -201,6 +208,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not valid YAML") from None
+    except (ValueError, LookupError, TypeError, AttributeError):  # of values like 2001-99-99
+        raise UserError(f"{path}: a value that YAML does not know") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -213,6 +222,22 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path}: unknown setting {key}{did_you_mean(name, public)}")
         result[public[name]] = value
     return result
+
+
+def _plain_yaml(text: str) -> Any:
+    """What YAML without references and deep nesting says; both can take forever to build.
+
+    Raises:
+        yaml.YAMLError: it is none.
+        ValueError: a value that its type forbids.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST or isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem_mark=event.start_mark)
+    return yaml.safe_load(text)
 
 
 def to_yaml(settings: Settings) -> str:

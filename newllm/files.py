@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import platform
+import shutil
 from pathlib import Path
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -18,7 +20,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         OSError: the disk is full or the folder is not writable; the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    scratch = scratch_path(path)
     try:
         with scratch.open("wb") as file:
             file.write(content)
@@ -32,6 +34,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error  # say which file
         raise
     sync_folder(path.parent)
+    remove_abandoned(path)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -42,6 +45,35 @@ def write_text(path: Path, content: str) -> None:
 def previous_path(path: Path) -> Path:
     """Where the file before the newest is kept, of those that keep one."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def scratch_path(path: Path) -> Path:
+    """Where this process writes what will become `path`; another process writes elsewhere."""
+    return path.with_name(f"{_scratch_prefix(path)}{os.getpid()}")
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what processes of this machine left beside `path` when they were killed."""
+    prefix = _scratch_prefix(path)
+    left = [entry for entry in os.scandir(path.parent) if entry.name.startswith(prefix)]
+    if not left:
+        return
+    import psutil
+
+    for entry in left:
+        number = entry.name.removeprefix(prefix)
+        if not number.isdecimal() or psutil.pid_exists(int(number)):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(entry.path)
+
+
+def _scratch_prefix(path: Path) -> str:
+    """Names the machine, too: folders are shared, process numbers are not."""
+    return f".{path.name}.tmp-{platform.node()}-"
 
 
 def sync_folder(folder: Path) -> None:

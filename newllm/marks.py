@@ -113,5 +113,5 @@ def _read(path: Path) -> list[Mark]:
         return [Mark(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a file of marks ({error}); delete it") from None

@@ -76,7 +76,7 @@ def load_summary(path: Path) -> Summary:
         verdict = Verdict(**content.pop("verdict"))
         advice = tuple(NextStep(**step) for step in content.pop("advice"))
         return Summary(**content, verdict=verdict, advice=advice)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: not a summary that can be read ({error}); "
             "the run's command with --resume writes it anew"

@@ -30,6 +30,11 @@ hypothesis_settings.register_profile(
 hypothesis_settings.load_profile("suite")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make faults` tries everywhere what the usual tests try at a few places."""
+    parser.addoption("--all-faults", action="store_true", help="strike at every point")
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoded data of tests never mixes with the user's, and is shared within a worker."""

@@ -142,7 +142,7 @@ def _begin(route: Route, folder: Path, resume: bool, note: Callable[[str], None]
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         record["results"], record["levels"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: damaged; move the folder away and climb anew") from None
     free = {"keep_going", "until_cleared", "skills", "run_code", "out", "data_dir", "levels"}
     changed = [

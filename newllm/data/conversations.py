@@ -146,7 +146,7 @@ def _hh_rlhf_protocol(row: Row) -> str:
 
 
 def _checked_message(message: Any, number: int) -> Message:
-    if not isinstance(message, dict) or set(message) < {"role", "content"}:
+    if not isinstance(message, dict) or not message.keys() >= {"role", "content"}:
         raise ValueError(f"message {number} is no object with 'role' and 'content'")
     role, content = message["role"], message["content"]
     if role not in ("system", "user", "assistant"):

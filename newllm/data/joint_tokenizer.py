@@ -15,6 +15,9 @@ from newllm.data.tokenizers import BPE, Tokenizer, from_dict
 from newllm.errors import UserError
 from newllm.files import write_text
 
+_LARGEST_FILE = 2**26
+"""Bytes of a tokenizer file at most."""
+
 
 @dataclass(frozen=True)
 class JointTokenizer:
@@ -75,6 +78,8 @@ def load(path: Path) -> Tokenizer:
         UserError: missing, or no tokenizer.
     """
     try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise UserError(f"{path}: larger than any tokenizer file")
         return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(
@@ -82,5 +87,7 @@ def load(path: Path) -> Tokenizer:
         ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UserError:
+        raise
     except Exception:  # the tokenizers library raises bare exceptions
         raise UserError(f"{path}: not a tokenizer file of newllm tokenizer train") from None

@@ -22,6 +22,10 @@ READABLE = re.compile(r"\.(jsonl?|ndjson)(\.gz)?$|\.parquet$", re.IGNORECASE)
 _WHOLE = re.compile(r"\.json(\.gz)?$", re.IGNORECASE)
 
 
+LARGEST_LINE, LARGEST_WHOLE = 2**26, 2**30
+"""Bytes of one line, and of one JSON array, at most: a small .gz can hold more than any memory."""
+
+
 @dataclass(frozen=True)
 class Located:
     """A row and where it stands (`file:line`)."""
@@ -80,17 +84,34 @@ def read_file(path: Path) -> Iterator[Item]:
 
 def _read_json(stream: IO[bytes], path: Path) -> Iterator[Item]:
     """JSON lines; or, in a `.json` file, one JSON array of rows or one row over several lines."""
-    lines = enumerate(stream, start=1)
-    for number, line in lines:
+    lines = enumerate(_lines(stream), start=1)
+    for number, (line, whole) in lines:
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if not line.strip():
+        if whole and not line.strip():
             continue
         if line.lstrip()[:1] == b"[" or (_WHOLE.search(path.name) and not _is_json(line)):
-            yield from _read_whole(line + stream.read(), path, number)
-        else:
-            yield _parse(line, f"{path}:{number}")
-            yield from (_parse(line, f"{path}:{n}") for n, line in lines if line.strip())
-        return
+            text = line + stream.read(LARGEST_WHOLE)
+            if len(text) > LARGEST_WHOLE:
+                reason = f"JSON of more than {LARGEST_WHOLE:,} bytes in one: write one row a line"
+                yield Malformed(f"{path}:{number}", reason)
+            else:
+                yield from _read_whole(text, path, number)
+            return
+        yield _parse(line, whole, f"{path}:{number}")
+        break
+    for number, (line, whole) in lines:
+        if line.strip():
+            yield _parse(line, whole, f"{path}:{number}")
+
+
+def _lines(stream: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """The lines, and whether each is whole; the rest of one that is too long is thrown away."""
+    while line := stream.readline(LARGEST_LINE):
+        whole = len(line) < LARGEST_LINE or line.endswith(b"\n")
+        yield line, whole
+        while not whole:
+            line = stream.readline(LARGEST_LINE)
+            whole = not line or line.endswith(b"\n")
 
 
 def _read_whole(text: bytes, path: Path, first_line: int) -> Iterator[Item]:
@@ -98,15 +119,15 @@ def _read_whole(text: bytes, path: Path, first_line: int) -> Iterator[Item]:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
         lines = enumerate(text.split(b"\n"), start=first_line)
-        items = [_parse(line, f"{path}:{number}") for number, line in lines if line.strip()]
+        items = [_parse(line, True, f"{path}:{number}") for number, line in lines if line.strip()]
         if any(isinstance(item, Located) for item in items):  # lines after all, the first broken
             yield from items
             return
         place = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         yield Malformed(f"{path}{place}", "not valid JSON")
         return
-    if isinstance(rows, dict):
-        yield Located(str(path), rows)
+    if not isinstance(rows, list):
+        yield _located(rows, str(path))
         return
     for number, row in enumerate(rows, start=1):
         yield _located(row, f"{path} row {number}")
@@ -120,7 +141,9 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _parse(line: bytes, where: str) -> Item:
+def _parse(line: bytes, whole: bool, where: str) -> Item:
+    if not whole:
+        return Malformed(where, f"a line of more than {LARGEST_LINE:,} bytes")
     try:
         return _located(json.loads(line.decode("utf-8")), where)
     except UnicodeDecodeError:
@@ -136,7 +159,6 @@ def _located(row: Any, where: str) -> Item:
 
 
 def _read_parquet(path: Path) -> Iterator[Item]:
-    import pyarrow
     import pyarrow.parquet
 
     number = 0
@@ -146,6 +168,6 @@ def _read_parquet(path: Path) -> Iterator[Item]:
                 for row in batch.to_pylist():
                     number += 1
                     yield Located(f"{path} row {number}", row)
-    except pyarrow.ArrowException as error:
+    except Exception as error:  # of a damaged file, pyarrow raises far more than its own
         reason = str(error).split("\n")[0]
         yield Malformed(f"{path} row {number + 1}", f"unreadable from here on ({reason})")

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import tokenizers
@@ -186,8 +186,62 @@ def _byte_alphabet() -> Iterator[tuple[int, str]]:
 
 
 def from_dict(stored: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `to_dict` described."""
-    return Word1000(stored["words"]) if stored["kind"] == "word1000" else BPE(stored["definition"])
+    """The tokenizer that `to_dict` described.
+
+    Raises:
+        ValueError: it describes none of ours.
+    """
+    kind = stored.get("kind") if isinstance(stored, dict) else None
+    if kind == "word1000":
+        words = stored.get("words")
+        most = Word1000.size - 4
+        if not isinstance(words, list) or len(words) > most:
+            raise ValueError(f"not a list of at most {most} words")
+        if not all(isinstance(word, str) and _is_text(word) for word in words):
+            raise ValueError("words that are no text")
+        return Word1000(words)
+    if kind != "bpe" or not isinstance(stored.get("definition"), str):
+        raise ValueError("not the description of a tokenizer")
+    _check_definition(stored["definition"])
+    return BPE(stored["definition"])
+
+
+def _is_text(word: str) -> bool:
+    return replace_surrogates(word)[1] == 0
+
+
+def _check_definition(definition: str) -> None:
+    """Refuse what the tokenizers library would accept, or die of, and is no byte-level BPE.
+
+    Raises:
+        ValueError: with what is wrong.
+    """
+    try:
+        stored = json.loads(definition)
+        parts = {name: stored.get(name) for name in _PIPELINE}
+        kind, pieces, merges = (stored["model"][name] for name in ("type", "vocab", "merges"))
+        numbers = sorted(pieces.values())
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+        whole = all(len(pair) == 2 and {*pair, "".join(pair)} <= pieces.keys() for pair in pairs)
+    except (RecursionError, KeyError, TypeError, AttributeError):
+        raise ValueError("not the definition of a tokenizer") from None
+    alphabet = {character for _, character in _byte_alphabet()}
+    if kind != "BPE" or numbers != list(range(len(numbers))) or len(numbers) > 2**16:
+        raise ValueError("not a BPE vocabulary numbered from 0")
+    if not (whole and alphabet <= pieces.keys() and alphabet >= set("".join(pieces))):
+        raise ValueError("its pieces do not stand for bytes")
+    if json.dumps(parts, sort_keys=True) != json.dumps(_pipeline(), sort_keys=True):
+        raise ValueError("it splits texts in another way")
+
+
+_PIPELINE = ("normalizer", "pre_tokenizer", "decoder", "added_tokens")
+
+
+@cache
+def _pipeline() -> dict[str, Any]:
+    """How all our BPE tokenizers split texts, as the library writes it."""
+    written = json.loads(BPE.train([""], 300).to_dict()["definition"])
+    return {name: written[name] for name in _PIPELINE}
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

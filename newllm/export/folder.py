@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from newllm.errors import UserError
-from newllm.files import sync_folder
+from newllm.files import remove_abandoned, scratch_path, sync_folder
 
 
 @contextlib.contextmanager
@@ -22,7 +22,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
         raise UserError(f"{path}: exists already; name a folder that does not")
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    remove_abandoned(path)
+    scratch = scratch_path(path)
     scratch.mkdir()
     try:
         yield scratch

@@ -70,7 +70,7 @@ def read_climb(folder: Path) -> Climb | None:
         matrix = forgetting_matrix([result["dataset"] for result in results], scores)
         share, transfer = content.get("rehearsal_share"), backward_transfer(matrix)
         return Climb(levels, share, results, matrix, transfer, _next_step(content, folder))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a climb that can be read ({error!r})") from None
 
 

@@ -10,16 +10,26 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import pickle
+import pickletools
 import shutil
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from newllm.config import parse
+from newllm.data.tokenizers import from_dict
 from newllm.errors import UserError
-from newllm.files import previous_path, sync_folder, write_bytes
+from newllm.files import (
+    previous_path,
+    remove_abandoned,
+    scratch_path,
+    sync_folder,
+    write_bytes,
+)
+from newllm.model import build_model
 from newllm.train.migrations import MIGRATIONS, migrate
 
 FORMAT = "new-llm"
@@ -68,8 +78,9 @@ def load(path: Path) -> dict[str, Any]:
         if hashlib.sha256(archive[:-64]).hexdigest().encode() != digest:
             raise UserError(f"{path}: damaged (its SHA-256 does not match); use another copy of it")
     try:
+        _check_archive(archive)
         content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError):
+    except Exception:  # torch raises whatever its pickles make it stumble over
         content = None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(
@@ -77,7 +88,7 @@ def load(path: Path) -> dict[str, Any]:
             "refused, since loading them could run code)"
         )
     version = content.get("format_version")
-    older = version in MIGRATIONS and content["kind"] == "model"
+    older = content.get("kind") == "model" and version in list(MIGRATIONS)
     if version != FORMAT_VERSION and not older:
         raise UserError(
             f"{path}: checkpoint format {version}, but this version reads {FORMAT_VERSION}; "
@@ -87,7 +98,10 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cut off, or saved again by other software (no SHA-256 at its end)"
         )
-    return migrate(content, FORMAT_VERSION)
+    try:
+        return migrate(content, FORMAT_VERSION)
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: damaged or edited; use another copy of it") from None
 
 
 def load_model(path: Path) -> dict[str, Any]:
@@ -97,11 +111,46 @@ def load_model(path: Path) -> dict[str, Any]:
         UserError: it is another file of ours, besides what `load` refuses.
     """
     content = load(path)
-    if content["kind"] != "model":
+    if content.get("kind") != "model":
         raise UserError(
             f"{path}: this file only resumes a training; give the run's best_*.pt or *_final.pt"
         )
+    try:
+        _check_model(content)
+    except (ValueError, RuntimeError, UserError) as error:
+        problem = str(error).split("\n")[0]
+        raise UserError(f"{path}: damaged or edited ({problem}); use another copy of it") from None
     return content
+
+
+_PARTS = {"settings": dict, "tokenizer": dict, "metrics": dict, "data": dict, "model": dict,
+          "newllm_version": str, "torch_version": str, "created": str}  # fmt: skip
+
+
+def _check_model(content: dict[str, Any]) -> None:
+    """Refuse a model whose parts do not fit each other, before anything is allocated for it.
+
+    The seal finds damage; it is no proof of who wrote a file.
+
+    Raises:
+        ValueError, UserError: with what does not fit.
+    """
+    for name, kind in _PARTS.items():
+        if not isinstance(content.get(name), kind):
+            raise ValueError(f"no {name}")
+    settings = parse(content["settings"])
+    size = from_dict(content["tokenizer"]).vocab_size
+    with torch.device("meta"):
+        expected = build_model(settings.model_settings(), size).state_dict()
+    found = content["model"]
+    for name in sorted(expected.keys() | found.keys(), key=str):
+        tensor = found.get(name)
+        if name not in expected or not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{name} is no weight of this shape of model")
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            raise ValueError(f"{name} is not of the shape that the settings say")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(f"{name} is no plain tensor")
 
 
 def load_newest(path: Path) -> tuple[dict[str, Any], str | None] | None:
@@ -124,6 +173,33 @@ def load_newest(path: Path) -> tuple[dict[str, Any], str | None] | None:
     return None
 
 
+def _check_archive(archive: bytes) -> None:
+    """Refuse what torch would unpack or allocate beyond the bytes that are there.
+
+    Raises:
+        ValueError, zipfile.BadZipFile: it is nothing that `torch.save` writes.
+    """
+    with zipfile.ZipFile(io.BytesIO(archive)) as parts:
+        entries = parts.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("compressed")
+        if sum(entry.file_size for entry in entries) > len(archive):
+            raise ValueError("parts that overlap")
+        (pickled,) = (entry for entry in entries if entry.filename.endswith("/data.pkl"))
+        for operation, argument, _ in pickletools.genops(parts.read(pickled)):
+            if operation.name in ("GLOBAL", "STACK_GLOBAL") and argument not in _GLOBALS:
+                raise ValueError(f"{argument} is no part of a checkpoint")
+
+
+_GLOBALS = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    *(f"torch {kind}Storage" for kind in ("Float", "BFloat16", "Half", "Double", "Long", "Int",
+                                          "Short", "Char", "Byte", "Bool")),
+}  # fmt: skip
+"""What our checkpoints are made of besides plain values; torch alone would allow more."""
+
+
 def _seal(archive: bytes) -> bytes:
     """Put the digest into the zip's comment; every byte before it is covered."""
     end = archive.rindex(_ZIP_END)
@@ -135,11 +211,14 @@ def _seal(archive: bytes) -> bytes:
 
 def _link_previous(path: Path) -> None:
     """Keep `path` under its previous name too, so that no instant is without a valid file."""
-    scratch = path.with_name(f".{path.name}.previous-{os.getpid()}")
+    previous = previous_path(path)
+    scratch = scratch_path(previous)
     scratch.unlink(missing_ok=True)
     try:
         os.link(path, scratch)
     except OSError:  # file systems without hard links
         shutil.copyfile(path, scratch)
-    os.replace(scratch, previous_path(path))
+    os.replace(scratch, previous)
+    scratch.unlink(missing_ok=True)  # a rename of a file onto itself leaves both names
     sync_folder(path.parent)
+    remove_abandoned(previous)

@@ -39,13 +39,10 @@ from newllm.train.distributed import Processes
 from newllm.train.epoch_log import EpochLog, validation_line
 from newllm.train.freezing import Frozen
 from newllm.train.guards import MAX_NONFINITE_STEPS, StopRequest, all_finite
-from newllm.train.memory import fit_rows, preset_rows, step_trial
+from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, step_trial
 from newllm.train.optimizers import make_optimizers
 from newllm.train.progress import Progress, clip_norm, describe_expectation, differences
 from newllm.train.schedule import Schedule
-
-MIN_IMPROVEMENT = 0.001
-"""Nats per token below which a lower validation loss is no improvement."""
 
 
 class Trainer:
@@ -239,13 +236,31 @@ class Trainer:
     def _step(self, batch: Batch, rate_factor: float) -> float:
         """One optimizer step over all micro-batches; returns nats per token."""
         self.model.train()
+        (nats, self.state), rows = halve_until_it_fits(
+            lambda rows: self._gradients(batch, rows), self.micro_batch, self.device
+        )
+        if rows < self.micro_batch:
+            self.micro_batch = rows
+            self.log.note(f"\n  Out of memory: {rows} rows at once from here on; the same batch.")
+        self.processes.add_gradients(self.model.parameters(), nats)
+        self._update(nats, rate_factor)
+        mean = nats.item() / max(1, batch.scored)
+        if self.progress.skipped_in_a_row == 0:
+            self.progress.epoch_nats += nats.item()
+            self.progress.epoch_tokens += batch.scored
+            self.progress.trained_tokens += batch.scored
+        return mean
+
+    def _gradients(self, batch: Batch, rows: int) -> tuple[Tensor, State]:
+        """Accumulate the gradients of a batch, so many rows at once: (nats, states behind it)."""
+        self.model.zero_grad()  # what a try without enough memory left
         nats = torch.zeros((), device=self.device)
         states: list[State] = []
-        for start in range(0, len(self._lanes), self.micro_batch):
+        for start in range(0, len(self._lanes), rows):
             first_lane = self._lanes.start + start
             noise = Noise(self.settings.seed, self.progress.total_steps, first_lane)
-            stop = start + self.micro_batch
-            part = batch if self.micro_batch >= len(batch.ids) else batch.lanes(start, stop)
+            stop = start + rows
+            part = batch if rows >= len(batch.ids) else batch.lanes(start, stop)
             state = {name: tensor[:, start:stop] for name, tensor in self.state.items()}
             with self.accelerator.autocast():
                 hidden, state = self.model(
@@ -256,15 +271,7 @@ class Trainer:
             self.accelerator.backward(loss / max(1, batch.scored))
             states.append({name: tensor.detach() for name, tensor in state.items()})
             nats += loss.detach()
-        self.state = {name: torch.cat([s[name] for s in states], dim=1) for name in self.state}
-        self.processes.add_gradients(self.model.parameters(), nats)
-        self._update(nats, rate_factor)
-        mean = nats.item() / max(1, batch.scored)
-        if self.progress.skipped_in_a_row == 0:
-            self.progress.epoch_nats += nats.item()
-            self.progress.epoch_tokens += batch.scored
-            self.progress.trained_tokens += batch.scored
-        return mean
+        return nats, {name: torch.cat([s[name] for s in states], dim=1) for name in self.state}
 
     def _update(self, nats: Tensor, rate_factor: float) -> None:
         """Step the optimizers, unless a number is not finite."""
@@ -304,7 +311,6 @@ class Trainer:
             )
 
     def _end_epoch(self, steps_in_epoch: int) -> None:
-        progress = self.progress
         metrics = evaluate(
             self.model,
             self.data.splits["validation"],
@@ -313,23 +319,13 @@ class Trainer:
             max(EVALUATION_LANES, self.processes.world),
             self.processes,
         )
-        best = metrics.loss < progress.best_loss
-        improved = metrics.loss < progress.best_loss - MIN_IMPROVEMENT
-        progress.epochs_without_improvement = (
-            0 if improved else progress.epochs_without_improvement + 1
-        )
-        if best:
-            progress.best_loss, progress.best_epoch = metrics.loss, progress.epoch + 1
-        record = progress.record(self.settings.epochs, metrics, best)
-        progress.history.append(record)
         done = self._done(steps_in_epoch)
-        progress.epoch, progress.step = progress.epoch + 1, 0
-        progress.epoch_nats, progress.epoch_tokens, progress.epoch_seconds = 0.0, 0, 0.0
+        record = self.progress.end_epoch(self.settings.epochs, metrics)
         self.state = self.model.initial_state(len(self._lanes))
         self.log.end_training(record)
         self.log.note(validation_line(record))
         self._decide(done)
-        self._finish_epoch(self, best)
+        self._finish_epoch(self, record["best"])
         self.log.note("  [Checkpoint saved]")
 
     def _decide(self, done: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import psutil
 import torch
@@ -15,6 +16,8 @@ from newllm.model import LanguageModel
 
 TOKENS_AT_ONCE = {"cpu": 16_384, "T4": 65_536, "L4": 131_072, "A100": 262_144, "cuda": 65_536}
 """Tokens computed at once, by device; halved until they fit."""
+
+Result = TypeVar("Result")
 
 _USABLE_SHARE = 0.8
 """Of the memory that is free, how much a step may take."""
@@ -90,12 +93,33 @@ def fit_rows(
     wanted = rows
     if device.type == "cpu":
         rows = min(rows, _rows_in_free_memory(try_rows, rows, neighbours))
+
+    def timed(rows: int) -> float:
+        try_rows(rows)  # pays for compiling
+        started = time.perf_counter()
+        try_rows(rows)
+        return time.perf_counter() - started
+
+    seconds, rows = halve_until_it_fits(timed, rows, device)
+    if rows < wanted:
+        note(f"Memory holds {rows} rows at once instead of {wanted}; the batch stays what it was.")
+    return rows, seconds
+
+
+def halve_until_it_fits(
+    attempt: Callable[[int], Result], rows: int, device: torch.device
+) -> tuple[Result, int]:
+    """Do something on so many rows at once, or on half as many when memory runs out, and so on.
+
+    Returns:
+        (what the attempt gave that succeeded, its number of rows).
+
+    Raises:
+        UserError: not even one row fits.
+    """
     while True:
         try:
-            try_rows(rows)  # pays for compiling
-            started = time.perf_counter()
-            try_rows(rows)
-            break
+            return attempt(rows), rows
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -106,9 +130,6 @@ def fit_rows(
         rows //= 2
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    if rows < wanted:
-        note(f"Memory holds {rows} rows at once instead of {wanted}; the batch stays what it was.")
-    return rows, time.perf_counter() - started
 
 
 def _rows_in_free_memory(try_rows: Callable[[int], int], rows: int, neighbours: int) -> int:

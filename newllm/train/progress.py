@@ -11,6 +11,9 @@ import torch
 from newllm.config import Settings
 from newllm.evaluate.metrics import Metrics, Record
 
+MIN_IMPROVEMENT = 0.001
+"""Nats per token below which a lower validation loss is no improvement."""
+
 COLAB_MINUTES = 90
 """After so long a free Colab session is cut off."""
 
@@ -37,14 +40,26 @@ class Progress:
     finished: bool = False
     history: list[Record] = field(default_factory=list)
 
-    def record(self, epochs: int, metrics: Metrics, best: bool) -> Record:
-        """The numbers of the epoch that ends; the one place they are put together.
+    def end_epoch(self, epochs: int, metrics: Metrics) -> Record:
+        """Close an epoch; its record.
 
         Args:
             epochs: of the whole run.
             metrics: of the validation rows.
-            best: whether no epoch was better.
         """
+        best = metrics.loss < self.best_loss
+        improved = metrics.loss < self.best_loss - MIN_IMPROVEMENT
+        self.epochs_without_improvement = 0 if improved else self.epochs_without_improvement + 1
+        if best:
+            self.best_loss, self.best_epoch = metrics.loss, self.epoch + 1
+        record = self._record(epochs, metrics, best)
+        self.history.append(record)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch_nats, self.epoch_tokens, self.epoch_seconds = 0.0, 0, 0.0
+        return record
+
+    def _record(self, epochs: int, metrics: Metrics, best: bool) -> Record:
+        """The epoch's numbers; the one place they are put together."""
         return {
             "epoch": self.epoch + 1,
             "epochs": epochs,

@@ -125,7 +125,7 @@ class _Run:
         )
         if stored is not None:
             self._refuse_changed_data(stored)
-            trainer.load_state_dict(stored["trainer"])
+            self._take_up(trainer, stored)
         else:
             self.start.apply(trainer)
         if self.processes.main:
@@ -143,7 +143,8 @@ class _Run:
                 if not trainer.fit(stop):
                     self._leave(stop)
         if self.processes.main:
-            if trained:
+            # Not there: also where a kill came between the last save and here.
+            if trained or not self.files.final.exists():
                 last = trainer.progress.history[-1]
                 moments = get_moments(trainer.model, trainer.optimizers)
                 self._write_model(self.files.final, trainer, last, {"moments": moments})
@@ -197,6 +198,15 @@ class _Run:
         if resumed:
             at = trainer.progress
             self.log.note(f"Resumed at epoch {at.epoch + 1}, step {at.step}")
+
+    def _take_up(self, trainer: Trainer, stored: dict[str, Any]) -> None:
+        try:
+            trainer.load_state_dict(stored["trainer"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{self.files.resume}: damaged or edited; train anew without --resume, which moves "
+                "it away"
+            ) from None
 
     def _refuse_changed_data(self, stored: dict[str, Any]) -> None:
         now = self._describe_data()

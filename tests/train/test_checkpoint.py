@@ -106,3 +106,20 @@ def test_newest_valid_wins_and_says_so(tmp_path: Path) -> None:
     previous_path(path).write_bytes(b"")
     with pytest.raises(UserError, match=r"x_resume\.pt"):
         checkpoint.load_newest(path)
+
+
+def test_nothing_is_left_where_the_previous_file_is_the_newest(saved: Path) -> None:
+    """As after a kill between keeping the previous file and writing the new one."""
+    os.link(saved, previous_path(saved))
+    checkpoint.save(saved, content(2), keep_previous=True)
+    assert {p.name for p in saved.parent.iterdir()} == {saved.name, previous_path(saved).name}
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(saved: Path) -> None:
+    dead, own = 2**22 + 1, os.getppid()  # beyond the largest process number there can be
+    names = [files.scratch_path(saved).name.removesuffix(str(os.getpid())) + str(number)
+             for number in (dead, own)]  # fmt: skip
+    for name in names:
+        (saved.parent / name).write_bytes(b"half")
+    checkpoint.save(saved, content(2))
+    assert {p.name for p in saved.parent.iterdir()} == {saved.name, names[1]}

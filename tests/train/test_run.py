@@ -14,7 +14,7 @@ import newllm
 from newllm.errors import Stopped, UserError
 from newllm.levels import LEVELS
 from newllm.summary import load_summary, summary_lines
-from newllm.train import checkpoint, loop
+from newllm.train import checkpoint, loop, progress
 from newllm.train.guards import MAX_NONFINITE_STEPS, StopRequest, run_lock
 from newllm.train.loop import Trainer
 from newllm.train.run import train
@@ -270,7 +270,7 @@ def test_second_signal_acts_as_usual() -> None:
 
 def test_early_stop_warms_down_first(flags, monkeypatch, capsys) -> None:
     """Patience exhausted in the constant part starts the warm-down; `original` just stops."""
-    monkeypatch.setattr(loop, "MIN_IMPROVEMENT", 100.0)
+    monkeypatch.setattr(progress, "MIN_IMPROVEMENT", 100.0)
     flags |= {"epochs": 40, "patience": 2}
     train("dolly", flags)
     output = capsys.readouterr().out

@@ -1,0 +1,59 @@
+"""The server of jobs, how many points are tried, and the count of what was tried."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.faults.forkserver import Jobs
+
+TRIED = pytest.StashKey[Counter[str]]()
+QUICK = 2
+"""Points of a scenario that are tried in the usual run of the tests."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TRIED] = Counter()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for name, count in sorted(terminalreporter.config.stash[TRIED].items()):
+        terminalreporter.write_line(f"{name}: {count}")
+
+
+@pytest.fixture(scope="session")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    """The server of jobs."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the harness needs fork and /proc")
+    server = Jobs(tmp_path_factory.mktemp("jobs"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Counts a fault that was tried; shown at the end."""
+    counter = request.config.stash[TRIED]
+
+    def count(name: str) -> None:
+        counter[name] += 1
+
+    return count
+
+
+@pytest.fixture
+def chosen(request: pytest.FixtureRequest) -> Callable[[list[str]], list[int]]:
+    """Which points are tried: all with `--all-faults`, else a few, the same ones every time."""
+
+    def choose(points: list[str]) -> list[int]:
+        numbers = list(range(1, len(points) + 1))
+        if request.config.getoption("--all-faults"):
+            return numbers
+        return sorted(random.Random(len(points)).sample(numbers, min(QUICK, len(points))))
+
+    return choose

@@ -1,0 +1,161 @@
+"""Inputs that once did harm, or that fuzzing would rarely find."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from newllm.config import read_yaml
+from newllm.data import joint_tokenizer, rows
+from newllm.data.conversations import messages_conversation
+from newllm.data.rows import Located, Malformed, read_file
+from newllm.data.tokenizers import BPE
+from newllm.errors import UserError
+from newllm.train import checkpoint
+from newllm.trained import TrainedModel
+from tests.fuzz.targets import _sealed
+from tests.serve.serving import save, tiny_model
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\nb: &b [*a, *a]\nepochs: [*b, *b]",  # grows without end
+        "epochs: 2001-99-99",
+        "epochs: " + "[" * 10_000,
+        "epochs: " + "9" * 5000,
+        "epochs: !!python/object/apply:os.getcwd []",
+        "? [a]\n: b",
+        "x" * 2**20 + "y",
+    ],
+)
+def test_settings(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"a\.yaml"):
+        read_yaml(file)
+
+
+def test_a_message_without_content_but_with_another_field() -> None:
+    with pytest.raises(ValueError, match="message 1 is no object"):
+        messages_conversation({"messages": [{"role": "user", " content": "q"}]})
+
+
+def test_lines_and_arrays_larger_than_memory(tmp_path: Path, monkeypatch) -> None:
+    """A small .gz may hold them; they are counted as malformed, and other lines are read."""
+    monkeypatch.setattr(rows, "LARGEST_LINE", 100)
+    monkeypatch.setattr(rows, "LARGEST_WHOLE", 1000)
+    row = b'{"text": "t"}\n'
+    lines = tmp_path / "a.jsonl.gz"
+    long = b'{"text": "' + b"x" * 1000 + b'"}\n'
+    lines.write_bytes(gzip.compress(row + long + row + long))
+    assert [type(item) for item in read_file(lines)] == [Located, Malformed, Located, Malformed]
+    array = tmp_path / "b.json.gz"
+    array.write_bytes(gzip.compress(b"[" + b"1," * 1000 + b"1]"))
+    (item,) = read_file(array)
+    assert isinstance(item, Malformed)
+    assert "write one row a line" in item.reason
+
+
+def test_a_large_array_in_one_line_is_no_long_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(rows, "LARGEST_LINE", 100)
+    array = tmp_path / "a.json"
+    array.write_text(json.dumps([{"text": "t"}] * 50))
+    assert [type(item) for item in read_file(array)] == [Located] * 50
+
+
+def test_a_number_over_several_lines_and_a_parquet_name_that_is_no_text(tmp_path: Path) -> None:
+    number, table = tmp_path / "a.json", tmp_path / "a.parquet"
+    number.write_text("[\n0][0]\n0 1\n")
+    assert all(isinstance(item, Malformed) for item in read_file(number))
+    number.write_bytes(b"0\0\n")
+    assert all(isinstance(item, Malformed) for item in read_file(number))
+    pyarrow.parquet.write_table(pyarrow.table({"instruction": ["q"]}), table)
+    table.write_bytes(table.read_bytes().replace(b"instruction", b"instr\xa3ction"))
+    (item,) = read_file(table)
+    assert isinstance(item, Malformed)
+
+
+def _definition(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    stored = BPE.train(["abc abd"], 300).to_dict()
+    definition = json.loads(stored["definition"])
+    change(definition)
+    return {**stored, "definition": json.dumps(definition)}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        [],
+        {"kind": "word1000", "words": [1, 2]},
+        {"kind": "word1000", "words": ["a"] * 10_000},
+        {"kind": "other", "definition": "{}"},
+        _definition(lambda d: d["model"]["vocab"].update(far=10**9)),
+        _definition(lambda d: d["model"]["vocab"].pop("a")),
+        _definition(lambda d: d["model"]["merges"].append(["zz", "yy"])),
+        _definition(lambda d: d["model"].update(type="WordPiece")),
+        _definition(lambda d: d.update(normalizer={"type": "Lowercase"})),
+        _definition(lambda d: d.update(pre_tokenizer=None)),
+    ],
+)
+def test_tokenizers(stored: object, tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="not a tokenizer file"):
+        joint_tokenizer.load(file)
+
+
+def _larger(content: dict[str, Any]) -> None:
+    content["settings"].update(num_layers=128, context_dim=16384, hidden_dim=65536)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _larger,
+        lambda c: c.pop("settings"),
+        lambda c: c.update(tokenizer={"kind": "bpe"}),
+        lambda c: c["model"].pop(next(iter(c["model"]))),
+        lambda c: c["model"].update(more=torch.zeros(1)),
+        lambda c: c["model"].update(norm=torch.zeros(1).expand(10**12)),
+        lambda c: c.update(metrics=None),
+    ],
+)
+def test_checkpoints_whose_parts_do_not_fit(change, tmp_path: Path) -> None:
+    """Well sealed, and refused before anything of their sizes is allocated."""
+    path = tmp_path / "a.pt"
+    save(tiny_model(num_layers=1), path)
+    content = checkpoint.load(path)
+    change(content)
+    checkpoint.save(path, {k: v for k, v in content.items() if not k.startswith("format")})
+    with pytest.raises(UserError, match="damaged or edited"):
+        TrainedModel.load(path, "cpu")
+
+
+def test_compressed_checkpoints_and_other_globals(tmp_path: Path) -> None:
+    """Torch would unpack gigabytes from kilobytes, and make a bytearray of any size."""
+    path = tmp_path / "a.pt"
+    save(tiny_model(num_layers=1), path)
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(path) as old,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    large = io.BytesIO()
+    torch.save({"format": "new-llm", "format_version": 2, "kind": bytearray(9)}, large)
+    for content in (packed.getvalue(), large.getvalue()):
+        path.write_bytes(_sealed(content))
+        with pytest.raises(UserError, match="damaged, or not a New-LLM checkpoint"):
+            checkpoint.load(path)
