@@ -74,9 +74,11 @@ class StopRequest:
         try:
             yield self
         finally:
-            if not (self._launched and self.signal):
-                for kind, handler in before.items():
-                    signal.signal(kind, handler)
+            # A launcher ends the others when the first one leaves: nothing may cut them short now,
+            # not even when Python is going down and our handlers with it.
+            leaving = self._launched and self.signal is not None
+            for kind, handler in before.items():
+                signal.signal(kind, signal.SIG_IGN if leaving else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

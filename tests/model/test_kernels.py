@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -221,3 +224,19 @@ def test_dropout_keeps_the_mean() -> None:
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.01)
     assert dropout(x, 0.1, None, 0) is x
     assert dropout(x, 0.0, Noise(1, 1), 0) is x
+
+
+@pytest.mark.slow
+def test_kernels_leave_the_thread_count_alone() -> None:
+    """Numba's threads are OpenMP's, and so are torch's: starting the ones must not set the others."""
+    script = (
+        "import torch; from newllm.model.kernels.numerics import use_torch_threads; "
+        "torch.set_num_threads(1); use_torch_threads(); import numba; "
+        "print(torch.get_num_threads(), numba.get_num_threads())"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    environment["NUMBA_NUM_THREADS"] = "2"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1", "1"]

@@ -25,7 +25,7 @@ meaning."""
 ONE, ZERO, HALF = np.float32(1), np.float32(0), np.float32(0.5)
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
-_MOST_THREADS = numba.get_num_threads()
+_MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 _instruction: Any = intrinsic
 
 
@@ -49,7 +49,11 @@ def as_array(tensor: Tensor) -> np.ndarray:
 
 def use_torch_threads() -> None:
     """Follow torch's thread count, so that one setting governs both."""
-    numba.set_num_threads(min(torch.get_num_threads(), _MOST_THREADS))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, _MOST_THREADS))
+    # The first call starts numba's threads, which sets the number of OpenMP's, torch's with them.
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @_instruction
