@@ -15,41 +15,25 @@ from urllib.parse import urlsplit
 
 import fetch
 
-import newllm.serve
+from newllm.serve import page_headers
 
 HERE = Path(__file__).parent
-PAGE = Path(newllm.serve.__file__).parent / "page"
 MODEL = ("new_llm.json", "tokenizer.json", "step.onnx", "prefill.onnx")
 KINDS = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
+    **page_headers.KINDS,
     ".mjs": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
     ".json": "application/json",
     ".wasm": "application/wasm",
     ".onnx": "application/octet-stream",
 }
-POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "script-src 'self' 'wasm-unsafe-eval'",  # compiles onnxruntime; text is never code
-        "style-src 'self'",
-        "img-src 'self'",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-        "require-trusted-types-for 'script'",
-        "trusted-types 'none'",
-    ]
-)
+# onnxruntime is compiled in the browser; text never becomes code.
+HEADERS = page_headers.page_headers("'wasm-unsafe-eval'")
 NAMES = {"localhost", "127.0.0.1"}
 
 
 def files(model: Path) -> dict[str, Path]:
     """What is served, by its path; nothing else on the disk can be asked for."""
-    page = {file.name: file for file in [*PAGE.iterdir(), *HERE.glob("*.js")]}
+    page = {file.name: file for file in [*page_headers.FOLDER.iterdir(), *HERE.glob("*.js")]}
     runtime = {f"onnxruntime/{name}": fetch.FOLDER / name for name in fetch.FILES}
     exported = {f"model/{name}": model / name for name in MODEL}
     found = {**page, "": page["index.html"], **runtime, **exported}
@@ -80,10 +64,8 @@ def handler(served: dict[str, Path]) -> type[BaseHTTPRequestHandler]:
             self.send_response(200)
             self.send_header("Content-Type", KINDS[file.suffix])
             self.send_header("Content-Length", str(len(content)))
-            self.send_header("Content-Security-Policy", POLICY)
-            self.send_header("Cache-Control", "no-cache")
-            self.send_header("Referrer-Policy", "no-referrer")
-            self.send_header("X-Content-Type-Options", "nosniff")
+            for name, value in HEADERS.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content)
 

@@ -4,40 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from newllm.serve.errors import ApiError
+from newllm.serve.page_headers import FOLDER, KINDS, page_headers
 
-_FOLDER = Path(__file__).parent / "page"
-_KINDS = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
-_POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self'",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-        "require-trusted-types-for 'script'",  # text cannot become HTML, whoever wrote it
-        "trusted-types 'none'",
-    ]
-)
-_HEADERS = {
-    "Cache-Control": "no-cache",
-    "Content-Security-Policy": _POLICY,
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_HEADERS = page_headers()
 
 
 @dataclass(frozen=True)
@@ -56,9 +30,9 @@ class BrowserPage:
     def __init__(self) -> None:
         """Read every file of the page."""
         self._files = {
-            file.name: _File(file.read_bytes(), _KINDS[file.suffix])
-            for file in _FOLDER.iterdir()
-            if file.suffix in _KINDS
+            file.name: _File(file.read_bytes(), KINDS[file.suffix])
+            for file in FOLDER.iterdir()
+            if file.suffix in KINDS
         }
         self._files[""] = self._files["index.html"]
 

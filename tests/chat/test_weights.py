@@ -11,39 +11,18 @@ import torch
 
 from newllm.chat.sampling import Sampling, Stream
 from newllm.cli import cli, main
-from newllm.data.tokenizers import BPE
 from newllm.errors import UserError
-from newllm.model import build_model
 from newllm.model.quantize import RoundedLM, WeightFormat
-from newllm.recipes import resolve
-from newllm.train import checkpoint
 from newllm.trained import TrainedModel
+from tests.untrained import save_model, untrained
 
 TINY = {"context_dim": 16, "embed_dim": 24, "hidden_dim": 32, "vocab_size": 300, "device": "cpu"}
 
 
 def save(path: Path, data: Path, architecture: str = "context") -> str:
-    """A checkpoint of a model that was never trained, and far from birth."""
-    settings = resolve("dolly", {**TINY, "architecture": architecture, "data": str(data)})
-    tokenizer = BPE.train(["What comes after 3? After 3 comes 4."], 300)
-    torch.manual_seed(0)
-    model = build_model(settings.model_settings(), tokenizer.vocab_size)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    content = {
-        "kind": "model",
-        "model": model.state_dict(),
-        "settings": settings.model_dump(),
-        "tokenizer": tokenizer.to_dict(),
-        "metrics": {},
-        "data": {"fingerprint": "none"},
-        "newllm_version": "0",
-        "torch_version": "0",
-        "created": "now",
-    }
-    checkpoint.save(path, content)
-    return str(path)
+    """A checkpoint of a model that was never trained."""
+    model = untrained(**TINY, architecture=architecture, data=str(data))
+    return save_model(model, path)
 
 
 @pytest.fixture

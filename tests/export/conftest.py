@@ -6,16 +6,14 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from newllm.cli import main
-from newllm.data.tokenizers import BPE
-from newllm.model import build_model
-from newllm.recipes import resolve
-from newllm.train import checkpoint
 from newllm.trained import TrainedModel
+from tests.untrained import save_model, untrained
 
 _modules = tempfile.TemporaryDirectory()
 os.environ["HF_MODULES_CACHE"] = _modules.name  # read when transformers is imported
@@ -32,26 +30,9 @@ Save = Callable[..., TrainedModel]
 def save() -> Save:
     """Write a checkpoint far from birth, and load it."""
 
-    def write(path: Path, dataset: str = "dolly", **changes: object) -> TrainedModel:
-        settings = resolve(dataset, {**SHAPE, "vocab_size": 300, "device": "cpu", **changes})
-        tokenizer = BPE.train(TEXTS, 300)
-        torch.manual_seed(0)
-        model = build_model(settings.model_settings(), tokenizer.vocab_size)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-        content = {
-            "kind": "model",
-            "model": model.state_dict(),
-            "settings": settings.model_dump(),
-            "tokenizer": tokenizer.to_dict(),
-            "metrics": RECORD,
-            "data": {"fingerprint": "none", "source": "nowhere"},
-            "newllm_version": "0",
-            "torch_version": "0",
-            "created": "now",
-        }
-        checkpoint.save(path, content)
+    def write(path: Path, dataset: str = "dolly", **changes: Any) -> TrainedModel:
+        model = untrained(dataset, *TEXTS, **{**SHAPE, **changes})
+        save_model(model, path, RECORD)
         return TrainedModel.load(path, "cpu")
 
     return write

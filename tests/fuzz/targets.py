@@ -98,9 +98,9 @@ def _tiny() -> TrainedModel:
 
 
 def _checkpoint_seed() -> bytes:
-    from tests.serve.serving import save
+    from tests.untrained import save_model
 
-    return Path(save(_tiny(), FOLDER / "seed.pt")).read_bytes()
+    return Path(save_model(_tiny(), FOLDER / "seed.pt")).read_bytes()
 
 
 def _load(path: Path) -> None:

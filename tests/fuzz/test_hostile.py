@@ -24,7 +24,8 @@ from newllm.errors import UserError
 from newllm.train import checkpoint
 from newllm.trained import TrainedModel
 from tests.fuzz.targets import _sealed
-from tests.serve.serving import save, tiny_model
+from tests.serve.serving import tiny_model
+from tests.untrained import save_model
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def _larger(content: dict[str, Any]) -> None:
 def test_checkpoints_whose_parts_do_not_fit(change, tmp_path: Path) -> None:
     """Well sealed, and refused before anything of their sizes is allocated."""
     path = tmp_path / "a.pt"
-    save(tiny_model(num_layers=1), path)
+    save_model(tiny_model(num_layers=1), path)
     content = checkpoint.load(path)
     change(content)
     checkpoint.save(path, {k: v for k, v in content.items() if not k.startswith("format")})
@@ -145,7 +146,7 @@ def test_checkpoints_whose_parts_do_not_fit(change, tmp_path: Path) -> None:
 def test_compressed_checkpoints_and_other_globals(tmp_path: Path) -> None:
     """Torch would unpack gigabytes from kilobytes, and make a bytearray of any size."""
     path = tmp_path / "a.pt"
-    save(tiny_model(num_layers=1), path)
+    save_model(tiny_model(num_layers=1), path)
     packed = io.BytesIO()
     with (
         zipfile.ZipFile(path) as old,

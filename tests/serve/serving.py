@@ -5,19 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
-import torch
 
-from newllm.data.tokenizers import BPE
-from newllm.model import build_model
-from newllm.recipes import resolve
 from newllm.serve.service import Service
-from newllm.train import checkpoint
 from newllm.trained import TrainedModel
+from tests.untrained import untrained
 
 TINY = {"context_dim": 16, "embed_dim": 24, "hidden_dim": 32, "vocab_size": 300, "device": "cpu"}
 NAME = "tiny"
@@ -25,40 +20,8 @@ NAME = "tiny"
 
 def tiny_model(seed: int = 0, dataset: str = "dolly", **changes: Any) -> TrainedModel:
     """A model far from birth, so that its texts differ."""
-    settings = resolve(dataset, {**TINY, "data": "sample", **changes})
-    tokenizer = BPE.train(["What comes after 3? After 3 comes 4."], 300)
-    torch.manual_seed(seed)
-    model = build_model(settings.model_settings(), tokenizer.vocab_size)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return TrainedModel(
-        model=model.eval().requires_grad_(False),
-        tokenizer=tokenizer,
-        settings=settings,
-        metrics={},
-        data={},
-        versions={},
-        path=Path(f"{NAME}.pt"),
-        device=torch.device("cpu"),
-    )
-
-
-def save(model: TrainedModel, path: Path) -> str:
-    """The model as a checkpoint."""
-    content = {
-        "kind": "model",
-        "model": model.model.state_dict(),
-        "settings": model.settings.model_dump(),
-        "tokenizer": model.tokenizer.to_dict(),
-        "metrics": {},
-        "data": {"fingerprint": "none"},
-        "newllm_version": "0",
-        "torch_version": "0",
-        "created": "now",
-    }
-    checkpoint.save(path, content)
-    return str(path)
+    settings = {**TINY, "data": "sample", **changes}
+    return untrained(dataset, seed=seed, scale=0.3, path=f"{NAME}.pt", **settings)
 
 
 @dataclass

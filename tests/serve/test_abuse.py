@@ -18,7 +18,8 @@ import pytest
 from newllm.chat.sampling import Sampling
 from newllm.cli import main
 from newllm.model import ContextLM
-from tests.serve.serving import NAME, Running, Start, save, tiny_model
+from tests.serve.serving import NAME, Running, Start, tiny_model
+from tests.untrained import save_model
 
 CHAT = "/v1/chat/completions"
 
@@ -196,7 +197,7 @@ def test_a_fault_in_a_round_ends_these_answers_alone(start: Start, monkeypatch) 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_command_stops_gracefully(tmp_path: Path, number: int, code: int) -> None:
     """A streamed answer goes on for a while and is cut; the session is on disk afterwards."""
-    file = save(tiny_model(), tmp_path / "tiny.pt")
+    file = save_model(tiny_model(), tmp_path / "tiny.pt")
     command = [sys.executable, "-m", "newllm", "serve", file, "--port", "0", "--device", "cpu"]
     with subprocess.Popen(
         [*command, "--sessions-dir", str(tmp_path / "sessions")],

@@ -25,8 +25,8 @@ export class ChatView {
   show(conversation) {
     this.#shown = conversation;
     this.#list.replaceChildren(...conversation.messages.map(itemOf));
-    find("welcome").hidden = conversation.messages.length > 0;
     const dropped = conversation.facts?.messages_dropped ?? 0;
+    find("welcome").hidden = conversation.messages.length + dropped > 0;
     find("dropped").hidden = dropped === 0;
     find("dropped").textContent = say("dropped", { count: count(dropped) });
     this.#scroll.scrollTop = 0;

@@ -81,7 +81,8 @@ export class Conversation {
         throw error;
       }
       const kept = await this.#settle(api, before);
-      if (kept && stopped) this.messages.at(-1).note = { reason: "stopped" };
+      const last = this.messages.at(-1); // none, where the answer was too long to be kept as text
+      if (kept && stopped && last) last.note = { reason: "stopped" };
       if (!stopped) throw Object.assign(error, { kept });
       return kept;
     } finally {

@@ -1,0 +1,75 @@
+"""Models that were never trained, but are far from birth, so that their texts differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from newllm.data.tokenizers import BPE
+from newllm.model import build_model
+from newllm.recipes import resolve
+from newllm.train import checkpoint
+from newllm.trained import TrainedModel
+
+TEXT = "What comes after 3? After 3 comes 4."
+
+
+def untrained(
+    dataset: str = "dolly",
+    *texts: str,
+    seed: int = 0,
+    scale: float = 0.1,
+    path: str = "untrained.pt",
+    **settings: Any,
+) -> TrainedModel:
+    """A model of these settings with a small vocabulary.
+
+    Args:
+        dataset: what it would have been trained on.
+        texts: of the vocabulary.
+        seed: of the weights.
+        scale: how far they are from birth.
+        path: where it says that it is from.
+        settings: of the run.
+    """
+    decided = resolve(dataset, {"vocab_size": 300, "device": "cpu", **settings})
+    tokenizer = BPE.train(texts or [TEXT], 300)
+    torch.manual_seed(seed)
+    model = build_model(decided.model_settings(), tokenizer.vocab_size)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * scale)
+    return TrainedModel(
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        settings=decided,
+        metrics={},
+        data={},
+        versions={},
+        path=Path(path),
+        device=torch.device("cpu"),
+    )
+
+
+def save_model(
+    model: TrainedModel,
+    path: Path,
+    metrics: dict[str, Any] | None = None,
+    source: str = "nowhere",
+) -> str:
+    """The model as a checkpoint; its path."""
+    content = {
+        "kind": "model",
+        "model": model.model.state_dict(),
+        "settings": model.settings.model_dump(),
+        "tokenizer": model.tokenizer.to_dict(),
+        "metrics": metrics or {},
+        "data": {"fingerprint": "none", "source": source},
+        "newllm_version": "0",
+        "torch_version": "0",
+        "created": "now",
+    }
+    checkpoint.save(path, content)
+    return str(path)
