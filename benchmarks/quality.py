@@ -1,18 +1,18 @@
 """Bits per byte of every architecture: equal training time, equal parameters, equal care.
 
-The rules, fixed before any run. A trial trains for the same minutes on one core, one process a
-core. Every architecture has the same grid of learning rates, the same optimizers (Muon for the
+The rules, fixed before any run. A trial has as many steps as fit into the minutes on one core, at
+the speeds measured in turns beforehand: what else runs on the machine then changes no result.
+Every architecture has the same grid of learning rates, the same optimizers (Muon for the
 matrices; `original` keeps its Adam), batch, schedule and no dropout, and as many parameters as fit
 the budget. The rate is chosen on the first set with the first seed; the other sets and the second
 seed then use it. Intervals are 95% bootstrap intervals of the ratio to `context`, over documents.
 
-Trials are kept in --out: a comparison that was stopped goes on where it was.
+Speeds and trials are kept in --out: a comparison that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -23,10 +23,20 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 
-from benchmarks.measure import Report, Row, progress, report_options
-from benchmarks.trials import run_module
+from benchmarks.measure import Report, Row, progress, report_options, rounds
+from benchmarks.train_speed import stepper
+from benchmarks.trials import run_module, train_trial
+from newllm.data.prepare import Encoding, prepare_training
+from newllm.data.sources import open_source
+from newllm.device import fast_bf16, keep_freed_memory
+from newllm.evaluate.metrics import nats_by_document
+from newllm.levels import find_level
 from newllm.model import matched_widths
+from newllm.recipes import resolve
+from newllm.summary import load_summary
+from newllm.trained import TrainedModel
 
 DEPTHS = {
     1.4: {"context": 2, "gru": 1, "lstm": 1, "mingru": 2, "transformer": 3, "original": 1},
@@ -37,8 +47,10 @@ DEPTHS = {
 VOCABULARY = {1.4: 2048, 5.0: 4096}
 """BPE entries by size, so that the embedding does not take it all."""
 
+ROWS = 32
 RATES = (0.003, 0.006, 0.012)
 SEEDS = (0, 1)
+SPEED_ROUNDS = 24
 BOOTSTRAP_DRAWS = 2000
 
 
@@ -52,72 +64,105 @@ class Trial:
     millions: float
     learning_rate: float
     seed: int
-    minutes: float
+    steps: int
 
     @property
     def name(self) -> str:
         """Name of its files."""
         return "_".join(str(value).replace(".", "p") for value in asdict(self).values())
 
-    def arguments(self, data: str) -> list[str]:
+    def settings(self, data: str) -> dict[str, Any]:
         """Of `newllm train`."""
         layers = DEPTHS[self.millions][self.architecture]
         vocabulary = VOCABULARY[self.millions] if self.tokenizer == "bpe" else 1000
         parameters = round(self.millions * 1e6)
         pairs = self.tokenizer == "bpe"
         widths = matched_widths(self.architecture, layers, vocabulary, parameters, pairs)
-        shape = [f"--{key.replace('_', '-')}={value}" for key, value in widths.items()]
-        return [
-            "train", self.dataset, "--data", data, "--tokenizer", self.tokenizer,
-            "--vocab-size", str(VOCABULARY[self.millions]), "--architecture", self.architecture,
-            "--num-layers", str(layers), *shape, "--learning-rate", str(self.learning_rate),
-            "--batch-size", "32", "--max-seq-length", "128", "--dropout", "0",
-            "--warmup-share", "0.02", "--warmdown-share", "0.6", "--patience", "1000",
-            "--epochs", "1000", "--minutes", str(self.minutes), "--seed", str(self.seed),
-        ]  # fmt: skip
+        return {
+            "data": data, "tokenizer": self.tokenizer, "vocab_size": VOCABULARY[self.millions],
+            "architecture": self.architecture, "num_layers": layers, **widths,
+            "learning_rate": self.learning_rate, "batch_size": ROWS, "max_seq_length": 128,
+            "dropout": 0.0, "warmup_share": 0.02, "warmdown_share": 0.6, "patience": 1000,
+            "epochs": 1000, "max_steps": self.steps, "seed": self.seed,
+        }  # fmt: skip
 
 
-def run_trial(trial: Trial, data_dir: str, out: Path) -> dict[str, Any]:
-    """Train and score on one core, unless it was done before; the record of the trial."""
-    record = out / f"{trial.name}.json"
-    if record.exists():
-        return json.loads(record.read_text(encoding="utf-8"))
-    data = data_dir if data_dir == "sample" else str(Path(data_dir) / trial.dataset)
-    log = out / f"{trial.name}.log"
-    run_module(["newllm", *trial.arguments(data), "--out", str(out), "--name", trial.name], log)
-    run_module(["benchmarks.quality", "score", str(out), trial.name, data], log)
-    for kind in ("best_{}.pt", "{}_final.pt", "{}_resume.pt", "{}_resume.previous.pt"):
-        (out / kind.format(trial.name)).unlink(missing_ok=True)
+def run_trial(trial: Trial, data_dir: str, out: Path, nats: bool = False) -> dict[str, Any]:
+    """Train on one core, unless it was done before; what the trial reached.
+
+    Args:
+        trial: what is trained.
+        data_dir: holds the data sets, or `sample`.
+        out: folder of the trials.
+        nats: also score each document, into `NAME.npy`.
+    """
+    data = place(data_dir, trial.dataset)
+    record, scores = out / f"{trial.name}.json", out / f"{trial.name}.npy"
+    if not record.exists():
+        train_trial(trial.dataset, trial.name, trial.settings(data), out)
+        run = load_summary(out / f"{trial.name}.summary.json")
+        facts = {
+            **{name: run.best[name] for name in ("bpb", "ppl", "accuracy")},
+            **{f"ngram_{name}": run.floor[name] for name in ("bpb", "ppl")},
+            "parameters": run.parameters,
+            "trained_tokens": run.trained_tokens,
+        }
+        record.write_text(json.dumps(facts), encoding="utf-8")
+        for kind in ("final", "resume", "resume.previous"):
+            (out / f"{trial.name}_{kind}.pt").unlink(missing_ok=True)
+    if nats and not scores.exists():
+        words = ["score", str(out / f"best_{trial.name}.pt"), data, str(scores)]
+        run_module(["benchmarks.quality", *words], out / f"{trial.name}.log")
+    return {**json.loads(record.read_text(encoding="utf-8")), "nats_file": scores.name}
+
+
+def place(data_dir: str, dataset: str) -> str:
+    """Where a data set's rows are."""
+    return data_dir if data_dir == "sample" else str(Path(data_dir) / dataset)
+
+
+def step_seconds(
+    rows: tuple[str, str], architectures: Sequence[str], millions: float, data_dir: str, out: Path
+) -> dict[str, float]:
+    """Seconds of a training step on one core, unless they were measured before."""
+    name = "_".join(("speed", *rows, f"{millions:g}".replace(".", "p"), *architectures))
+    record, data = out / f"{name}.json", place(data_dir, rows[0])
+    if not record.exists():
+        words = ["speed", *rows, str(millions), data, str(record), *architectures]
+        run_module(["benchmarks.quality", *words], out / f"{name}.log")
     return json.loads(record.read_text(encoding="utf-8"))
 
 
-def score(out: Path, name: str, data: str) -> None:
-    """Write a finished trial's record and its nats by document."""
-    import newllm
-    from newllm.evaluate.metrics import nats_by_document
-
-    model = newllm.load(str(out / f"{name}_final.pt"))
-    numbers = model.evaluate(data)
-    encoded = model.validation_rows(data)
-    np.save(out / f"{name}.npy", nats_by_document(model.model, encoded, model.device))
-    facts = {
-        **numbers,
-        "bytes": int(encoded.content_bytes.sum()),
-        "parameters": model.parameters,
-        "trained_tokens": model.metrics["trained_tokens"],
-        "trained_seconds": model.metrics["total_seconds"],
-        "data_fingerprint": model.data["fingerprint"],
-        "settings": model.settings.model_dump(),
-        "nats_file": f"{name}.npy",
-    }
-    (out / f"{name}.json").write_text(json.dumps(facts), encoding="utf-8")
+def measure_steps(
+    rows: tuple[str, str], millions: float, data: str, record: Path, architectures: Sequence[str]
+) -> None:
+    """Write a record of :func:`step_seconds`: medians of steps in turns."""
+    keep_freed_memory()
+    dtype = torch.bfloat16 if fast_bf16(torch.device("cpu")) else torch.float32
+    steps = {}
+    for name in architectures:
+        trial = Trial(*rows, name, millions, RATES[0], 0, 1)
+        settings = resolve(trial.dataset, trial.settings(data))
+        source = open_source(find_level(trial.dataset), data, "all")
+        encoded = prepare_training(source, Encoding.of(settings))
+        steps[name] = stepper(settings, encoded, dtype)[0]
+    timings = rounds(steps, SPEED_ROUNDS)
+    record.write_text(json.dumps({t.name: t.seconds for t in timings}), encoding="utf-8")
 
 
-def run_all(trials: Iterable[Trial], data_dir: str, out: Path, cores: int) -> list[dict[str, Any]]:
+def score(checkpoint: str, data: str, file: str) -> None:
+    """Write the nats of each validation document."""
+    model = TrainedModel.load(checkpoint)
+    np.save(file, nats_by_document(model.model, model.validation_rows(data), model.device))
+
+
+def run_all(
+    trials: Iterable[Trial], data_dir: str, out: Path, cores: int, nats: bool = False
+) -> list[dict[str, Any]]:
     """Records of all trials, in their order, so many at a time."""
 
     def run(trial: Trial) -> dict[str, Any]:
-        record = run_trial(trial, data_dir, out)
+        record = run_trial(trial, data_dir, out, nats)
         progress(f"{trial.name}: {_quality(record):.4f}")
         return record
 
@@ -125,9 +170,9 @@ def run_all(trials: Iterable[Trial], data_dir: str, out: Path, cores: int) -> li
         return list(pool.map(run, trials))
 
 
-def _quality(record: dict[str, Any]) -> float:
+def _quality(record: dict[str, Any], of: str = "") -> float:
     """Bits per byte, or perplexity where bytes mean nothing."""
-    return record["bpb"] if record["bpb"] is not None else record["ppl"]
+    return record[f"{of}ppl"] if record["bpb"] is None else record[f"{of}bpb"]
 
 
 def interval(record: dict[str, Any], reference: dict[str, Any], out: Path) -> tuple[float, float]:
@@ -150,9 +195,11 @@ def compare(
 ) -> list[Row]:
     """All trials of one size, and the rows of the table."""
     out.mkdir(parents=True, exist_ok=True)
+    seconds = {rows: step_seconds(rows, architectures, millions, data_dir, out) for rows in sets}
 
     def trial(rows: tuple[str, str], architecture: str, rate: float, seed: int) -> Trial:
-        return Trial(*rows, architecture, millions, rate, seed, minutes)
+        steps = round(60 * minutes / seconds[rows][architecture])
+        return Trial(*rows, architecture, millions, rate, seed, steps)
 
     tuning = [trial(sets[0], name, rate, 0) for name in architectures for rate in RATES]
     tuned = dict(zip(tuning, run_all(tuning, data_dir, out, cores), strict=True))
@@ -160,13 +207,11 @@ def compare(
         name: min(RATES, key=lambda rate: _quality(tuned[trial(sets[0], name, rate, 0)]))
         for name in architectures
     }
-    final = [
-        trial(rows, name, best[name], seed)
-        for rows in sets
-        for name in architectures
-        for seed in SEEDS
-    ]
-    results = dict(zip(final, run_all(final, data_dir, out, cores), strict=True))
+    results: dict[Trial, dict[str, Any]] = {}
+    for seed in SEEDS:
+        final = [trial(rows, name, best[name], seed) for rows in sets for name in architectures]
+        done = run_all(final, data_dir, out, cores, nats=seed == SEEDS[0])
+        results |= dict(zip(final, done, strict=True))
     table: list[Row] = []
     for rows in sets:
         pairs = {
@@ -182,6 +227,7 @@ def compare(
                     "architecture": name,
                     "parameters": record["parameters"],
                     "learning_rate": best[name],
+                    "ms_a_step": 1000 * seconds[rows][name],
                     "tokens_read": record["trained_tokens"],
                     "quality": _quality(record),
                     "quality_of_second_seed": _quality(again),
@@ -191,16 +237,13 @@ def compare(
                 }
             )
         # The columns of the others, empty but for what a table of counts has.
-        floor = {"set": ":".join(rows), "architecture": "n-gram", "quality": _floor(reference)}
-        table.append({**dict.fromkeys(table[-1]), **floor})
+        floor = {
+            "set": ":".join(rows),
+            "architecture": "n-gram",
+            "quality": _quality(reference, "ngram_"),
+        }
+        table.append({**dict.fromkeys(table[-1]), "set": ":".join(rows), **floor})
     return table
-
-
-def _floor(record: dict[str, Any]) -> float:
-    """The n-gram table's quality in the record's unit."""
-    if record["bpb"] is None:
-        return record["ngram_ppl"]
-    return record["bpb"] * math.log(record["ngram_ppl"]) / record["loss"]
 
 
 @click.command()
@@ -235,6 +278,8 @@ def command(
 
 
 if __name__ == "__main__":
-    _, verb, folder, name, rows = sys.argv
-    assert verb == "score"
-    score(Path(folder), name, rows)
+    match sys.argv[1:]:
+        case "score", checkpoint, data, file:
+            score(checkpoint, data, file)
+        case "speed", dataset, tokenizer, size, data, file, *names:
+            measure_steps((dataset, tokenizer), float(size), data, Path(file), names)

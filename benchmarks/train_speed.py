@@ -36,6 +36,7 @@ PEERS = {"gru": 1, "lstm": 1, "mingru": 1, "transformer": 3, "original": 1}
 """Blocks of each peer."""
 
 ROWS = 32
+"""Of a step."""
 
 
 def settings_of(architecture: str, layers: int, vocab_size: int) -> Settings:

@@ -76,6 +76,9 @@ class TrainingSettings(_Settings):
     minutes: float | None = Field(
         None, gt=0, description="end within so many minutes of training, schedule included"
     )
+    max_steps: int | None = Field(
+        None, ge=1, description="end after so many optimizer steps, schedule included"
+    )
     batch_size: int = Field(ge=1, description="rows in one optimizer step")
     micro_batch_size: int | None = Field(
         None, ge=1, description="rows computed at once; only speed and memory depend on it"

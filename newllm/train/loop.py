@@ -209,17 +209,22 @@ class Trainer:
                 self.processes.local_world,
             )
         self.micro_batch = self.processes.least(self.micro_batch)
-        seconds *= math.ceil(len(self._lanes) / self.micro_batch) * len(loader) * settings.epochs
+        seconds *= math.ceil(len(self._lanes) / self.micro_batch)
+        steps = len(loader) * settings.epochs
+        seconds *= min(steps, settings.max_steps or steps)
         if settings.minutes is not None:
             seconds = min(seconds, 60 * settings.minutes)
         self.log.note(describe_expectation(seconds, settings.epochs))
 
     def _done(self, steps_in_epoch: int) -> float:
-        """Share of the run done, by epochs or by minutes, whichever is further."""
-        epochs = (self.progress.epoch + self.progress.step / steps_in_epoch) / self.settings.epochs
-        if self.settings.minutes is None:
-            return epochs
-        return max(epochs, self.progress.seconds / (60 * self.settings.minutes))
+        """Share of the run done, by epochs, steps or minutes, whichever is furthest."""
+        progress, settings = self.progress, self.settings
+        done = (progress.epoch + progress.step / steps_in_epoch) / settings.epochs
+        if settings.max_steps is not None:
+            done = max(done, progress.total_steps / settings.max_steps)
+        if settings.minutes is not None:
+            done = max(done, progress.seconds / (60 * settings.minutes))
+        return done
 
     def _timed_step(self, batch: Batch, steps_in_epoch: int) -> None:
         started = time.perf_counter()

@@ -18,6 +18,7 @@ from newllm.errors import UserError
 from newllm.model.growth import old_entries
 from newllm.train import checkpoint
 from newllm.train.run import train
+from newllm.train.schedule import Schedule
 from newllm.trained import TrainedModel
 
 TINY = {
@@ -199,3 +200,20 @@ def test_rehearsal_that_cannot_be(flags: dict[str, Any], entry: str, message: st
     arguments = ["train", "dolly", "--data", flags["data"], "--out", flags["out"]]
     assert main([*arguments, "--rehearse", entry]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_ends_after_its_steps_and_its_schedule_with_it(
+    flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors: list[float] = []
+    factor = Schedule.factor
+
+    def watched(schedule: Schedule, done: float) -> float:
+        factors.append(factor(schedule, done))
+        return factors[-1]
+
+    monkeypatch.setattr(Schedule, "factor", watched)
+    train("dolly", {**flags, "name": "few", "epochs": 1000, "max_steps": 5})
+    last = json.loads((tmp_path / "out" / "few.metrics.jsonl").read_text().splitlines()[-1])
+    assert last["steps"] == 5
+    assert factors == pytest.approx([0, 1, 1, 2 / 3, 1 / 3])
