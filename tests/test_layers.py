@@ -30,6 +30,7 @@ LAYERS = [
     {"curriculum"},
     {"report"},
     {"compare"},
+    {"planning"},
     {"cli"},
 ]
 """From the bottom up. A module may import its own part and every part above it in this list."""

@@ -16,7 +16,7 @@ import click
 
 import newllm
 from newllm import __version__
-from newllm.cli import exchange, help_pages, progression, report, talk
+from newllm.cli import exchange, help_pages, planning, progression, report, talk
 from newllm.cli.options import (
     dataset_argument,
     file_argument,
@@ -207,7 +207,7 @@ def bench(name: str | None, arguments: tuple[str, ...]) -> None:
         command.invoke(context)
 
 
-for module in (talk, progression, report, exchange, help_pages):
+for module in (talk, progression, report, exchange, planning, help_pages):
     for verb in module.COMMANDS:
         cli.add_command(verb)
 

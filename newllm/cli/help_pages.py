@@ -15,7 +15,7 @@ VERBS = {
     "Judge": ("eval", "progress", "info"),
     "Talk": ("chat", "generate", "serve"),
     "Take along": ("export", "import"),
-    "Look around": ("data", "doctor", "bench", "completion"),
+    "Look around": ("data", "doctor", "plan", "bench", "completion"),
 }
 
 _SETTINGS = {

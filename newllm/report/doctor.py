@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import time
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 import newllm
 from newllm.data.prepare import cache_folder
-from newllm.device import fast_bf16, pick_device, pick_precision
+from newllm.device import fast_bf16, pick_device, pick_precision, product_speed
 from newllm.model.kernels import KERNEL_VARIABLE, active_kernel, triton_is_installed
 
 _PACKAGES = ("torch", "numpy", "numba", "tokenizers", "accelerate", "datasets")
@@ -35,8 +34,8 @@ def check_machine() -> dict[str, Any]:
         "recurrence kernel": active_kernel(device),
         "precision (auto)": pick_precision("auto", device),
         "fast bf16": fast_bf16(device),
-        "matrix products fp32": f"{_speed(device, torch.float32):,.0f} GFLOP/s",
-        "matrix products bf16": f"{_speed(device, torch.bfloat16):,.0f} GFLOP/s",
+        "matrix products fp32": f"{product_speed(device, torch.float32) / 1e9:,.0f} GFLOP/s",
+        "matrix products bf16": f"{product_speed(device, torch.bfloat16) / 1e9:,.0f} GFLOP/s",
         "Hub": "offline (HF_HUB_OFFLINE)" if _offline() else "used when --data hub",
         "cache": f"{cache} ({shutil.disk_usage(existing).free / 1e9:,.1f} GB free)",
     }
@@ -63,16 +62,3 @@ def machine_table(facts: Mapping[str, Any]) -> str:
 
 def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-
-
-def _speed(device: torch.device, dtype: torch.dtype) -> float:
-    """GFLOP/s of a product of the size that training has; the best of a few."""
-    rows, inner, columns = 4096, 384, 768
-    a = torch.randn(rows, inner, device=device, dtype=dtype)
-    b = torch.randn(inner, columns, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        float((a @ b)[0, 0])  # reading a value waits for the device
-        best = min(best, time.perf_counter() - started)
-    return 2 * rows * inner * columns / best / 1e9

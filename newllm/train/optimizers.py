@@ -34,6 +34,9 @@ al. 2025, "The Polar Express", arXiv:2505.16932). Four of these do what took Muo
 Beyond its interval a polynomial explodes, and bfloat16 would carry singular values there: hence a
 margin of 2% in all but the last."""
 
+NEWTON_STEPS = len(_POLAR_EXPRESS)
+"""Iterations of Muon in each step."""
+
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Replace the singular values of each matrix [K, M, N] by about one; the result is `dtype`.

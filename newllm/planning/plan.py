@@ -1,0 +1,243 @@
+"""A plan: time, memory, disk and cost of a training, by counts of work and speeds of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from newllm.config import Settings
+from newllm.device import cpu_model, pick_device
+from newllm.planning.devices import DEVICES, HERE, parse_device
+from newllm.planning.speed import Speed, assumed_speed, measured_speed
+from newllm.planning.work import Work, work_of
+from newllm.train.memory import preset_rows
+
+ROW = 128
+"""Tokens of a row, as in training by default."""
+
+BATCH_TOKENS = {"here": 4096, "gpu": 32_768}
+"""Tokens of a step: all of them here, as in training by default; of each device elsewhere."""
+
+PROCESS_BYTES = 0.6e9
+"""What a process takes besides: Python, torch, compiled kernels."""
+
+USABLE = 0.9
+"""Of a device's memory."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the training will run."""
+
+    title: str
+    count: int
+    memory: float
+    """Bytes of each device."""
+    speed: Speed
+    link: float | None
+    """Bytes/s between devices."""
+    price: float | None
+    """Dollars an hour and device; None: unknown."""
+    assumed: float | None
+    """Share of the peaks; None: measured."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of a training step, by what takes them."""
+
+    products: float
+    between: float
+    """Everything between the products."""
+    update: float
+    """The optimizer."""
+    exchange: float
+    """Gradients between devices, not overlapped with the rest."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all."""
+        return self.products + self.between + self.update + self.exchange
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is expected of a training."""
+
+    settings: Settings
+    work: Work
+    machine: Machine
+    tokens: int
+    batch_tokens: int
+    step: Step
+    rows_at_once: int
+    """Rows that each device computes at once; 0: not even one fits."""
+    memory_bytes: float
+    """Of each device."""
+
+    @property
+    def hours(self) -> float:
+        """Of training."""
+        return self.tokens / self.batch_tokens * self.step.seconds / 3600
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all devices."""
+        return self.batch_tokens / self.step.seconds
+
+    @property
+    def disk_bytes(self) -> float:
+        """Checkpoints (the best, the last, two to resume from) and rows of two bytes a token."""
+        with_moments = 4 * self.work.parameters + self.work.moment_bytes
+        return 4 * self.work.parameters + 3 * with_moments + 2 * self.tokens
+
+    @property
+    def cost(self) -> float | None:
+        """Dollars."""
+        price = self.machine.price
+        return None if price is None else price * self.machine.count * self.hours
+
+    def facts(self) -> dict[str, Any]:
+        """The same as plain values."""
+        shape = ("num_layers", "context_dim", "embed_dim", "hidden_dim", "vocab_size", "pair_rows")
+        return {
+            **self.settings.model_dump(include=set(shape)),
+            **asdict(self.work),
+            "device": self.machine.title,
+            "devices": self.machine.count,
+            "utilisation": self.machine.assumed,
+            "tokens": self.tokens,
+            "batch_tokens": self.batch_tokens,
+            "step_seconds": asdict(self.step),
+            "tokens_per_second": self.tokens_per_second,
+            "hours": self.hours,
+            "rows_at_once": self.rows_at_once,
+            "memory_bytes": self.memory_bytes,
+            "device_memory_bytes": self.machine.memory,
+            "disk_bytes": self.disk_bytes,
+            "dollars": self.cost,
+        }
+
+
+def machine_of(device: str, utilisation: float, price: float | None = None) -> Machine:
+    """The machine that `--device` names; `here` is measured for some seconds.
+
+    Raises:
+        UserError: unknown device.
+    """
+    name, count = parse_device(device)
+    if name == HERE:
+        here = pick_device("auto")
+        gpu = torch.cuda.get_device_properties(here) if here.type == "cuda" else None
+        title = gpu.name if gpu else f"{cpu_model()}, {torch.get_num_threads()} thread(s)"
+        memory = gpu.total_memory if gpu else psutil.virtual_memory().total
+        return Machine(title, 1, memory, measured_speed(), None, price, None)
+    known = DEVICES[name]
+    return Machine(
+        title=known.title,
+        count=count,
+        memory=known.memory,
+        speed=assumed_speed(known, utilisation),
+        link=known.link,
+        price=known.price if price is None else price,
+        assumed=utilisation,
+    )
+
+
+def make_plan(
+    settings: Settings, tokens: int, machine: Machine, batch_tokens: int | None = None
+) -> Plan:
+    """Expect a training of so many tokens.
+
+    Args:
+        settings: of the model.
+        tokens: trained in all.
+        machine: where.
+        batch_tokens: of a step, over all devices (default: see `BATCH_TOKENS`).
+    """
+    usual = BATCH_TOKENS["here"] if machine.assumed is None else BATCH_TOKENS["gpu"] * machine.count
+    batch = batch_tokens or usual
+    work, each = work_of(settings), batch / machine.count
+    exchange, static = 0.0, work.static_bytes + PROCESS_BYTES
+    if machine.count > 1:
+        assert machine.link is not None
+        # Each gradient crosses twice in a ring; the buckets are a second copy of the gradients.
+        exchange = 2 * (machine.count - 1) / machine.count * 4 * work.parameters / machine.link
+        static += 4 * work.parameters
+    step = Step(
+        products=each * work.flops_per_token / machine.speed.products,
+        between=each * work.kept_per_token / machine.speed.traffic,
+        update=work.update_flops / machine.speed.update,
+        exchange=exchange,
+    )
+    row = ROW * work.kept_per_token
+    fitting = max(0, int((USABLE * machine.memory - static) / row))
+    rows = min(fitting, max(1, round(each / ROW)))
+    if machine.assumed is None:
+        rows = min(rows, preset_rows(pick_device("auto"), ROW))
+    return Plan(settings, work, machine, tokens, batch, step, rows, static + max(1, rows) * row)
+
+
+def plan_table(plan: Plan) -> str:
+    """The plan as text."""
+    s, work, machine, step = plan.settings, plan.work, plan.machine, plan.step
+    lines: Mapping[str, str] = {
+        "Model": f"{work.parameters:,} parameters: {s.num_layers} layers, context {s.context_dim}, "
+        f"stream {s.embed_dim}, feed-forward {s.hidden_dim}, vocabulary {s.vocab_size:,}",
+        "Train": f"newllm train DATASET --num-layers {s.num_layers} --context-dim {s.context_dim} "
+        f"--vocab-size {s.vocab_size} --batch-size {max(1, round(plan.batch_tokens / ROW))}",
+        "Work": f"{plan.tokens:,} tokens ({plan.tokens / work.parameters:.3g} a parameter) x "
+        f"{_unit(work.flops_per_token, 'FLOP')} = "
+        f"{_unit(plan.tokens * work.flops_per_token, 'FLOP')} of matrix products",
+        "Device": _device_line(machine),
+        "A step": f"{plan.batch_tokens:,} tokens in {step.seconds:.3g} s: products "
+        f"{step.products:.2g}, between them {step.between:.2g}, optimizer {step.update:.2g}"
+        + (f", exchange of gradients {step.exchange:.2g}" if machine.count > 1 else ""),
+        "Time": f"{_duration(plan.hours)}, {plan.tokens_per_second:,.0f} tokens/s",
+        "Memory": _memory_line(plan),
+        "Disk": f"{_unit(plan.disk_bytes, 'B')}: checkpoints, and every token once as a row",
+    }
+    if plan.cost is not None:
+        lines = {**lines, "Cost": f"${plan.cost:,.2f} at ${machine.price:.2f} an hour and device"}
+    return "\n".join(f"{name:<8}{text}" for name, text in lines.items())
+
+
+def _device_line(machine: Machine) -> str:
+    products = _unit(machine.speed.products, "FLOP/s")
+    if machine.assumed is None:
+        return f"{machine.title}: {products} in products, measured now"
+    return (
+        f"{machine.count} x {machine.title}: {products} each in products; {machine.assumed:.0%} of "
+        "its peak, assumed, not measured"
+    )
+
+
+def _memory_line(plan: Plan) -> str:
+    held, there = _unit(plan.memory_bytes, "B"), _unit(plan.machine.memory, "B")
+    if plan.rows_at_once:
+        return f"{held} of {there} a device, {plan.rows_at_once} rows of {ROW} tokens at once"
+    return (
+        f"DOES NOT FIT: {held} of {there} a device with a single row; take a smaller model or a "
+        "larger device (models are not split between devices)"
+    )
+
+
+def _unit(value: float, unit: str) -> str:
+    """`1.9 GFLOP`."""
+    prefixes = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
+    power = 0
+    while value >= 999.5 and power < len(prefixes) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g} {prefixes[power]}{unit}"
+
+
+def _duration(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{3600 * hours:.0f} seconds"
+    if hours < 2:
+        return f"{60 * hours:.0f} minutes"
+    return f"{hours:.1f} hours" if hours < 72 else f"{hours / 24:.1f} days"
