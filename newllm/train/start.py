@@ -126,3 +126,8 @@ def _refuse_other_shape(place: str, content: Mapping[str, Any], settings: Settin
             f"{place}: the model there has another shape; give {' '.join(differing)}, "
             "or make it larger first with newllm grow"
         )
+    if settings.tokenizer == "bpe" and settings.vocab_size != stored.vocab_size:
+        raise UserError(
+            f"{place}: the model there keeps its vocabulary; omit --vocab-size "
+            f"{settings.vocab_size}, or give {stored.vocab_size}"
+        )

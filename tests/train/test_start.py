@@ -52,6 +52,17 @@ def test_shape_and_vocabulary_come_with_the_file(flags: dict[str, Any], final: P
     assert after.vocab_size == before.vocab_size == 400
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"num_layers": 2}, "give --num-layers 1"), ({"vocab_size": 500}, "omit --vocab-size 500")],
+)
+def test_another_shape_or_vocabulary_is_refused(
+    flags: dict[str, Any], final: Path, changed: dict[str, int], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        train("dolly", small(flags, init_from=str(final), **changed))
+
+
 def test_a_run_goes_on_with_the_optimizers_moments(
     flags: dict[str, Any], final: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
