@@ -102,10 +102,21 @@ def keep_freed_memory() -> None:
     glibc returns every large block to the system at once, and the next step pays for each of its
     pages again: 5-10% of a training step on a CPU. Does nothing where the C library is another.
     """
+    _set_malloc(trim_threshold=2**31 - 1, mmap_threshold=2**30)
+
+
+def give_back_freed_memory() -> None:
+    """Undo `keep_freed_memory`: what is free now, and large blocks later on, go to the system."""
+    _set_malloc(trim_threshold=2**17, mmap_threshold=2**17)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _set_malloc(trim_threshold: int, mmap_threshold: int) -> None:
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 2**30)
+        mallopt(-1, trim_threshold)  # M_TRIM_THRESHOLD of malloc.h
+        mallopt(-3, mmap_threshold)  # M_MMAP_THRESHOLD

@@ -58,8 +58,9 @@ def progress(out: str | None, html: str | None, as_json: bool) -> None:
 def compare(dataset: str, **settings: Any) -> None:
     """Train DATASET once for each combination of settings, and compare what they reach.
 
-    Every setting may have several values. Runs that are finished are not run again, an interrupted
-    one goes on. The report is compare_DATASET.json, .md and .svg in --out.
+    Every setting that changes what is learned may have several values. Runs that are finished are
+    not run again, an interrupted one goes on. The report is compare_DATASET.json, .md and .svg in
+    --out.
 
     Example: newllm compare dolly --num-layers 1 4 5 6 7 --minutes 10
     """

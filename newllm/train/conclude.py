@@ -15,7 +15,7 @@ import torch
 
 import newllm
 from newllm.config import Settings
-from newllm.device import cpu_model
+from newllm.device import cpu_model, give_back_freed_memory
 from newllm.evaluate.floor import ngram_floor
 from newllm.levels import find_level
 from newllm.marks import judge_bpb
@@ -39,6 +39,7 @@ def summarize(
     """
     level, progress = find_level(settings.dataset), trainer.progress
     best = progress.history[progress.best_epoch - 1]
+    give_back_freed_memory()  # the table of counts needs much, the steps' share of it no more
     floor = ngram_floor(trainer.data)
     bpb_mark = judge_bpb(
         settings.dataset, data["rows"], best["bpb"], trainer.parameters, progress.seconds / 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,21 @@ def test_mistakes_get_one_line(trained: TrainedModel, save: Save, tmp_path: Path
     other = save(tmp_path / "original.pt", architecture="original")
     assert main(["export", str(other.path), "--format", "onnx", *place]) == 2
     assert "only context can be taken elsewhere" in capsys.readouterr().err
+
+
+def test_the_guides_example_runs(
+    folder: Path, trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = Path(__file__).resolve().parents[2] / "docs" / "EXPORT.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", guide.read_text(encoding="utf-8"), re.M | re.S)
+    (example,) = [block for block in blocks if "onnxruntime" in block]
+    (tmp_path / "my_model_onnx").symlink_to(folder, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    ids = torch.tensor([[1, 4, 40, 2, 5]])
+    hidden, after = trained.model(ids)
+    assert np.abs(names["logits"] - trained.model.logits(hidden[:, -1]).numpy()).max() < 1e-4
+    assert {name: part.shape for name, part in names["state"].items()} == {
+        name: tuple(part.shape) for name, part in after.items()
+    }
