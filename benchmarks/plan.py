@@ -38,7 +38,7 @@ def measure(layers: int, context_dim: int, rows: int, record: Path) -> None:
     with PeakMemory() as memory:
         step = timed_step(settings, rows, ROW)
         taken = [sum(step()) for _ in range(STEPS + 1)][1:]
-    plan = make_plan(settings, 1, machine_of("here", 1.0), rows * ROW)
+    plan = make_plan(settings, 1, machine_of("here"), rows * ROW)
     facts = {
         "parameters": plan.work.parameters,
         "expected_seconds": plan.step.seconds,

@@ -22,6 +22,7 @@ from newllm.recipes import resolve
 from newllm.report.comparison import Comparison, write_comparison
 from newllm.summary import Summary, load_summary
 from newllm.train.run_files import RunFiles
+from newllm.train.start import shape_of
 
 IN_THE_NAME = frozenset({"dataset", "subset", "num_layers", "architecture", "tokenizer"})
 """Settings that a run's name carries anyway."""
@@ -94,7 +95,10 @@ def plan(
     variants = []
     for values in itertools.product(*grid.values()):
         swept = dict(zip(grid, values, strict=True))
-        settings = resolve(dataset, {**single, **fixed, **swept})
+        given = {**single, **fixed, **swept}
+        if given.get("init_from") is not None:
+            given = {**shape_of(given["init_from"]), **given}
+        settings = resolve(dataset, given)
         parts = [
             f"_{name}{re.sub(r'[^A-Za-z0-9.-]+', '-', str(value))}"
             for name, value in swept.items()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from newllm.errors import UserError, did_you_mean
+
+_Kind = TypeVar("_Kind", bound=BaseModel)
 
 
 class _Settings(BaseModel):
@@ -66,7 +68,9 @@ class ModelSettings(_Settings):
         le=2**24,
         description="rows of the table of token pairs (context, bpe); 0: no table",
     )
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of activations dropped in training")
+    dropout: float = Field(
+        0.1, ge=0, le=0.9, description="share of activations dropped in training"
+    )
 
 
 class TrainingSettings(_Settings):
@@ -102,7 +106,7 @@ class TrainingSettings(_Settings):
     @model_validator(mode="after")
     def _shares_fit(self) -> TrainingSettings:
         if self.warmup_share + self.warmdown_share > 1:
-            raise ValueError("warmup_share and warmdown_share together exceed 1")
+            raise ValueError("--warmup-share and --warmdown-share together exceed 1")
         return self
 
 
@@ -114,7 +118,11 @@ class RunSettings(_Settings):
         "auto", description="arithmetic of the matrix products; auto: the fastest here"
     )
     out: str = Field("checkpoints", description="folder of all files of the run")
-    name: str | None = Field(None, description="name of the run (default: made from the settings)")
+    name: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+$",
+        description="name of the run (default: made from the settings)",
+    )
     init_from: str | None = Field(None, description="checkpoint whose weights training starts from")
     save_minutes: float = Field(
         1.0, ge=0, description="save for --resume at least so often, besides after every epoch"
@@ -174,10 +182,23 @@ def parse(values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> 
     Raises:
         UserError: naming every wrong setting and what it may be.
     """
+    return _parse(Settings, values, where or {})
+
+
+def parse_model(values: Mapping[str, Any]) -> ModelSettings:
+    """Validate a shape.
+
+    Raises:
+        UserError: naming every wrong setting and what it may be.
+    """
+    return _parse(ModelSettings, values, {})
+
+
+def _parse(kind: type[_Kind], values: Mapping[str, Any], where: Mapping[str, str]) -> _Kind:
     try:
-        return Settings(**values)
+        return kind(**values)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(item, where or {}) for item in error.errors())) from None
+        raise UserError("; ".join(_explain(item, where) for item in error.errors())) from None
 
 
 def _explain(item: Any, where: Mapping[str, str]) -> str:

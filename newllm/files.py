@@ -12,6 +12,9 @@ from pathlib import Path
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 """What a full, read-only or forbidden disk says: for the user to mend."""
 
+PATH_ERRORS = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+"""What is said of a path where no file can be: for the user to mend as well."""
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` atomically: write beside it, flush, fsync, rename, fsync the folder.
@@ -19,6 +22,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full or the folder is not writable; the old file is untouched.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = scratch_path(path)
     try:

@@ -1,4 +1,4 @@
-"""Training defaults by architecture, the widths of models, and how every setting is decided."""
+"""Training defaults by architecture, and how every setting is decided."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def resolve(
     level = find_level(dataset)
     given = {**(file or {}), **flags, "dataset": dataset}
     where = {name: f"setting {name}" for name in file or {} if name not in flags}
-    architecture = given.get("architecture", "context")
+    architecture = str(given.get("architecture", "context"))  # wrong ones are told by `parse`
     recipe = RECIPES.get(architecture, RECIPES["context"])
     epochs = level.epochs.get(architecture, level.epochs["context"])
     defaults = {**recipe, **level.settings, "epochs": epochs}
@@ -73,20 +73,21 @@ def resolve(
 def _computed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that follow from others."""
     values = {**defaults, **given}
+    architecture = str(values.get("architecture", "context"))  # wrong ones are told by `parse`
     computed: dict[str, Any] = {}
-    if values.get("architecture") == "original":
+    if architecture == "original":
         batch = values["batch_size"]
         if isinstance(batch, int) and batch > 0:
             computed["learning_rate"] = PUBLISHED_RATE * (batch / PUBLISHED_RATE_BATCH) ** 0.5
         return computed
     layers, context_dim = values["num_layers"], values["context_dim"]
     if isinstance(layers, int) and isinstance(context_dim, int):
-        ours = values.get("architecture", "context") == "context"
+        ours = architecture == "context"
         # Two fifths of a text are one unknown word in the 1,000-word vocabulary: no pairs there.
         pairs = PAIR_ROWS * context_dim if ours and values.get("tokenizer") != "word1000" else 0
         computed["pair_rows"] = values.get("pair_rows", pairs)
         computed |= default_widths(layers, context_dim, computed["pair_rows"] != 0)
-        if values.get("architecture") in EQUAL_WIDTHS:
+        if architecture in EQUAL_WIDTHS:
             width = given.get("context_dim", given.get("embed_dim", computed["embed_dim"]))
             computed |= equal_widths(layers, width) if isinstance(width, int) else {}
     return computed

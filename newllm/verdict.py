@@ -123,7 +123,7 @@ def _command(advice: Advice, settings: Settings) -> str | None:
     """The run's command as the advice changes it; None where that changes nothing."""
     if advice.level is not None:
         return train_command(advice.level, settings.tokenizer, settings.out)
-    changes = {**advice.settings}
+    changes = {name: max(getattr(settings, name), size) for name, size in advice.settings.items()}
     for name, factor in advice.factors.items():
         value = getattr(settings, name) * factor
         changes[name] = round(value) if name == "epochs" else float(f"{value:.2g}")

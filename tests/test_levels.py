@@ -194,3 +194,17 @@ def test_pairs_are_for_bpe_and_our_architecture() -> None:
     assert without.embed_dim > resolve("dolly", {"pair_rows": 500}).embed_dim
     with pytest.raises(UserError, match="gru has no table of pairs"):
         resolve("dolly", {"architecture": "gru", "pair_rows": 500})
+
+
+def test_advice_never_makes_a_model_smaller() -> None:
+    large = {"num_layers": 8, "context_dim": 1024, "max_seq_length": 512, "data": "sample"}
+    for dataset in LEVELS:
+        settings = resolve(dataset, large)
+        found = record(bpb=1.5, unk_share=None)
+        for command in commands(lines_of(dataset, settings, found, Floor(5, 9.0, 2.0))):
+            if command[:2] == ["train", dataset]:
+                told = dict(zip(command, command[1:], strict=False))
+                for name, size in large.items():
+                    flag = "--" + name.replace("_", "-")
+                    if name != "data" and flag in told:
+                        assert int(told[flag]) >= size, command  # type: ignore[operator]

@@ -19,6 +19,9 @@ from newllm.model import LanguageModel, State
 UNDO_TURNS, UNDO_BYTES = 16, 2**20
 """So many turns can be undone, fewer where their states would take more memory; always one."""
 
+MESSAGE_BYTES = 64
+"""What a message counts for besides its content: many empty ones are bounded as well."""
+
 TRANSCRIPT_BYTES = 2**16
 """The transcript keeps the last messages that fit; the state was made by all of them."""
 
@@ -82,7 +85,7 @@ class Dialogue:
         self.transcript += said
         total, kept = 0, 0
         for message in reversed(self.transcript):
-            total += len(message["content"].encode())
+            total += len(message["content"].encode()) + MESSAGE_BYTES
             if total > TRANSCRIPT_BYTES:
                 break
             kept += 1

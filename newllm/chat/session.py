@@ -13,6 +13,7 @@ from newllm.chat.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.data.conversations import Conversation
 from newllm.data.render import Renderer
 from newllm.data.tokenizers import never_written
+from newllm.errors import UserError
 from newllm.files import write_bytes, write_text
 from newllm.model import LanguageModel
 
@@ -76,12 +77,18 @@ class ChatSession:
         """Say something and yield the answer in pieces as it is written.
 
         An answer that reaches its limit, or whose reader stops reading, is closed as it is.
+
+        Raises:
+            UserError: the text is empty, and this model's form of a turn adds nothing to it.
         """
         dialogue, started, before = self.dialogue, time.perf_counter(), self.tokens_read
         tokenizer = self.renderer.tokenizer
         stream = Stream(self.model, dialogue.place.point)
         sampler = Sampler(dialogue.sampling, never_written(tokenizer), dialogue.place.draws)
-        stream.read(dialogue.prompt(self.renderer, text))
+        prompt = dialogue.prompt(self.renderer, text)
+        if not prompt:
+            raise UserError("nothing was said: the text is empty")
+        stream.read(prompt)
         answer = AnswerText(tokenizer)
         try:
             for token in write_tokens(

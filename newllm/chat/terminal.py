@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ def converse(
         click.echo(f"{title}, {session.state_bytes:,} bytes of state. /help lists the commands.")
     ask = _line_editor() if interactive else _plain_line
     chat = Terminal(session, max_new_tokens, min_new_tokens)
+    if not interactive and isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text do not end the talk
     while (text := ask(chat.prompt if interactive else "")) is not None:
         if not chat.handle(text.strip()):
             return

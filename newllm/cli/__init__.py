@@ -26,7 +26,8 @@ from newllm.cli.options import (
 )
 from newllm.config import read_yaml
 from newllm.errors import Stopped, UserError
-from newllm.files import DISK_ERRORS
+from newllm.files import DISK_ERRORS, PATH_ERRORS
+from newllm.levels import LEVELS
 
 if TYPE_CHECKING:
     from newllm.model.quantize import WeightFormat
@@ -73,7 +74,10 @@ def train(dataset: str, resume: bool, config: str | None, **settings: Any) -> No
 @cli.command(name="eval")
 @file_argument
 @setting_options("data", "subset", "device")
-@click.option("--dataset", default=None, help="Read the rows as this data set's.")
+@click.option(
+    "--dataset", type=click.Choice(list(LEVELS)), metavar="DATASET",
+    help="Read the rows as this data set's.",
+)  # fmt: skip
 @click.option("--batch-size", default=None, type=click.IntRange(min=1), help="Rows scored at once.")
 @weights_option
 @click.option("--skills", is_flag=True, help="Check answers too: code, MATH results, preferences.")
@@ -234,12 +238,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno not in DISK_ERRORS | PATH_ERRORS:
             raise
-        return _complain(
-            f"{error.filename or 'output'}: {error.strerror}; nothing written before is lost: "
-            "free space there, then go on with --resume (or begin in another --out)"
-        )
+        where = f"{error.filename or 'output'}: {error.strerror}; "
+        if error.errno in PATH_ERRORS:
+            return _complain(f"{where}give another path")
+        again = "give the command again"
+        if (sys.argv[1:] if arguments is None else arguments)[0] in ("train", "climb", "compare"):
+            again = "go on with --resume (or begin in another --out)"
+        return _complain(f"{where}nothing written before is lost: free space there, then {again}")
 
 
 def _complain(message: str) -> int:

@@ -55,8 +55,8 @@ class Count(click.ParamType):
     help="Tokens of a step.  [default: 4,096 here, 32,768 a device elsewhere]",
 )  # fmt: skip
 @click.option(
-    "--utilisation", type=click.FloatRange(0, 1, min_open=True), default=0.4, show_default=True,
-    help="Share of a device's peaks that is assumed to be reached.",
+    "--utilisation", type=click.FloatRange(0, 1, min_open=True),
+    help="Share of a device's peaks that is assumed to be reached.  [default: 0.4]",
 )  # fmt: skip
 @click.option(
     "--price", type=click.FloatRange(min=0),
@@ -70,7 +70,7 @@ def plan(
     num_layers: int | None,
     vocab_size: int,
     batch_tokens: int | None,
-    utilisation: float,
+    utilisation: float | None,
     price: float | None,
     as_json: bool,
 ) -> None:

@@ -135,10 +135,11 @@ def train_tokenizer(
 
     Example: newllm tokenizer train --data-dir sample -o tokenizer.json
     """
-    from newllm.config import Settings
     from newllm.curriculum.climb import Route, named_levels, train_tokenizer
+    from newllm.recipes import resolve
 
-    size = vocab_size or Settings.model_fields["vocab_size"].default
+    given = {} if vocab_size is None else {"vocab_size": vocab_size}
+    size = resolve("dolly", given).vocab_size
     route = Route(named_levels(levels), data_dir, settings={"vocab_size": size})
     train_tokenizer(route, output, click.echo)
     click.echo(f"Use it: newllm train DATASET --tokenizer-file {output}")

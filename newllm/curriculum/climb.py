@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from newllm.config import option_name
+from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, option_name
 from newllm.curriculum.grow import grow_file
 from newllm.data import joint_tokenizer
 from newllm.data.sources import Source, open_source
@@ -46,7 +46,7 @@ class Route:
     levels: list[str]
     """Data sets, in the order of training."""
     data_dir: str = "hub"
-    """hub, sample, or a folder with a folder or file for every data set."""
+    """hub, sample, or a folder with a folder for every data set."""
     out: str = "checkpoints"
     settings: dict[str, Any] = field(default_factory=dict)
     """Training settings for every level, in place of its own."""
@@ -141,14 +141,24 @@ def _begin(route: Route, folder: Path, resume: bool, note: Callable[[str], None]
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        record["results"], record["levels"]
+        done = [result["dataset"] for result in record["results"]]
+        before = {key: record[key] for key in asdict(route)}
+        if (record["format"], record["version"]) != (fresh["format"], fresh["version"]):
+            raise ValueError("another format")
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: damaged; move the folder away and climb anew") from None
     free = {"keep_going", "until_cleared", "skills", "run_code", "out", "data_dir", "levels"}
     changed = [
-        key for key, value in asdict(route).items() if key not in free and record[key] != value
+        key
+        for key, value in asdict(route).items()
+        if key not in free | {"settings"} and before[key] != value
     ]
-    done = [result["dataset"] for result in record["results"]]
+    changed += [
+        option_name(name)
+        for name in sorted(before["settings"].keys() | route.settings.keys())
+        if name not in WITHOUT_EFFECT_ON_WEIGHTS
+        and before["settings"].get(name) != route.settings.get(name)
+    ]
     if route.levels[: len(done)] != done:
         changed.append("levels")
     if changed:
@@ -156,7 +166,8 @@ def _begin(route: Route, folder: Path, resume: bool, note: Callable[[str], None]
             f"--resume: the climb in {folder} began with other {', '.join(changed)}; leave them as "
             "they were, or give another --out"
         )
-    return {**record, **{key: value for key, value in asdict(route).items() if key in free}}
+    taken = {key: value for key, value in asdict(route).items() if key in free | {"settings"}}
+    return {**record, **taken}
 
 
 def _source(route: Route, dataset: str) -> Source:

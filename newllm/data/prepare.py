@@ -223,9 +223,9 @@ def _encode(
 def _nothing_left(source: Source, split: str, accounting: Accounting) -> str:
     if not accounting.rows:
         return f"{source.description}: no {split} rows (empty)"
-    return (
-        f"{source.description}: none of {accounting.rows} {split} rows can be used; "
-        f"first: {accounting.malformed_examples[0]}"
+    examples = accounting.malformed_examples
+    return f"{source.description}: none of {accounting.rows} {split} rows can be used; " + (
+        f"first: {examples[0]}" if examples else "the data set's form leaves all of them out"
     )
 
 

@@ -213,7 +213,7 @@ def _local(path: Path, level: Level) -> Source:
             if any(names):
                 files.setdefault(next(filter(None, names)), []).append(file)
         if "train" not in files and "validation" not in files:
-            files = {"all": found}
+            files = {"train": found}
     digest = hashlib.sha256()
     for name, paths in sorted(files.items()):
         for file in paths:

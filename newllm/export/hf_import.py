@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from newllm.config import Settings, parse
-from newllm.data.tokenizers import BPE
+from newllm.data.tokenizers import BPE, from_dict
 from newllm.errors import UserError
 from newllm.export.hf import PREFIX, SHAPE, require_extra
 from newllm.export.hf_tokenizer import from_fast
@@ -88,8 +88,8 @@ def _text(values: dict[str, Any], name: str) -> bool:
 def _tokenizer(path: Path) -> BPE:
     text = _read(path)
     try:
-        return from_fast(text)
-    except (ValueError, RecursionError) as error:
+        return from_dict(from_fast(text).to_dict())  # as it will be read from the checkpoint
+    except (ValueError, RecursionError, UserError) as error:
         raise UserError(f"{path}: not the tokenizer of a model that newllm exported: "
                         f"{' '.join(str(error).split())[:200]}") from None  # fmt: skip
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newllm.config import ModelSettings, option_name
+from newllm.config import ModelSettings, option_name, parse_model
 from newllm.errors import UserError
 from newllm.model.context_lm import ContextLM
 from newllm.model.kernels import group_size
@@ -64,7 +64,7 @@ def grown_settings(before: ModelSettings, sizes: Mapping[str, int]) -> ModelSett
         raise UserError(
             f"grow: this is a model of architecture {before.architecture}; only context can grow"
         )
-    after = ModelSettings.model_validate({**before.model_dump(), **sizes})
+    after = parse_model({**before.model_dump(), **sizes})
     for name in GROWING:
         old, new = getattr(before, name), getattr(after, name)
         if new < old:

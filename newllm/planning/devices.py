@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from newllm.errors import UserError
 
+UTILISATION = 0.4
+"""Share of the peaks that is assumed to be reached, unless said."""
+
 PASSES = 6
 """Times that each kept byte is assumed to go through a GPU's memory: written, read and summed up
 forward, and the same for its gradient."""

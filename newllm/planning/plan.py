@@ -11,7 +11,8 @@ import torch
 
 from newllm.config import Settings
 from newllm.device import cpu_model, pick_device
-from newllm.planning.devices import DEVICES, HERE, parse_device
+from newllm.errors import UserError
+from newllm.planning.devices import DEVICES, HERE, UTILISATION, parse_device
 from newllm.planning.speed import Speed, assumed_speed, measured_speed
 from newllm.planning.work import Work, work_of
 from newllm.train.memory import preset_rows
@@ -123,28 +124,37 @@ class Plan:
         }
 
 
-def machine_of(device: str, utilisation: float, price: float | None = None) -> Machine:
+def machine_of(
+    device: str, utilisation: float | None = None, price: float | None = None
+) -> Machine:
     """The machine that `--device` names; `here` is measured for some seconds.
 
+    Args:
+        device: its name.
+        utilisation: share of its peaks (default: `UTILISATION`); `here` has none.
+        price: dollars an hour and device.
+
     Raises:
-        UserError: unknown device.
+        UserError: unknown device, or a share of what is measured.
     """
     name, count = parse_device(device)
     if name == HERE:
+        if utilisation is not None:
+            raise UserError("--utilisation: --device here is measured; omit it")
         here = pick_device("auto")
         gpu = torch.cuda.get_device_properties(here) if here.type == "cuda" else None
         title = gpu.name if gpu else f"{cpu_model()}, {torch.get_num_threads()} thread(s)"
         memory = gpu.total_memory if gpu else psutil.virtual_memory().total
         return Machine(title, 1, memory, measured_speed(), None, price, None)
-    known = DEVICES[name]
+    known, share = DEVICES[name], UTILISATION if utilisation is None else utilisation
     return Machine(
         title=known.title,
         count=count,
         memory=known.memory,
-        speed=assumed_speed(known, utilisation),
+        speed=assumed_speed(known, share),
         link=known.link,
         price=known.price if price is None else price,
-        assumed=utilisation,
+        assumed=share,
     )
 
 

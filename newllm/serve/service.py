@@ -133,9 +133,11 @@ class Service:
             trim: leave out white space at the start.
 
         Raises:
-            ApiError: too long, or too many at the same time.
+            ApiError: nothing to read, too long, or too many at the same time.
         """
         limits = self.limits
+        if not ids:
+            raise ApiError(400, "nothing was said: the text is empty", "invalid_value", "content")
         if len(ids) > limits.prompt_tokens:
             raise ApiError(
                 400,

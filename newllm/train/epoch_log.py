@@ -151,12 +151,13 @@ class MetricsFile:
     def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
         self.path = path
         self._writer = None
+        self._last_drawn = 0
         if tensorboard is not None:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise UserError(
-                    "--tensorboard needs its package: pip install 'new-llm[track]'"
+                    '--tensorboard: needs its package: pip install -e ".[track]"'
                 ) from None
 
             self._writer = SummaryWriter(str(tensorboard))
@@ -164,8 +165,9 @@ class MetricsFile:
     def write(self, history: list[Record]) -> None:
         """Store all records so far."""
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in history))
-        if self._writer is not None and history:
+        if self._writer is not None and history and history[-1]["epoch"] > self._last_drawn:
             record = history[-1]
+            self._last_drawn = record["epoch"]
             for name, value in record.items():
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     self._writer.add_scalar(name, value, record["epoch"])

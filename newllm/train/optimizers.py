@@ -157,6 +157,23 @@ def _muon_and_adamw(model: ResidualLM, settings: Settings) -> list[torch.optim.O
     return [muon, adamw]
 
 
+def step_all(
+    optimizers: Iterable[torch.optim.Optimizer], scaler: torch.amp.GradScaler | None
+) -> None:
+    """Step every optimizer; with fp16 through its scaler, whose scale changes once for all.
+
+    The step of an accelerated optimizer ends with an update of the scaler, which then unscales
+    the gradients of the next optimizer a second time.
+    """
+    for optimizer in optimizers:
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(getattr(optimizer, "optimizer", optimizer))
+    if scaler is not None:
+        scaler.update()
+
+
 def get_moments(
     model: LanguageModel, optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, dict[str, Any]]:

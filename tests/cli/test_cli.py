@@ -84,6 +84,15 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train", "dolly", "--data", "sample", "--device", "cuda:7"], "use --device cpu"),
         (["train", "dolly", "--data", "sample", "--precision", "fp16", "--device", "cpu"], "fp16"),
         (["train", "dolly", "--warmup-share", "0.6", "--warmdown-share", "0.6"], "exceed 1"),
+        (["train", "dolly", "--dropout", "0.99"], "--dropout 0.99: input should be less"),
+        (["train", "dolly", "--data", "sample", "--name", "a/b"], "--name a/b: string should"),
+        (["tokenizer", "train", "--vocab-size", "0", "-o", "t.json"], "--vocab-size 0: input"),
+        (
+            ["tokenizer", "train", "--data-dir", "sample", "--levels", "1", "-o", "."],
+            "give another",
+        ),
+        (["eval", "x.pt", "--dataset", "hh"], "'hh' is not one of"),
+        (["eval", "x.pt", "--dataset", "hh-rlhf"], "x.pt: no such checkpoint"),
         (["train", "dolly", "--config", "none.yaml"], "none.yaml: no such settings file"),
         (["train", "dolly", "--data", "sample", "--from", "x.pt"], "x.pt: no such checkpoint"),
         (["eval", "x.pt", "--data", "sample"], "x.pt: no such checkpoint"),
@@ -104,6 +113,7 @@ def test_mistakes_get_one_line(arguments, says, capsys, tmp_path, monkeypatch) -
     [
         ("num_layer: 2", "unknown setting num_layer (did you mean num_layers?)"),
         ("num_layers: many", "setting num_layers many: input should be a valid integer"),
+        ("architecture: [gru]", "setting architecture ['gru']: input should be"),
         ("epochs: [", "line 1: not valid YAML"),
         ("- a list", "expected `setting: value` lines"),
         ("dataset: math", "settings of math, not of dolly"),
@@ -194,7 +204,7 @@ def test_eval_on_another_level(trained: Path, capsys) -> None:
         assert result["dataset"] == dataset
         assert result["bpb"] > 0
     assert result["rows"] == 150
-    assert "unknown data set maths" in complaint(
+    assert "'maths' is not one of" in complaint(
         capsys, "eval", file, "--dataset", "maths", "--data", "sample"
     )
 
@@ -273,12 +283,12 @@ def test_chat_through_a_pipe(trained: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "newllm", "chat", str(trained / f"best_{NAME}.pt"),
          "--max-new-tokens", "5", "--seed", "1"],
-        input="q1\n\nq2\n/stats\n/help\n",
-        capture_output=True, text=True, timeout=120,
+        input=b"q1 \xff\n\nq2\n/stats\n/help\n",  # one byte is no text
+        capture_output=True, timeout=120, env={**os.environ, "PYTHONUTF8": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Model: ") == 2
-    assert "tokens read" in result.stdout
+    assert result.stdout.count(b"Model: ") == 2
+    assert b"tokens read" in result.stdout
 
 
 def test_chat_goes_on_with_a_saved_session(trained: Path, tmp_path, capsys, monkeypatch) -> None:
@@ -295,3 +305,20 @@ def test_chat_goes_on_with_a_saved_session(trained: Path, tmp_path, capsys, monk
     assert chat("--load", session, lines=["q2"]).splitlines() == whole.splitlines()[-1:]
     assert "--load goes on" in complaint(capsys, "chat", file, "--load", session, "--top-p", "0.5")
     assert "not a New-LLM session" in complaint(capsys, "chat", file, "--load", file)
+
+
+def test_places_where_no_file_can_be(trained: Path, capsys) -> None:
+    final = str(trained / f"{NAME}_final.pt")
+    for place in (str(trained), f"{final}/grown.pt"):
+        assert "give another path" in complaint(
+            capsys, "grow", final, "--num-layers", "2", "-o", place
+        )
+    says = complaint(capsys, "grow", final, "--num-layers", "129", "-o", str(trained / "x.pt"))
+    assert "--num-layers 129: input should be less" in says
+
+
+def test_a_comparison_begins_with_the_shape_of_from(trained: Path, capsys, tmp_path) -> None:
+    final, rows = str(trained / f"{NAME}_final.pt"), str(trained / "rows.jsonl")
+    flags = ["--from", final, "--epochs", "1", "--max-seq-length", "24", "--batch-size", "4"]
+    words = ["compare", "dolly", "--data", rows, *flags, "--out", str(tmp_path)]
+    assert main([*words, "--learning-rate", "0.001", "0.002"]) == 0

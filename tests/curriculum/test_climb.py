@@ -233,10 +233,23 @@ def test_another_climb_in_the_folder_is_left_alone(route, capsys) -> None:
     with pytest.raises(UserError, match="a climb is here already; go on with --resume"):
         climb(route("dolly"))
     changed = route("dolly", settings={"epochs": 2})
-    with pytest.raises(UserError, match="began with other settings"):
+    with pytest.raises(UserError, match="began with other --epochs"):
         climb(changed, resume=True)
     with pytest.raises(UserError, match="began with other levels"):
         climb(route("hh_rlhf"), resume=True)
     (Path(changed.out) / RECORD).write_text("{")
     with pytest.raises(UserError, match=r"climb.json: damaged"):
         climb(route("dolly"), resume=True)
+
+
+@pytest.mark.parametrize("text", ['{"results": [], "levels": []}', '{"results": [{}]}', "[]"])
+def test_a_damaged_record_is_one_line(route, text: str) -> None:
+    climb(route("dolly"))
+    (Path(route().out) / RECORD).write_text(text)
+    with pytest.raises(UserError, match=r"climb.json: damaged"):
+        climb(route("dolly"), resume=True)
+
+
+def test_where_it_runs_may_change_on_the_way(route) -> None:
+    climb(route("dolly", settings={"epochs": 1}))
+    climb(route("dolly", settings={"epochs": 1, "save_minutes": 3.0}), resume=True)

@@ -121,6 +121,14 @@ def test_split_is_the_published_one(tmp_path: Path, count: int) -> None:
     assert ours == set(held["instruction"])
 
 
+def test_a_folder_without_splits_is_evaluated_on_what_training_held_back(tmp_path: Path) -> None:
+    write(tmp_path / "databricks-dolly-15k.jsonl", LINES)
+    source = open_source(LEVELS["dolly"], str(tmp_path))
+    train, validation = (list(rows()) for rows in source.training_splits())
+    assert (len(train), len(validation)) == (18, 2)
+    assert list(source.evaluation_split()()) == validation
+
+
 def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", LINES)
     before = open_source(LEVELS["dolly"], str(file)).fingerprint
@@ -135,6 +143,7 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
         ("", r"empty|too few"),
         ('{"x": 1}\n' * 30, r"none of 27 train rows can be used; first: .*rows.jsonl:\d+: field"),
         ("nonsense\n" * 30, r"none of 27 train rows.*not valid JSON"),
+        ('{"instruction": "", "context": "", "response": ""}\n' * 30, r"none of 27 train rows"),
     ],
 )
 def test_nothing_left_is_the_users_mistake(tmp_path: Path, content, complaint) -> None:

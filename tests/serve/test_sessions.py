@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from newllm.chat.sampling import Sampling
+from newllm.errors import UserError
 from tests.serve.serving import Running, Start, tiny_model
 
 DRAWN = {"temperature": 1.0, "top_p": 0.9, "seed": 11}
@@ -191,3 +193,26 @@ def test_a_model_that_knows_no_system_message(start: Start) -> None:
         refused = http.post("/v1/sessions", json={"system": "Be brief."})
         assert refused.json()["error"]["param"] == "system"
         assert say(http, create(http), "Once upon") is not None
+
+
+def test_an_empty_turn_is_refused_and_disturbs_nobody(start: Start) -> None:
+    """Plain text has no form around it: an empty turn after a whole one has not a single token."""
+    model = tiny_model(dataset="wikitext2")
+    server = start(model=model)
+    with server.http() as http:
+        session = create(http)
+        say(http, session, "words")
+        dialogue = server.service.store.get(session)[1]
+        end, place = model.tokenizer.end, dialogue.place
+        dialogue.place = replace(place, point=replace(place.point, last_token=end))
+        refused = http.post(f"/v1/sessions/{session}/turns", json={"content": ""})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"] == "nothing was said: the text is empty"
+        assert not http.get(f"/v1/sessions/{session}").json()["busy"]
+        say(http, session, "words")
+    chat = model.chat(SAMPLING)
+    chat.say("words", 4)
+    place = chat.dialogue.place
+    chat.dialogue.place = replace(place, point=replace(place.point, last_token=end))
+    with pytest.raises(UserError, match="nothing was said"):
+        chat.say("", 4)

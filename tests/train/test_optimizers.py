@@ -14,6 +14,7 @@ from newllm.train.optimizers import (
     Muon,
     make_optimizers,
     orthogonalize,
+    step_all,
 )
 
 
@@ -117,3 +118,27 @@ def test_original_takes_adam_as_published() -> None:
     (adam,) = make_optimizers(build_model(settings.model_settings(), 50), settings)
     assert type(adam) is torch.optim.Adam
     assert adam.param_groups[0]["weight_decay"] == 0
+
+
+def test_the_scaler_of_fp16_unscales_each_gradient_once() -> None:
+    """Two optimizers, one of which could take the scale itself (fused), and one scaler."""
+    torch.manual_seed(0)
+    matrix, vector = torch.randn(8, 8), torch.randn(8)
+    moved = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        parameters = [nn.Parameter(matrix.clone()), nn.Parameter(vector.clone())]
+        optimizers = [
+            Muon([{"params": parameters[:1]}], lr=0.02),
+            torch.optim.AdamW(parameters[1:], lr=0.02, eps=0.1, fused=True),
+        ]
+        loss = sum((parameter**2).sum() for parameter in parameters)
+        (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[union-attr, arg-type]
+        if scaler is not None:
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)  # as clipping does
+        step_all(optimizers, scaler)
+        moved.append([parameter.detach() for parameter in parameters])
+    for ours, expected in zip(moved[1], moved[0], strict=True):
+        torch.testing.assert_close(ours, expected)
+    assert scaler is not None
+    assert scaler.state_dict()["_growth_tracker"] == 1
