@@ -88,7 +88,9 @@ def _text(values: dict[str, Any], name: str) -> bool:
 def _tokenizer(path: Path) -> BPE:
     text = _read(path)
     try:
-        return from_dict(from_fast(text).to_dict())  # as it will be read from the checkpoint
+        tokenizer = from_fast(text)
+        from_dict(tokenizer.to_dict())  # refused here as it would be in the checkpoint
+        return tokenizer
     except (ValueError, RecursionError, UserError) as error:
         raise UserError(f"{path}: not the tokenizer of a model that newllm exported: "
                         f"{' '.join(str(error).split())[:200]}") from None  # fmt: skip
