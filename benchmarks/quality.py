@@ -242,7 +242,7 @@ def compare(
             "architecture": "n-gram",
             "quality": _quality(reference, "ngram_"),
         }
-        table.append({**dict.fromkeys(table[-1]), "set": ":".join(rows), **floor})
+        table.append({**dict.fromkeys(table[-1]), **floor})
     return table
 
 
