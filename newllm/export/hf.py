@@ -23,6 +23,7 @@ from newllm.export.hf_tokenizer import SPECIAL, chat_template, from_fast, requir
 from newllm.files import write_text
 from newllm.model import ContextLM
 from newllm.summary import Summary, load_summary
+from newllm.train.checkpoint import FORMAT_VERSION
 from newllm.trained import TrainedModel
 
 MODELLING = "modeling_new_llm"
@@ -129,6 +130,7 @@ def _config(model: TrainedModel, tokenizer: BPE) -> dict[str, Any]:
         "newllm_version": model.versions["newllm"],
         "torch_version": model.versions["torch"],
         "created": model.versions["created"],
+        "format_version": FORMAT_VERSION,
     }
     return {
         "model_type": "new_llm",

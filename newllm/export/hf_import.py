@@ -15,6 +15,7 @@ from newllm.export.hf import PREFIX, SHAPE, require_extra
 from newllm.export.hf_tokenizer import from_fast
 from newllm.model import build_model
 from newllm.train import checkpoint
+from newllm.train.migrations import migrate
 
 _LARGEST_TEXT = 2**26
 """Bytes of a JSON file at most."""
@@ -39,7 +40,8 @@ def import_hf(folder: Path, output: Path) -> int:
         raise UserError(f"{output}: exists already; name a file that does not")
     record, settings = _record(folder / "config.json")
     tokenizer = _tokenizer(folder / "tokenizer.json")
-    weights = _weights(folder / "model.safetensors", settings, tokenizer)
+    version = record.get("format_version", _UNSAID_FORMAT)
+    weights = _weights(folder / "model.safetensors", settings, tokenizer, version)
     content = {
         "kind": "model",
         "model": weights,
@@ -50,6 +52,9 @@ def import_hf(folder: Path, output: Path) -> int:
     checkpoint.save(output, content)
     return sum(tensor.numel() for tensor in weights.values())
 
+
+_UNSAID_FORMAT = 2
+"""Format of the weights in folders that do not say theirs."""
 
 _RECORD = {
     "metrics": dict,
@@ -96,7 +101,9 @@ def _tokenizer(path: Path) -> BPE:
                         f"{' '.join(str(error).split())[:200]}") from None  # fmt: skip
 
 
-def _weights(path: Path, settings: Settings, tokenizer: BPE) -> dict[str, torch.Tensor]:
+def _weights(
+    path: Path, settings: Settings, tokenizer: BPE, version: int
+) -> dict[str, torch.Tensor]:
     """The weights as fp32, once every name and shape is what the settings ask for."""
     from safetensors import SafetensorError, safe_open
 
@@ -104,26 +111,37 @@ def _weights(path: Path, settings: Settings, tokenizer: BPE) -> dict[str, torch.
         raise UserError(f"{path}: architecture {settings.architecture}; only context can come back")
     with torch.device("meta"):
         model = build_model(settings.model_settings(), tokenizer.vocab_size)
-    expected = {PREFIX + name: list(t.shape) for name, t in model.state_dict().items()}
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+
+    def of_now(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+        old = {"settings": settings.model_dump(), "model": weights, "format_version": version}
+        return migrate(old, checkpoint.FORMAT_VERSION)["model"]
+
     if not path.exists():
         raise UserError(f"{path}: missing (weights in several files are not read)")
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            shapes = {name: file.get_slice(name).get_shape() for name in names}
+            empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+            found = {name: list(tensor.shape) for name, tensor in of_now(empty).items()}
             if found != expected:
-                names = {n for n in found.keys() | expected if found.get(n) != expected.get(n)}
-                name = min(names)
+                wrong = {n for n in found.keys() | expected if found.get(n) != expected.get(n)}
+                name = min(wrong)
                 raise UserError(
-                    f"{path}: {name} is {found.get(name, 'missing')}, but config.json and the "
-                    f"tokenizer ask for {expected.get(name, 'nothing of this name')}"
+                    f"{path}: {PREFIX}{name} is {found.get(name, 'missing')}, but config.json and "
+                    f"the tokenizer ask for {expected.get(name, 'nothing of this name')}"
                 )
-            weights = {name: file.get_tensor(name) for name in expected}
+            weights = of_now({name: file.get_tensor(name) for name in names})
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: weights of format {version}, which is not known here") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged, or no safetensors file ({error})") from None
     for name, tensor in weights.items():
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise UserError(f"{path}: {name} holds values that are no weights")
-    return {name.removeprefix(PREFIX): tensor.float() for name, tensor in weights.items()}
+    return {name: tensor.float() for name, tensor in weights.items()}
 
 
 def _read(path: Path) -> str:

@@ -164,7 +164,8 @@ class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embedding.weight"}  # noqa: RUF012
     # Loaded in 16 bits, only the matrices are; norms and recurrence stay exact.
     _keep_in_fp32_modules_strict = {  # noqa: RUF012
-        "norm", "embedding_norm", "mixer_norm", "forget_bias", "conv_weight", "read_scale",
+        "norm", "embedding_norm", "mixer_norm", "forget_bias", "read_bias", "conv_weight",
+        "read_scale",
     }  # fmt: skip
     _is_stateful = True  # the state cannot be taken back: assisted decoding is refused
 

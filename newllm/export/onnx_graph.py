@@ -211,6 +211,7 @@ def _mix(
     normed = graph.norm(grouped, "ones", np.ones(group, np.float32))
     flat = graph.op("Reshape", normed, graph.whole(0, 0, channels))
     scaled = graph.op("Mul", flat, graph.constant(f"{name}.read_scale", block.read_scale))
+    gate = graph.op("Add", gate, graph.constant(f"{name}.read_bias", block.read_bias))
     gated = graph.op("Mul", scaled, graph.op("Mul", gate, graph.op("Sigmoid", gate)))
     return graph.product(gated, f"{name}.out", block.out_proj.weight), context, tail
 

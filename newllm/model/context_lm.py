@@ -27,6 +27,10 @@ SHORTEST_MEMORY, LONGEST_MEMORY = 1.5, 256.0
 """Time scales (tokens) over which the forget gates are spread at birth."""
 
 
+OPEN_GATE = 1.27846
+"""Bias of the read-out gates at birth: silu of it is 1."""
+
+
 class ContextBlock(Block):
     """One layer: read the stream, update the context vector, write back; then a feed-forward.
 
@@ -42,6 +46,9 @@ class ContextBlock(Block):
     def __init__(self, embed_dim: int, context_dim: int, hidden_dim: int) -> None:
         super().__init__(embed_dim, hidden_dim)
         self.in_proj = projection(embed_dim, 3 * context_dim)
+        # Open read-out gates: with random ones the first reads are half noise (docs/LOG.md).
+        nn.init.zeros_(self.in_proj.weight[2 * context_dim :])
+        self.read_bias = nn.Parameter(torch.full((context_dim,), OPEN_GATE))
         self.forget_bias = nn.Parameter(_spread_forget_bias(context_dim))
         self.conv_weight = nn.Parameter(torch.eye(CONV_TAPS, 1).repeat(1, context_dim))
         self.read_scale = nn.Parameter(torch.ones(context_dim))
@@ -57,6 +64,7 @@ class ContextBlock(Block):
         read, *carried = context_read(
             self.in_proj(normed),
             self.forget_bias,
+            self.read_bias,
             self.conv_weight,
             self.read_scale,
             *places,

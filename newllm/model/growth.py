@@ -45,6 +45,7 @@ _AXES = {
     "mixer_norm": ("stream",),
     "in_proj.weight": ("contexts", "reads"),
     "forget_bias": ("context",),
+    "read_bias": ("context",),
     "conv_weight": ("taps", "context"),
     "read_scale": ("context",),
     "out_proj.weight": ("stream", "context"),

@@ -182,7 +182,10 @@ def _pack(model: ContextLM) -> _Packed:
     words, scales = zip(*(_panels(matrix, weights) for matrix in matrices), strict=True)
     dtype = {"fp32": np.float32, "bf16": np.uint16, "int8": np.int8}[weights]
     norms = [norm for block in blocks for norm in (block.mixer_norm, block.feed_forward.norm)]
-    channels = [[*block.conv_weight, block.forget_bias, block.read_scale] for block in blocks]
+    channels = [
+        [*block.conv_weight, block.forget_bias, block.read_bias, block.read_scale]
+        for block in blocks
+    ]
     pairs = PairTable(0, model.settings.embed_dim, 0.0) if model.pairs is None else model.pairs
     return _Packed(
         model.embedding.weight.detach().numpy(),

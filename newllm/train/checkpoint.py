@@ -33,7 +33,7 @@ from newllm.model import build_model
 from newllm.train.migrations import MIGRATIONS, migrate
 
 FORMAT = "new-llm"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raise it when the content changes, and say in `migrations.py` how the old one becomes the new."""
 
 _SEAL = b"NEWLLM-SHA256:"

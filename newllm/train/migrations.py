@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 Content = dict[str, Any]
 
 _RENAMED_IN_2 = {
@@ -29,7 +31,18 @@ def _name_in_2(name: str) -> str:
     return f"{blocks}.{index}.{_RENAMED_IN_2.get(own, own)}"
 
 
-MIGRATIONS: dict[int, Callable[[Content], Content]] = {1: _to_2}
+def _to_3(content: Content) -> Content:
+    """The read-out gates of `context` got a bias."""
+    if content["settings"]["architecture"] != "context":
+        return content
+    model = dict(content["model"])
+    for name, forget_bias in content["model"].items():
+        if name.endswith("forget_bias"):
+            model[name.replace("forget_bias", "read_bias")] = torch.zeros_like(forget_bias)
+    return {**content, "model": model}
+
+
+MIGRATIONS: dict[int, Callable[[Content], Content]] = {1: _to_2, 2: _to_3}
 """Format version -> what makes the next one of it."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from newllm.cli import main
 from newllm.errors import UserError
@@ -29,6 +30,22 @@ def test_it_comes_back_equal(folder: Path, trained: TrainedModel, tmp_path: Path
     assert all(torch.equal(returned[name], weights[name]) for name in weights)
     assert main(["import", str(folder), "-o", str(output)]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_folder_of_an_earlier_format_comes_back(folder: Path, tmp_path: Path) -> None:
+    old, output = tmp_path / "old", tmp_path / "back.pt"
+    shutil.copytree(folder, old)
+    config = json.loads((old / "config.json").read_text(encoding="utf-8"))
+    assert config["record"].pop("format_version") == checkpoint.FORMAT_VERSION
+    (old / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(old / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "read_bias" not in name}
+    assert len(kept) == len(weights) - 2
+    save_file(kept, old / "model.safetensors", {"format": "pt"})
+    assert main(["import", str(old), "-o", str(output)]) == 0
+    for name, tensor in checkpoint.load(output)["model"].items():
+        expected = 0 * tensor if "read_bias" in name else weights[f"model.{name}"]
+        assert torch.equal(tensor, expected)
 
 
 def test_the_card_tells_the_record(folder: Path) -> None:
@@ -66,8 +83,6 @@ def _config(**changes: Any) -> Any:
 
 def _weights(change: Any) -> Any:
     def rewrite(folder: Path) -> None:
-        from safetensors.torch import load_file, save_file
-
         weights = load_file(folder / "model.safetensors")
         change(weights)
         save_file(weights, folder / "model.safetensors")

@@ -56,7 +56,7 @@ def assert_equals_reference(
 ) -> None:
     fast = interpreter(_of_triton, inputs)
     slow = outputs_and_gradients(reference.context_read, inputs)
-    assert len(fast) == 9
+    assert len(fast) == 10
     assert_equal(fast, [x.detach() for x in slow], tolerance)
 
 
@@ -79,7 +79,7 @@ def test_a_long_text(interpreter, mixed: bool) -> None:
 @needs_triton
 def test_an_empty_a_short_and_a_whole_lane(interpreter) -> None:
     inputs = context_inputs(3, 5, 8, resets=True, cut=False, seed=0)
-    inputs[5] = torch.tensor([0, 2, 5])
+    inputs[6] = torch.tensor([0, 2, 5])
     assert_equals_reference(interpreter, inputs)
 
 
@@ -95,9 +95,9 @@ def test_groups_and_types(interpreter, channels: int, dtype: torch.dtype) -> Non
 @needs_triton
 def test_strided_inputs(interpreter) -> None:
     inputs = context_inputs(4, 3, 8, resets=True, cut=False, seed=0)
-    inputs[0], inputs[4] = inputs[0].mT.contiguous().mT, inputs[4].t().contiguous().t()
-    inputs[6] = inputs[6].t().contiguous().t()
-    assert not any(inputs[place].is_contiguous() for place in (0, 4, 6))
+    inputs[0], inputs[5] = inputs[0].mT.contiguous().mT, inputs[5].t().contiguous().t()
+    inputs[7] = inputs[7].t().contiguous().t()
+    assert not any(inputs[place].is_contiguous() for place in (0, 5, 7))
     assert_equals_reference(interpreter, inputs)
 
 
@@ -111,10 +111,10 @@ def _kept_contexts(inputs: list[Any]) -> tuple[list[bool], list[list[Tensor]]]:
 
     def watch(kernel: Any, channels: int, tensors: tuple[Tensor | None, ...], time: int) -> None:
         launch(kernel, channels, tensors, time)
-        kept.append(tensors[9] is not None)
+        kept.append(tensors[10] is not None)
 
     gpu_context._launch = watch
-    wanted = [*inputs[:6], inputs[6].clone().requires_grad_(), inputs[7]]
+    wanted = [*inputs[:7], inputs[7].clone().requires_grad_(), inputs[8]]
     for grad_mode, arguments in [(False, wanted), (True, inputs), (True, wanted)]:
         with torch.set_grad_enabled(grad_mode):
             outputs = gpu_context.context_read(*arguments)

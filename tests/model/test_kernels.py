@@ -31,6 +31,7 @@ def context_inputs(
     return [
         randn(batch, time, 3 * channels),
         randn(channels),
+        randn(channels),
         randn(4, channels),
         randn(channels),
         torch.rand(batch, time, generator=generator) < 0.3 if resets else None,
@@ -69,7 +70,7 @@ def test_context_read(time: int, resets: bool, cut: bool) -> None:
         inputs = context_inputs(3, time, 16, resets, cut, seed)
         fast = outputs_and_gradients(cpu_context.context_read, inputs)
         slow = outputs_and_gradients(reference.context_read, inputs)
-        assert len(fast) == 9
+        assert len(fast) == 10
         assert_equal(fast, slow, 1e-4)
 
 
@@ -94,9 +95,9 @@ def test_gradients_of_the_reference_are_right() -> None:
 
 def test_a_reset_everywhere_forgets_everything() -> None:
     inputs = context_inputs(2, 6, 8, resets=False, cut=False, seed=1)
-    inputs[4] = torch.ones(2, 6, dtype=torch.bool)
+    inputs[5] = torch.ones(2, 6, dtype=torch.bool)
     other = list(inputs)
-    other[6], other[7] = torch.randn(2, 8), torch.randn(2, 3, 8)
+    other[7], other[8] = torch.randn(2, 8), torch.randn(2, 3, 8)
     for a, b in zip(
         cpu_context.context_read(*inputs), cpu_context.context_read(*other), strict=True
     ):
@@ -107,8 +108,8 @@ def test_no_time_steps() -> None:
     inputs = context_inputs(2, 0, 8, resets=False, cut=False, seed=0)
     read, context, tail = kernels.context_read(*inputs)
     assert read.shape == (2, 0, 8)
-    assert torch.equal(context, inputs[6])
-    assert torch.equal(tail, inputs[7])
+    assert torch.equal(context, inputs[7])
+    assert torch.equal(tail, inputs[8])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1])

@@ -15,7 +15,10 @@ from newllm.trained import TrainedModel
 FORMATS = Path(__file__).parent / "formats"
 """Files that earlier versions wrote, two layers of a few numbers each."""
 
-LOGITS = {1: [-0.03789, -0.03128, -0.0609, 0.03009, -0.06241, -0.15878, 0.06957, 0.06809]}
+LOGITS = {
+    1: [-0.03789, -0.03128, -0.0609, 0.03009, -0.06241, -0.15878, 0.06957, 0.06809],
+    2: [0.04284, -0.02198, 0.02588, 0.06811, -0.0425, 0.03109, -0.04637, 0.06669],
+}
 """Format -> the first logits after tokens 4 to 35, as the version that wrote the file had them."""
 
 

@@ -75,6 +75,7 @@ def triton_is_installed() -> bool:
 def context_read(
     projected: Tensor,
     forget_bias: Tensor,
+    read_bias: Tensor,
     conv_weight: Tensor,
     read_scale: Tensor,
     reset: Tensor | None,
@@ -85,7 +86,7 @@ def context_read(
     """See :func:`newllm.model.kernels.reference.context_read`."""
     implementation = _implementation(projected, numba="cpu_context", triton="gpu_context")
     return implementation.context_read(
-        projected, forget_bias, conv_weight, read_scale, reset, lengths, context, tail
+        projected, forget_bias, read_bias, conv_weight, read_scale, reset, lengths, context, tail
     )
 
 

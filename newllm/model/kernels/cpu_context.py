@@ -26,7 +26,7 @@ from newllm.model.kernels.numerics import (
     use_torch_threads,
     widen,
 )
-from newllm.model.kernels.reference import CONV_TAPS, EPSILON, group_size
+from newllm.model.kernels.reference import CHANNEL_PARAMETERS, EPSILON, group_size, split_parameters
 
 _EPSILON = np.float32(EPSILON)
 
@@ -34,25 +34,26 @@ _EPSILON = np.float32(EPSILON)
 @functools.cache
 def _forward_kernel(group: int) -> Any:
     size = np.float32(group)
-    conv_0, conv_1, conv_2, conv_3, bias_0, scale_0, c_0, w1_0, w2_0, w3_0 = (
-        row * group for row in range(10)
+    conv_0, conv_1, conv_2, conv_3, forget_0, open_0, scale_0, c_0, w1_0, w2_0, w3_0 = (
+        row * group for row in range(11)
     )
 
     @kernel
     def forward(
-        projected, bias, conv, scale, reset, lengths, context, tail,
+        projected, forget_bias, read_bias, conv, scale, reset, lengths, context, tail,
         read, contexts, last_context, last_tail,
     ):  # fmt: skip
         batch, time, _, groups, n = projected.shape
         keep_contexts = contexts.shape[1] == time
         for b in numba.prange(batch):
-            scratch = np.empty((groups, 10 * group), np.float32)
+            scratch = np.empty((groups, 11 * group), np.float32)
             for h in range(groups):
                 s = scratch[h]
                 for i in range(group):
                     s[conv_0 + i], s[conv_1 + i] = conv[0, h, i], conv[1, h, i]
                     s[conv_2 + i], s[conv_3 + i] = conv[2, h, i], conv[3, h, i]
-                    s[bias_0 + i], s[scale_0 + i] = bias[h, i], scale[h, i]
+                    s[forget_0 + i], s[open_0 + i] = forget_bias[h, i], read_bias[h, i]
+                    s[scale_0 + i] = scale[h, i]
                     s[c_0 + i] = context[b, h, i]
                     s[w1_0 + i], s[w2_0 + i] = tail[b, 0, h, i], tail[b, 1, h, i]
                     s[w3_0 + i] = tail[b, 2, h, i]
@@ -68,7 +69,7 @@ def _forward_kernel(group: int) -> Any:
                         value = s[conv_0 + i] * w0 + s[conv_1 + i] * w1
                         value += s[conv_2 + i] * w2 + s[conv_3 + i] * s[w3_0 + i]
                         s[w1_0 + i], s[w2_0 + i], s[w3_0 + i] = w0, w1, w2
-                        f = sigmoid(widen(projected[b, t, 1, h, i]) + s[bias_0 + i])
+                        f = sigmoid(widen(projected[b, t, 1, h, i]) + s[forget_0 + i])
                         s[c_0 + i] = value + f * (s[c_0 + i] - value)
                     mean = ZERO
                     for i in range(n):
@@ -80,7 +81,7 @@ def _forward_kernel(group: int) -> Any:
                         variance += difference * difference
                     deviation = ONE / np.sqrt(variance / size + _EPSILON)
                     for i in range(group):
-                        g = widen(projected[b, t, 2, h, i])
+                        g = widen(projected[b, t, 2, h, i]) + s[open_0 + i]
                         y = (s[c_0 + i] - mean) * deviation * s[scale_0 + i] * g * sigmoid(g)
                         read[b, t, h, i] = narrow(y, read)
                     if keep_contexts:
@@ -103,31 +104,32 @@ def _forward_kernel(group: int) -> Any:
 @functools.cache
 def _backward_kernel(group: int) -> Any:
     size = np.float32(group)
-    conv_0, conv_1, conv_2, conv_3, bias_0, scale_0 = (row * group for row in range(6))
-    w0_0, w1_0, w2_0, w3_0 = (row * group for row in range(6, 10))  # writes of t .. t-3
-    d0_0, d1_0, d2_0, d3_0 = (row * group for row in range(10, 14))  # gradients of v_t .. v_{t+3}
-    carry_0, c_0, old_0 = (row * group for row in range(14, 17))  # gradient of c_t; c_t; c_{t-1}
-    dy_0, gate_0, f_0, dw_0 = (row * group for row in range(17, 21))
-    sum_conv_0, sum_conv_1, sum_conv_2, sum_conv_3, sum_bias, sum_scale = (
-        row * group for row in range(21, 27)
+    conv_0, conv_1, conv_2, conv_3, forget_0, open_0, scale_0 = (row * group for row in range(7))
+    w0_0, w1_0, w2_0, w3_0 = (row * group for row in range(7, 11))  # writes of t .. t-3
+    d0_0, d1_0, d2_0, d3_0 = (row * group for row in range(11, 15))  # gradients of v_t .. v_{t+3}
+    carry_0, c_0, old_0 = (row * group for row in range(15, 18))  # gradient of c_t; c_t; c_{t-1}
+    dy_0, gate_0, f_0, dw_0 = (row * group for row in range(18, 22))
+    sum_conv_0, sum_conv_1, sum_conv_2, sum_conv_3, sum_forget, sum_open, sum_scale = (
+        row * group for row in range(22, 29)
     )
 
     @kernel
     def backward(
-        projected, bias, conv, scale, reset, lengths, context, tail, contexts,
+        projected, forget_bias, read_bias, conv, scale, reset, lengths, context, tail, contexts,
         d_read, d_last_context, d_last_tail,
         d_projected, d_parameters, d_context, d_tail,
     ):  # fmt: skip
         batch, time, _, groups, n = projected.shape
         for b in numba.prange(batch):
             length = lengths[b]
-            scratch = np.zeros((groups, 27 * group), np.float32)
+            scratch = np.zeros((groups, 29 * group), np.float32)
             for h in range(groups):
                 s = scratch[h]
                 for i in range(group):
                     s[conv_0 + i], s[conv_1 + i] = conv[0, h, i], conv[1, h, i]
                     s[conv_2 + i], s[conv_3 + i] = conv[2, h, i], conv[3, h, i]
-                    s[bias_0 + i], s[scale_0 + i] = bias[h, i], scale[h, i]
+                    s[forget_0 + i], s[open_0 + i] = forget_bias[h, i], read_bias[h, i]
+                    s[scale_0 + i] = scale[h, i]
                     s[carry_0 + i] = d_last_context[b, h, i]
                 # The writes before token `length`; the loop shifts them by one before it uses them.
                 for age in range(3):
@@ -181,7 +183,7 @@ def _backward_kernel(group: int) -> Any:
                     mean_dn, mean_dn_n = ZERO, ZERO
                     for i in range(group):
                         normed = (s[c_0 + i] - mean) * deviation
-                        g, dy = s[gate_0 + i], s[dy_0 + i]
+                        g, dy = s[gate_0 + i] + s[open_0 + i], s[dy_0 + i]
                         gate = sigmoid(g)
                         s[sum_scale + i] += dy * normed * g * gate
                         dn = dy * s[scale_0 + i]
@@ -199,13 +201,14 @@ def _backward_kernel(group: int) -> Any:
                     for i in range(group):
                         value = s[conv_0 + i] * s[w0_0 + i] + keep * s[conv_1 + i] * s[w1_0 + i]
                         value += m2 * s[conv_2 + i] * s[w2_0 + i] + m3 * s[conv_3 + i] * s[w3_0 + i]
-                        f, carry = sigmoid(s[f_0 + i] + s[bias_0 + i]), s[carry_0 + i]
+                        f, carry = sigmoid(s[f_0 + i] + s[forget_0 + i]), s[carry_0 + i]
                         d0 = carry * (ONE - f)
                         s[d0_0 + i] = d0
                         s[f_0 + i] = (keep * s[old_0 + i] - value) * f * d0
                         s[carry_0 + i] = carry * keep * f
                     for i in range(group):
-                        s[sum_bias + i] += s[f_0 + i]
+                        s[sum_forget + i] += s[f_0 + i]
+                        s[sum_open + i] += s[gate_0 + i]
                         d0 = s[d0_0 + i]
                         s[sum_conv_0 + i] += d0 * s[w0_0 + i]
                         s[sum_conv_1 + i] += keep * d0 * s[w1_0 + i]
@@ -245,7 +248,7 @@ def _backward_kernel(group: int) -> Any:
                     )
                     d_tail[b, 1, h, i] = s[conv_2 + i] * s[d1_0 + i] + s[conv_3 + i] * s[d2_0 + i]
                     d_tail[b, 2, h, i] = s[conv_3 + i] * s[d1_0 + i]
-                    for row in range(6):
+                    for row in range(CHANNEL_PARAMETERS):
                         d_parameters[b, row, h, i] = s[sum_conv_0 + row * group + i]
                 if in_tail:
                     for age in range(length, 3):
@@ -262,7 +265,8 @@ class _ContextRead(torch.autograd.Function):
     def forward(
         ctx: Any,
         projected: Tensor,
-        bias: Tensor,
+        forget_bias: Tensor,
+        read_bias: Tensor,
         conv: Tensor,
         scale: Tensor,
         reset: Tensor,
@@ -277,7 +281,7 @@ class _ContextRead(torch.autograd.Function):
         read = torch.empty(batch, time, channels, dtype=projected.dtype)
         contexts = torch.empty(batch, kept_time, channels)
         last_context, last_tail = torch.empty_like(context), torch.empty_like(tail)
-        inputs = (projected, bias, conv, scale, reset, lengths, context, tail)
+        inputs = (projected, forget_bias, read_bias, conv, scale, reset, lengths, context, tail)
         outputs = (read, contexts, last_context, last_tail)
         use_torch_threads()
         _forward_kernel(group)(*_arrays(group, *inputs, *outputs))
@@ -287,18 +291,18 @@ class _ContextRead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        projected, context, tail = saved[0], saved[6], saved[7]
+        projected, context, tail = saved[0], saved[7], saved[8]
         batch, channels = context.shape
         d_projected, d_context = torch.empty_like(projected), torch.empty_like(context)
         d_tail = torch.empty_like(tail)
-        d_parameters = torch.empty(batch, CONV_TAPS + 2, channels)  # filter, bias, scale
+        d_parameters = torch.empty(batch, CHANNEL_PARAMETERS, channels)
         d_outputs = (grad.contiguous() for grad in grad_outputs)
         d_inputs = (d_projected, d_parameters, d_context, d_tail)
         group = group_size(channels)
         use_torch_threads()
         _backward_kernel(group)(*_arrays(group, *saved, *d_outputs, *d_inputs))
-        d_conv, d_bias, d_scale = d_parameters.sum(dim=0).split([CONV_TAPS, 1, 1])
-        return d_projected, d_bias[0], d_conv, d_scale[0], None, None, d_context, d_tail, None
+        d_vectors = split_parameters(d_parameters.sum(dim=0))
+        return d_projected, *d_vectors, None, None, d_context, d_tail, None
 
 
 def _arrays(group: int, *tensors: Tensor) -> list[np.ndarray]:
@@ -309,6 +313,7 @@ def _arrays(group: int, *tensors: Tensor) -> list[np.ndarray]:
 def context_read(
     projected: Tensor,
     forget_bias: Tensor,
+    read_bias: Tensor,
     conv_weight: Tensor,
     read_scale: Tensor,
     reset: Tensor | None,
@@ -325,6 +330,7 @@ def context_read(
     return _ContextRead.apply(
         projected.contiguous().unflatten(-1, (3, -1)),
         forget_bias,
+        read_bias,
         conv_weight,
         read_scale,
         reset.contiguous(),

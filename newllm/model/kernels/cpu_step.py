@@ -23,7 +23,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from newllm.model.kernels.numerics import FAST, ONE, ZERO, inlined, sigmoid
-from newllm.model.kernels.reference import EPSILON
+from newllm.model.kernels.reference import CHANNEL_PARAMETERS, EPSILON
 from newllm.model.pairs import HASH_SHIFT, PREVIOUS_FACTOR, TOKEN_FACTOR
 
 WIDTH = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
@@ -37,8 +37,8 @@ INT8_UNIT = 2.0**-24
 """int8 weights enter the sums in the top byte of a word: what one step of them is worth."""
 
 _EPSILON = np.float32(EPSILON)
-_TAP_0, _TAP_1, _TAP_2, _TAP_3, _BIAS, _SCALE, _CONTEXT = range(7)
-_WRITE_0, _WRITE_1, _WRITE_2, _WRITE_3, _FORGET, _GATE = range(7, 13)
+_TAP_0, _TAP_1, _TAP_2, _TAP_3, _FORGET_BIAS, _READ_BIAS, _SCALE, _CONTEXT = range(8)
+_WRITE_0, _WRITE_1, _WRITE_2, _WRITE_3, _FORGET, _GATE = range(8, _ROWS := 14)
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _WORDS, _FLOATS = ir.VectorType(_I32, WIDTH), ir.VectorType(_F32, WIDTH)
 _FUSED = ("contract",)
@@ -202,13 +202,13 @@ def _norm(x, weight, y):
 def _context_read(group, channels, projected, context, tail, read, s):
     """One token of one lane through `context_read`: see `reference.py`.
 
-    What a group of channels needs is copied to `s` [13, group], which stays in the cache and whose
+    What a group of channels needs is copied to `s` [14, group], which stays in the cache and whose
     rows LLVM can tell apart: it vectorises the loops.
     """
     size = np.float32(group)
     part = projected.shape[0] // 3
     for first in range(0, channels.shape[1], group):
-        for row in range(6):
+        for row in range(CHANNEL_PARAMETERS):
             for i in range(group):
                 s[_TAP_0 + row, i] = channels[row, first + i]
         for i in range(group):
@@ -223,7 +223,7 @@ def _context_read(group, channels, projected, context, tail, read, s):
         for i in range(group):
             value = s[_TAP_0, i] * s[_WRITE_0, i] + s[_TAP_1, i] * s[_WRITE_1, i]
             value += s[_TAP_2, i] * s[_WRITE_2, i] + s[_TAP_3, i] * s[_WRITE_3, i]
-            new = value + sigmoid(s[_FORGET, i] + s[_BIAS, i]) * (s[_CONTEXT, i] - value)
+            new = value + sigmoid(s[_FORGET, i] + s[_FORGET_BIAS, i]) * (s[_CONTEXT, i] - value)
             s[_CONTEXT, i] = new
             mean += new
         mean /= size
@@ -233,7 +233,7 @@ def _context_read(group, channels, projected, context, tail, read, s):
             variance += difference * difference
         deviation = ONE / np.sqrt(variance / size + _EPSILON)
         for i in range(group):
-            g = s[_GATE, i]
+            g = s[_GATE, i] + s[_READ_BIAS, i]
             s[_GATE, i] = (s[_CONTEXT, i] - mean) * deviation * s[_SCALE, i] * g * sigmoid(g)
         for i in range(group):
             read[first + i] = s[_GATE, i]
@@ -264,7 +264,7 @@ def step_kernel(group: int) -> Any:
         context, tail, previous, stream, normed, projected, read, hidden, branch, logits,
     ):  # fmt: skip
         count, width, layers = len(tokens), norms.shape[1], channels.shape[0]
-        s = np.empty((13, group), np.float32)
+        s = np.empty((_ROWS, group), np.float32)
         for n in range(count):
             token, before = tokens[n], previous[0, lanes[n]]
             for i in range(width):

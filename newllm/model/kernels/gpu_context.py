@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from newllm.model.kernels.reference import CONV_TAPS, EPSILON, group_size
+from newllm.model.kernels.reference import CHANNEL_PARAMETERS, EPSILON, group_size, split_parameters
 
 _ONE_WARP = 1
 _jit: Any = triton.jit
@@ -48,7 +48,7 @@ def _normalise(context, EPSILON: tl.constexpr, GROUP: tl.constexpr):
 
 @_jit(do_not_specialize=["time"])
 def _forward(
-    projected, bias, conv, scale, reset, lengths, context, tail,
+    projected, forget_bias, read_bias, conv, scale, reset, lengths, context, tail,
     read, contexts, last_context, last_tail, time,
     EPSILON: tl.constexpr, CHANNELS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
@@ -61,7 +61,8 @@ def _forward(
 
     conv_0, conv_1 = tl.load(conv + at), tl.load(conv + CHANNELS + at)
     conv_2, conv_3 = tl.load(conv + 2 * CHANNELS + at), tl.load(conv + 3 * CHANNELS + at)
-    b, s = tl.load(bias + at), tl.load(scale + at)
+    b_f, b_g = tl.load(forget_bias + at), tl.load(read_bias + at)
+    s = tl.load(scale + at)
     c = tl.load(context + lane * CHANNELS + at)
     tail += lane * 3 * CHANNELS + at
     w1, w2, w3 = tl.load(tail), tl.load(tail + CHANNELS), tl.load(tail + 2 * CHANNELS)
@@ -84,11 +85,12 @@ def _forward(
             c, w1 = tl.where(keep, c, 0.0), tl.where(keep, w1, 0.0)
             w2, w3 = tl.where(keep, w2, 0.0), tl.where(keep, w3, 0.0)
         value = conv_0 * w0 + conv_1 * w1 + conv_2 * w2 + conv_3 * w3
-        c = value + tl.sigmoid(forget + b) * (c - value)
+        c = value + tl.sigmoid(forget + b_f) * (c - value)
         w1, w2, w3 = w0, w1, w2
 
         centred, deviation = _normalise(c, EPSILON, GROUP)
-        y = centred * deviation * s * gate * tl.sigmoid(gate)
+        opened = gate + b_g
+        y = centred * deviation * s * opened * tl.sigmoid(opened)
         tl.store(read, y.to(read.dtype.element_ty))
         read += CHANNELS
         if contexts is not None:
@@ -105,7 +107,7 @@ def _forward(
 
 @_jit(do_not_specialize=["time"])
 def _backward(
-    projected, bias, conv, scale, reset, lengths, tail, contexts,
+    projected, forget_bias, read_bias, conv, scale, reset, lengths, tail, contexts,
     d_read, d_last_context, d_last_tail,
     d_projected, d_parameters, d_context, d_tail, time,
     EPSILON: tl.constexpr, CHANNELS: tl.constexpr, GROUP: tl.constexpr,
@@ -119,9 +121,11 @@ def _backward(
 
     conv_0, conv_1 = tl.load(conv + at), tl.load(conv + CHANNELS + at)
     conv_2, conv_3 = tl.load(conv + 2 * CHANNELS + at), tl.load(conv + 3 * CHANNELS + at)
-    b, s = tl.load(bias + at), tl.load(scale + at)
+    b_f, b_g = tl.load(forget_bias + at), tl.load(read_bias + at)
+    s = tl.load(scale + at)
     zero = tl.zeros([GROUP], tl.float32)
-    sum_0, sum_1, sum_2, sum_3, sum_bias, sum_scale = zero, zero, zero, zero, zero, zero
+    sum_0, sum_1, sum_2, sum_3 = zero, zero, zero, zero
+    sum_forget, sum_open, sum_scale = zero, zero, zero
 
     # Gradients of the state after token t: its context and the three writes of its tail.
     d_c = tl.load(d_last_context + lane * CHANNELS + at)
@@ -153,20 +157,22 @@ def _backward(
         next_d_y = tl.load(d_read, mask=t > 0, other=0.0).to(tl.float32)
         next_old = tl.load(contexts, mask=t > 0, other=0.0)
 
-        # The read-out: y = n * scale * silu(gate), n the normalised context.
+        # The read-out: y = n * scale * silu(opened), n the normalised context.
         centred, deviation = _normalise(c, EPSILON, GROUP)
         n = centred * deviation
-        open_gate = tl.sigmoid(gate)
-        sum_scale += d_y * n * gate * open_gate
+        opened = gate + b_g
+        share = tl.sigmoid(opened)
+        sum_scale += d_y * n * opened * share
         d_n = d_y * s
-        d_gate = d_n * n * open_gate * (1.0 + gate * (1.0 - open_gate))
-        d_n *= gate * open_gate
+        d_gate = d_n * n * share * (1.0 + opened * (1.0 - share))
+        sum_open += d_gate
+        d_n *= opened * share
         mean_d_n, mean_d_n_n = tl.sum(d_n, axis=0) / GROUP, tl.sum(d_n * n, axis=0) / GROUP
         d_c += deviation * (d_n - mean_d_n - n * mean_d_n_n)
 
         # The recurrence: c = f * before + (1 - f) * v. The forget gate's gradient has the factor
         # (1 - f) * (before - v), which is before - c.
-        f = tl.sigmoid(forget + b)
+        f = tl.sigmoid(forget + b_f)
         before = old
         if reset is not None:
             keep = tl.load(reset + t) == 0
@@ -174,7 +180,7 @@ def _backward(
         d_forget = d_c * f * (before - c)
         d_v0 = d_c * (1.0 - f)
         d_c *= f
-        sum_bias += d_forget
+        sum_forget += d_forget
 
         # The filter: token t's write is in v_t .. v_{t+3}; the tail moves by one.
         sum_0 += d_v0 * w0
@@ -209,13 +215,14 @@ def _backward(
     tl.store(d_tail, d_w1)
     tl.store(d_tail + CHANNELS, d_w2)
     tl.store(d_tail + 2 * CHANNELS, d_w3)
-    d_parameters += lane * 6 * CHANNELS + at
+    d_parameters += lane * 7 * CHANNELS + at
     tl.store(d_parameters, sum_0)
     tl.store(d_parameters + CHANNELS, sum_1)
     tl.store(d_parameters + 2 * CHANNELS, sum_2)
     tl.store(d_parameters + 3 * CHANNELS, sum_3)
-    tl.store(d_parameters + 4 * CHANNELS, sum_bias)
-    tl.store(d_parameters + 5 * CHANNELS, sum_scale)
+    tl.store(d_parameters + 4 * CHANNELS, sum_forget)
+    tl.store(d_parameters + 5 * CHANNELS, sum_open)
+    tl.store(d_parameters + 6 * CHANNELS, sum_scale)
 
 
 def _launch(kernel: Any, channels: int, tensors: tuple[Tensor | None, ...], time: int) -> None:
@@ -234,7 +241,8 @@ class _ContextRead(torch.autograd.Function):
     def forward(
         ctx: Any,
         projected: Tensor,
-        bias: Tensor,
+        forget_bias: Tensor,
+        read_bias: Tensor,
         conv: Tensor,
         scale: Tensor,
         reset: Tensor | None,
@@ -250,29 +258,30 @@ class _ContextRead(torch.autograd.Function):
         # Before the first token, and after each.
         contexts = context.new_empty(lanes, time + 1, channels) if with_gradients else None
         last_context, last_tail = torch.empty_like(context), torch.empty_like(tail)
-        inputs = (projected, bias, conv, scale, reset, lengths, context, tail)
+        inputs = (projected, forget_bias, read_bias, conv, scale, reset, lengths, context, tail)
         _launch(_forward, channels, (*inputs, read, contexts, last_context, last_tail), time)
-        ctx.save_for_backward(projected, bias, conv, scale, reset, lengths, tail, contexts)
+        ctx.save_for_backward(*inputs[:7], tail, contexts)
         return read, last_context, last_tail
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        projected, lengths, tail = saved[0], saved[5], saved[6]
+        projected, lengths, tail = saved[0], saved[6], saved[7]
         lanes, time, channels = projected.shape[0], projected.shape[1], tail.shape[2]
         d_projected = (torch.empty_like if lengths is None else torch.zeros_like)(projected)
-        d_parameters = tail.new_empty(lanes, CONV_TAPS + 2, channels)  # filter, bias, scale
+        d_parameters = tail.new_empty(lanes, CHANNEL_PARAMETERS, channels)
         d_context, d_tail = tail.new_empty(lanes, channels), torch.empty_like(tail)
         d_outputs = (grad.contiguous() for grad in grad_outputs)
         d_inputs = (d_projected, d_parameters, d_context, d_tail)
         _launch(_backward, channels, (*saved, *d_outputs, *d_inputs), time)
-        d_conv, d_bias, d_scale = d_parameters.sum(dim=0).split([CONV_TAPS, 1, 1])
-        return d_projected, d_bias[0], d_conv, d_scale[0], None, None, d_context, d_tail, None
+        d_vectors = split_parameters(d_parameters.sum(dim=0))
+        return d_projected, *d_vectors, None, None, d_context, d_tail, None
 
 
 def context_read(
     projected: Tensor,
     forget_bias: Tensor,
+    read_bias: Tensor,
     conv_weight: Tensor,
     read_scale: Tensor,
     reset: Tensor | None,
@@ -281,10 +290,11 @@ def context_read(
     tail: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`newllm.model.kernels.reference.context_read`; fp32 inside."""
-    floats = (projected, forget_bias, conv_weight, read_scale, context, tail)
+    floats = (projected, forget_bias, read_bias, conv_weight, read_scale, context, tail)
     return _ContextRead.apply(
         projected.contiguous(),
         forget_bias.float().contiguous(),
+        read_bias.float().contiguous(),
         conv_weight.float().contiguous(),
         read_scale.float().contiguous(),
         None if reset is None else reset.contiguous(),

@@ -16,6 +16,9 @@ CONV_TAPS = 4
 GROUP = 64
 """Channels that share one norm of the context: growing adds groups, the old keep theirs."""
 
+CHANNEL_PARAMETERS = CONV_TAPS + 3
+"""Numbers that each channel of a context learns besides its matrices: see `split_parameters`."""
+
 EPSILON = 1e-5
 """Added to the variance by every norm."""
 
@@ -25,9 +28,20 @@ def group_size(channels: int) -> int:
     return math.gcd(GROUP, channels)
 
 
+def split_parameters(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows [7, C], as the kernels sum up gradients, as those of `context_read`'s parameters.
+
+    Returns:
+        forget_bias [C], read_bias [C], conv_weight [4, C], read_scale [C].
+    """
+    conv, forget_bias, read_bias, scale = rows.split([CONV_TAPS, 1, 1, 1])
+    return forget_bias[0], read_bias[0], conv, scale[0]
+
+
 def context_read(
     projected: Tensor,
     forget_bias: Tensor,
+    read_bias: Tensor,
     conv_weight: Tensor,
     read_scale: Tensor,
     reset: Tensor | None,
@@ -42,7 +56,7 @@ def context_read(
 
         v_t = sum_k conv_weight[k] * u_{t-k}          k = 0..3
         c_t = s * c_{t-1} + (1 - s) * v_t             s = sigmoid(f_t + forget_bias)
-        y_t = groupnorm(c_t) * read_scale * silu(g_t)
+        y_t = groupnorm(c_t) * read_scale * silu(g_t + read_bias)
 
     The gated linear recurrence is that of QRNN (Bradbury et al. 2017, arXiv:1611.01576) and HGRN
     (Qin et al. 2023, arXiv:2311.04823); the short convolution before it follows H3 and Mamba
@@ -51,6 +65,7 @@ def context_read(
     Args:
         projected: what to write, forget gate before the sigmoid, read-out gate, [B, T, 3 C].
         forget_bias: [C].
+        read_bias: [C].
         conv_weight: one filter a channel, [4, C]; row k weighs the write of k tokens ago.
         read_scale: [C].
         reset: True where a new document starts, [B, T], or None for nowhere.
@@ -88,7 +103,7 @@ def context_read(
     normed = F.layer_norm(
         torch.stack(contexts, 1).unflatten(-1, (-1, group)), (group,), eps=EPSILON
     )
-    y = normed.flatten(-2) * read_scale * F.silu(gate)
+    y = normed.flatten(-2) * read_scale * F.silu(gate + read_bias)
     if lengths is not None:
         y = y * (torch.arange(y.shape[1], device=y.device) < lengths[:, None])[:, :, None]
     return y.to(projected.dtype), context, tail
