@@ -69,7 +69,10 @@ class ModelSettings(_Settings):
         description="rows of the table of token pairs (context, bpe); 0: no table",
     )
     dropout: float = Field(
-        0.1, ge=0, le=0.9, description="share of activations dropped in training"
+        0.1,
+        ge=0,
+        le=0.9,
+        description="share of activations dropped in training, from the third epoch on",
     )
 
 

@@ -108,6 +108,8 @@ class ResidualLM(nn.Module):
         """
         super().__init__()
         self.settings, self.vocab_size = settings, vocab_size
+        self.dropout = settings.dropout
+        """Share of every branch that is dropped in training mode; may change from step to step."""
         self.embedding = nn.Embedding(vocab_size, settings.embed_dim)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         self.embedding_norm = nn.Parameter(torch.ones(settings.embed_dim))
@@ -184,7 +186,7 @@ class ResidualLM(nn.Module):
     ) -> tuple[Tensor, State]:
         """The residual stream through all blocks."""
         dtype = compute_dtype(self.embedding.weight)
-        share = self.settings.dropout if self.training else 0.0
+        share = self.dropout if self.training else 0.0
         noise = (noise or Noise.drawn()) if share else None
         width = self.embedding_norm.shape
         x, site, parts = None, 0, []

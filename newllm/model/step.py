@@ -26,7 +26,7 @@ def can_step(model: nn.Module) -> bool:
     """Whether :class:`Lanes` computes what the module would: our architecture on a CPU, in fp32."""
     if not isinstance(model, ContextLM) or model.embedding.weight.dtype != torch.float32:
         return False
-    drops = model.training and model.settings.dropout > 0
+    drops = model.training and model.dropout > 0
     return not drops and active_kernel(model.embedding.weight.device) == "numba"
 
 
@@ -148,7 +148,7 @@ class _Packed(NamedTuple):
     matrices: np.ndarray  # all matrices in the order of use, in panels; the dtype tells the format
     scales: np.ndarray  # one factor for each row of all matrices
     norms: np.ndarray  # [1 + 2 L + 1, D]: the embedding's, two a layer, the last one
-    channels: np.ndarray  # [L, 6, C]: four filter taps, forget bias, read-out scale
+    channels: np.ndarray  # [L, 7, C]: four filter taps, forget and read-out bias, read-out scale
 
 
 _packed: WeakKeyDictionary[ContextLM, tuple[Any, _Packed]] = WeakKeyDictionary()

@@ -42,7 +42,7 @@ from newllm.train.guards import MAX_NONFINITE_STEPS, StopRequest, all_finite
 from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, step_trial
 from newllm.train.optimizers import make_optimizers, step_all
 from newllm.train.progress import Progress, clip_norm, describe_expectation, differences
-from newllm.train.schedule import Schedule
+from newllm.train.schedule import Schedule, set_dropout
 
 
 class Trainer:
@@ -121,6 +121,7 @@ class Trainer:
         self._last_save = time.monotonic()
         while not progress.finished:
             loader = self._loader(progress.epoch)
+            set_dropout(self.model, progress.epoch)
             self.log.start_epoch(
                 progress.epoch + 1, self.settings.epochs, progress.step / len(loader)
             )

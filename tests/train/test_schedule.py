@@ -1,0 +1,27 @@
+"""The rate over a run is tested with the loop; here is when dropout sets in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from newllm.model import build_model
+from newllm.model.kernels import Noise
+from newllm.train.schedule import EPOCHS_WITHOUT_DROPOUT, set_dropout
+
+
+@pytest.mark.parametrize("architecture", ["context", "gru", "original"])
+def test_dropout_sets_in_when_rows_are_read_again(tiny_model_settings, architecture: str) -> None:
+    shape = {"context_dim": 8, "embed_dim": 8, "hidden_dim": 8}
+    settings = tiny_model_settings(architecture=architecture, dropout=0.5, **shape)
+    torch.manual_seed(0)
+    model = build_model(settings, 40).train()
+    ids = torch.arange(4, 24)[None]
+
+    def read(step: int) -> torch.Tensor:
+        return model(ids, noise=Noise(0, step))[0]
+
+    for epoch in range(EPOCHS_WITHOUT_DROPOUT + 2):
+        set_dropout(model, epoch)
+        drops = architecture == "original" or epoch >= EPOCHS_WITHOUT_DROPOUT
+        assert torch.equal(read(1), read(2)) != drops
