@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from hypothesis import settings as hypothesis_settings
 from newllm.config import ModelSettings
 
 torch.set_num_threads(1)  # one core a worker: tests run in parallel
+# A shell that runs the tests in its background has them ignore Ctrl-C; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis_settings.register_profile(
     "suite",
     deadline=None,
