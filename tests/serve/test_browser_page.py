@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from newllm.chat.sampling import Sampling
 from tests.serve.browsing import (
@@ -197,6 +197,20 @@ def test_the_keyboard_is_enough(visit: Open, server: Running) -> None:
     page.keyboard.press("Escape")
     expect(page.locator("#settings")).to_be_hidden()
     expect(page.locator("#open-settings")).to_be_focused()
+
+
+@needs_browser
+def test_a_question_before_the_page_knows_its_model(visit: Open) -> None:
+    page = visit()
+    held: list[Route] = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    page.fill("#question", "one")
+    page.keyboard.press("Enter")
+    until(page, "document.readyState", lambda _: bool(held))
+    assert page.locator("#messages .assistant").count() == 0
+    held[0].continue_()
+    expect(page.locator("#messages .assistant")).to_have_count(1)
 
 
 @needs_browser

@@ -196,6 +196,7 @@ function drawTurn() {
 }
 
 async function send() {
+  await connected; // Enter may come before the page knows its model
   const field = find("question");
   const text = field.value.trim();
   if (connection.away) lost();
@@ -341,4 +342,4 @@ addEventListener("hashchange", () => {
 receiveFiles((files) => attempt(() => upload(files)));
 beginToggles(showAll);
 showAll();
-attempt(connect);
+const connected = attempt(connect);
