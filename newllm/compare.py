@@ -20,6 +20,7 @@ from newllm.errors import Stopped, UserError
 from newllm.files import previous_path
 from newllm.recipes import resolve
 from newllm.report.comparison import Comparison, write_comparison
+from newllm.sizes import shape_of_size
 from newllm.summary import Summary, load_summary
 from newllm.train.run_files import RunFiles
 from newllm.train.start import shape_of
@@ -45,6 +46,7 @@ def compare(
     dataset: str,
     sweeps: Mapping[str, Sequence[Any]],
     single: Mapping[str, Any],
+    params: int | None = None,
     note: Callable[[str], None] = print,
 ) -> Comparison:
     """Train every combination, and rewrite the report after each.
@@ -53,6 +55,7 @@ def compare(
         dataset: name of the data set.
         sweeps: setting -> the values to compare; one value is simply the setting.
         single: further settings.
+        params: size of every model; see :func:`newllm.sizes.shape_of_size`.
         note: where lines go.
 
     Raises:
@@ -62,7 +65,7 @@ def compare(
     from newllm.train.distributed import refuse_several
 
     refuse_several("compare")
-    variants = plan(dataset, sweeps, single)
+    variants = plan(dataset, sweeps, single, params)
     swept = [name for name, values in sweeps.items() if len(values) > 1]
     folder = Path(variants[0].settings.out)
     comparison = Comparison(dataset, tuple(swept), ())
@@ -79,7 +82,10 @@ def compare(
 
 
 def plan(
-    dataset: str, sweeps: Mapping[str, Sequence[Any]], single: Mapping[str, Any]
+    dataset: str,
+    sweeps: Mapping[str, Sequence[Any]],
+    single: Mapping[str, Any],
+    params: int | None = None,
 ) -> list[Variant]:
     """The grid of all swept values, in the order they were given, each with a name of its own.
 
@@ -96,6 +102,8 @@ def plan(
     for values in itertools.product(*grid.values()):
         swept = dict(zip(grid, values, strict=True))
         given = {**single, **fixed, **swept}
+        if params is not None:
+            given |= shape_of_size(params, given)
         if given.get("init_from") is not None:
             given = {**shape_of(given["init_from"]), **given}
         settings = resolve(dataset, given)

@@ -7,20 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from newllm.cli import main
-from newllm.cli.planning import Count
-from newllm.errors import UserError
-from newllm.model import build_model, count_parameters
+from newllm.cli.options import Count
+from newllm.model import build_model
 from newllm.planning import plan, speed
 from newllm.planning.devices import DEVICES, parse_device
 from newllm.planning.plan import Machine, make_plan, plan_table
 from newllm.planning.speed import Speed
-from newllm.planning.work import planned_settings, work_of
+from newllm.planning.work import work_of
 from newllm.recipes import resolve
+from newllm.sizes import shape_of_size
 from newllm.train.optimizers import make_optimizers, orthogonalize
 
 SMALL = {"num_layers": 2, "context_dim": 64, "vocab_size": 512}
@@ -64,32 +62,12 @@ def test_moments_are_counted() -> None:
     assert work_of(settings).moment_bytes == held
 
 
-@given(
-    parameters=st.integers(10**6, 4 * 10**9),
-    vocab_size=st.sampled_from([1024, 4096, 32768]),
-    num_layers=st.sampled_from([None, 1, 8]),
-)
-def test_shapes_keep_to_the_budget(
-    parameters: int, vocab_size: int, num_layers: int | None
-) -> None:
-    try:
-        settings = planned_settings(parameters, vocab_size, num_layers)
-    except UserError:
-        smallest = {"num_layers": num_layers or 1, "context_dim": 32, "vocab_size": vocab_size}
-        least = count_parameters(resolve("dolly", smallest).model_settings(), vocab_size)
-        assert parameters < 1.5 * least or num_layers is not None
-        return
-    count = count_parameters(settings.model_settings(), vocab_size)
-    assert 0.7 * parameters < count <= parameters
-    assert num_layers in (None, settings.num_layers)
-
-
 def machine(count: int = 1, memory: float = 1e12) -> Machine:
     return Machine("T", count, memory, Speed(1e12, 1e11, 1e12), 1e10, 2.0, 0.4)
 
 
 def test_twice_the_devices_do_the_same_step_in_half_the_time_but_for_what_each_does() -> None:
-    settings = planned_settings(10**7, 4096)
+    settings = resolve("dolly", shape_of_size(10**7, {}))
     one, two = (make_plan(settings, 10**9, machine(n), 2**16) for n in (1, 2))
     assert two.step.products == pytest.approx(one.step.products / 2)
     assert two.step.between == pytest.approx(one.step.between / 2)
@@ -100,7 +78,7 @@ def test_twice_the_devices_do_the_same_step_in_half_the_time_but_for_what_each_d
 
 
 def test_memory_limits_the_rows_at_once() -> None:
-    settings = planned_settings(10**7, 4096)
+    settings = resolve("dolly", shape_of_size(10**7, {}))
     plenty = make_plan(settings, 10**9, machine(), 2**16)
     assert plenty.rows_at_once == 2**16 // plan.ROW
     tight = make_plan(settings, 10**9, machine(memory=3e9), 2**16)

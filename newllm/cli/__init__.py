@@ -21,6 +21,7 @@ from newllm.cli.options import (
     dataset_argument,
     file_argument,
     json_option,
+    params_option,
     setting_options,
     weights_option,
 )
@@ -50,11 +51,14 @@ def cli() -> None:
 @cli.command()
 @dataset_argument
 @setting_options()
+@params_option("Size of the model: sets its depth and widths, as `newllm plan` does.")
 @click.option("--resume", is_flag=True, help="Go on where the run of this name stopped.")
 @click.option(
     "--config", metavar="FILE.yaml", type=click.Path(), help="Settings file; flags take precedence."
 )
-def train(dataset: str, resume: bool, config: str | None, **settings: Any) -> None:
+def train(
+    dataset: str, resume: bool, config: str | None, params: int | None, **settings: Any
+) -> None:
     """Train a model on DATASET: a level, wikitext2, or chat for your own rows.
 
     The levels are dolly, hh_rlhf, ultrachat, code_alpaca and math. A run can be stopped anywhere
@@ -66,6 +70,10 @@ def train(dataset: str, resume: bool, config: str | None, **settings: Any) -> No
     file = read_yaml(config) if config else None
     if file and file.get("dataset", dataset) != dataset:
         raise UserError(f"{config}: settings of {file['dataset']}, not of {dataset}")
+    if params is not None:
+        from newllm.sizes import shape_of_size
+
+        flags |= shape_of_size(params, flags, file)
     from newllm.train.run import train as run
 
     run(dataset, flags, file, resume)

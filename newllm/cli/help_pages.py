@@ -70,6 +70,8 @@ class Verbs(click.Group):
 
 
 def _group(parameter: click.Parameter) -> str:
+    if parameter.name == "params":  # not a setting, but it stands for some
+        return "Model"
     for name, settings in _SETTINGS.items():
         if parameter.name in settings.model_fields:
             return name

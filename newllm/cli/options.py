@@ -5,6 +5,7 @@ Options of settings are generated from `config.py`, where each is defined once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -66,6 +67,34 @@ def _setting_option(field: str, several: bool) -> Callable[[Any], Any]:
 def _sentence(description: str | None) -> str:
     assert description
     return f"{description[0].upper()}{description[1:]}."
+
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+class Count(click.ParamType):
+    """A number as people write large ones: `350M`, `1.4m`, `10B`, `4096`."""
+
+    name = "count"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """The number; at least 1.
+
+        Raises:
+            BadParameter: it is none.
+        """
+        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,12})?)([KMBT]?)", str(value).upper())
+        number = round(float(found[1]) * _UNITS[found[2]]) if found else 0
+        if not 0 < number < 10**18:
+            self.fail(f"{value}: expected a number such as 350M, 10B or 4096", param, ctx)
+        return number
+
+
+def params_option(text: str, required: bool = False) -> Callable[[Any], Any]:
+    """The dial: parameters of a model, from which its depth and widths follow."""
+    return click.option("--params", type=Count(), required=required, help=text)
 
 
 dataset_argument = click.argument("dataset", type=click.Choice(list(LEVELS)), metavar="DATASET")

@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 
 import click
 
 from newllm.cli.help_pages import Command
-from newllm.cli.options import json_option
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-
-
-class Count(click.ParamType):
-    """A number as people write large ones: `350M`, `1.4m`, `10B`, `4096`."""
-
-    name = "count"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """The number; at least 1.
-
-        Raises:
-            BadParameter: it is none.
-        """
-        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,12})?)([KMBT]?)", str(value).upper())
-        number = round(float(found[1]) * _UNITS[found[2]]) if found else 0
-        if not 0 < number < 10**18:
-            self.fail(f"{value}: expected a number such as 350M, 10B or 4096", param, ctx)
-        return number
+from newllm.cli.options import Count, json_option, params_option
 
 
 @click.command(cls=Command)
-@click.option("--params", type=Count(), required=True, help="Parameters of the model, at most.")
+@params_option("Parameters of the model, at most.", required=True)
 @click.option("--tokens", type=Count(), required=True, help="Tokens to train on, in all.")
 @click.option(
     "--device",
@@ -79,9 +56,11 @@ def plan(
     Example: newllm plan --params 350M --tokens 10B --device l4x8
     """
     from newllm.planning.plan import machine_of, make_plan, plan_table
-    from newllm.planning.work import planned_settings
+    from newllm.recipes import resolve
+    from newllm.sizes import shape_of_size
 
-    settings = planned_settings(params, vocab_size, num_layers)
+    chosen = {"vocab_size": vocab_size, "num_layers": num_layers}
+    settings = resolve("ultrachat", {**chosen, **shape_of_size(params, chosen)})
     found = make_plan(settings, tokens, machine_of(device, utilisation, price), batch_tokens)
     click.echo(json.dumps(found.facts()) if as_json else plan_table(found))
 

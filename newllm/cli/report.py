@@ -9,7 +9,13 @@ from typing import Any
 import click
 
 from newllm.cli.help_pages import Command
-from newllm.cli.options import SeveralWords, dataset_argument, json_option, setting_options
+from newllm.cli.options import (
+    SeveralWords,
+    dataset_argument,
+    json_option,
+    params_option,
+    setting_options,
+)
 from newllm.config import Settings
 from newllm.errors import UserError
 from newllm.files import write_text
@@ -55,7 +61,8 @@ def progress(out: str | None, html: str | None, as_json: bool) -> None:
 @click.command(cls=SeveralWords)
 @dataset_argument
 @setting_options(*COMPARED_FIELDS, several=SWEPT_FIELDS)
-def compare(dataset: str, **settings: Any) -> None:
+@params_option("Size of every model: sets its depth and widths.")
+def compare(dataset: str, params: int | None, **settings: Any) -> None:
     """Train DATASET once for each combination of settings, and compare what they reach.
 
     Every setting that changes what is learned may have several values. Runs that are finished are
@@ -70,7 +77,7 @@ def compare(dataset: str, **settings: Any) -> None:
     given = {name: value for name, value in settings.items() if value not in (None, ())}
     sweeps = {name: value for name, value in given.items() if name in SWEPT_FIELDS}
     single = {name: value for name, value in given.items() if name not in SWEPT_FIELDS}
-    result = run(dataset, sweeps, single)
+    result = run(dataset, sweeps, single, params)
     folder = Path(single.get("out", OUT))
     click.echo(f"\n{comparison_table(result)}\n\nReport: {folder / f'compare_{dataset}.md'}")
 
