@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -148,27 +148,39 @@ class MetricsFile:
     resumed, so that what is printed is what is stored.
     """
 
-    def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
-        self.path = path
-        self._writer = None
+    def __init__(self, path: Path, curves: Path | None = None) -> None:
+        """A file, and a folder for TensorBoard or None.
+
+        Raises:
+            UserError: TensorBoard is not installed.
+        """
+        self.path, self._curves = path, curves
+        self._writer: Any = None
         self._last_drawn = 0
-        if tensorboard is not None:
+        if curves is not None:
             try:
-                from torch.utils.tensorboard import SummaryWriter
+                from torch.utils import tensorboard
             except ImportError:
                 raise UserError(
                     '--tensorboard: needs its package: pip install -e ".[track]"'
                 ) from None
-
-            self._writer = SummaryWriter(str(tensorboard))
+            self._make_writer = tensorboard.SummaryWriter
 
     def write(self, history: list[Record]) -> None:
         """Store all records so far."""
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in history))
-        if self._writer is not None and history and history[-1]["epoch"] > self._last_drawn:
-            record = history[-1]
-            self._last_drawn = record["epoch"]
-            for name, value in record.items():
-                if isinstance(value, (int, float)) and not isinstance(value, bool):
-                    self._writer.add_scalar(name, value, record["epoch"])
-            self._writer.flush()
+        if self._curves is None or not history or history[-1]["epoch"] <= self._last_drawn:
+            return
+        record = history[-1]
+        self._last_drawn = epoch = record["epoch"]
+        if self._writer is None:  # of a resumed run: what was drawn from this epoch on is hidden
+            self._writer = self._make_writer(str(self._curves), purge_step=epoch)
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """No more records come."""
+        if self._writer is not None:
+            self._writer.close()

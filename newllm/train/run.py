@@ -83,6 +83,7 @@ def train(
             elif processes.main:
                 set_aside(files, log)
             run = _Run(settings, files, log, advise, processes)
+            held.callback(run.metrics_file.close)
             trainer = run.prepare(stored)
         return run.train(trainer)
 
@@ -106,9 +107,7 @@ class _Run:
         self.rehearsed = prepare_rehearsal(settings, self.data.tokenizer)
         self.metrics_file = MetricsFile(
             files.metrics,
-            files.folder / "tensorboard" / files.name
-            if settings.tensorboard and processes.main
-            else None,
+            files.curves if settings.tensorboard and processes.main else None,
         )
 
     def prepare(self, stored: dict[str, Any] | None) -> Trainer:

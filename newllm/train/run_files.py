@@ -48,10 +48,15 @@ class RunFiles:
     def summary(self) -> Path:
         return self.folder / f"{self.name}.summary.json"
 
+    @property
+    def curves(self) -> Path:
+        """Folder of TensorBoard's files."""
+        return self.folder / "tensorboard" / self.name
+
     def existing(self) -> list[Path]:
         """Those files that are there, the resume file's predecessor included."""
         files = (self.best, self.final, self.resume, previous_path(self.resume), self.metrics,
-                 self.answers, self.settings, self.summary)  # fmt: skip
+                 self.answers, self.settings, self.summary, self.curves)  # fmt: skip
         return [path for path in files if path.exists()]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from newllm.train.epoch_log import LiveLog, MetricsFile, PlainLog, validation_line
 
@@ -61,10 +62,30 @@ def test_bpe_shows_bits_per_byte() -> None:
 
 
 def test_record_is_stored_and_drawn(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "x.metrics.jsonl", tensorboard=tmp_path / "curves")
+    file = MetricsFile(tmp_path / "x.metrics.jsonl", tmp_path / "curves")
     file.write([{**RECORD, "epoch": 49}])
     file.write([{**RECORD, "epoch": 49}, RECORD])
+    file.close()
     lines = (tmp_path / "x.metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [49, 50]
     assert json.loads(lines[1]) == RECORD
-    assert list((tmp_path / "curves").glob("events*"))
+    assert drawn(tmp_path / "curves") == [(49, RECORD["ppl"]), (50, RECORD["ppl"])]
+
+
+def drawn(curves: Path) -> list[tuple[int, Any]]:
+    """Epochs and perplexities that TensorBoard shows."""
+    reader = EventAccumulator(str(curves)).Reload()
+    return [(event.step, pytest.approx(event.value)) for event in reader.Scalars("ppl")]
+
+
+def test_a_resumed_run_draws_no_epoch_twice(tmp_path: Path) -> None:
+    first, second = ({**RECORD, "epoch": epoch, "ppl": 9.0} for epoch in (1, 2))
+    file = MetricsFile(tmp_path / "x.metrics.jsonl", tmp_path / "curves")
+    file.write([first])
+    file.write([first, second])  # and the run dies before it is saved
+    file.close()
+    file = MetricsFile(tmp_path / "x.metrics.jsonl", tmp_path / "curves")
+    file.write([first])
+    file.write([first, {**second, "ppl": 8.0}])
+    file.close()
+    assert drawn(tmp_path / "curves") == [(1, 9.0), (2, 8.0)]

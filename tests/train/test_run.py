@@ -158,12 +158,14 @@ def test_resume_refuses_changed_data(flags, dolly_folder: Path) -> None:
 
 
 def test_earlier_run_of_the_name_is_moved_not_lost(flags, capsys) -> None:
-    train("dolly", {**flags, "epochs": 1})
+    train("dolly", {**flags, "epochs": 1, "tensorboard": True})
     before = (Path(flags["out"]) / f"best_{NAME}.pt").read_bytes()
     train("dolly", {**flags, "epochs": 1, "seed": 1})
     assert "was moved to" in capsys.readouterr().out
     (kept,) = (Path(flags["out"]) / "replaced").glob(f"*/best_{NAME}.pt")
     assert kept.read_bytes() == before
+    assert list((kept.parent / NAME).glob("events*"))
+    assert not (Path(flags["out"]) / "tensorboard" / NAME).exists()
 
 
 def test_second_writer_is_refused(flags) -> None:
