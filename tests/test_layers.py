@@ -18,6 +18,7 @@ LAYERS = [
     {"recipes"},
     {"data"},
     {"model"},
+    {"sizes"},
     {"evaluate"},
     {"chat"},
     {"marks"},
