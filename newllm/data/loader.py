@@ -30,17 +30,38 @@ class Batch:
     scored: int
     """Targets that count; of a step's batch, those of all lanes, whichever of them are here."""
 
-    def lanes(self, start: int, stop: int) -> Batch:
-        """The part of the batch in lanes start..stop."""
-        part = slice(start, stop)
-        targets = self.targets[part]
+    def lanes(self, which: slice | Tensor, columns: int | None = None) -> Batch:
+        """The part of the batch in these lanes, up to a number of columns (default: all)."""
+        targets = self.targets[which, :columns]
         return Batch(
-            self.ids[part],
+            self.ids[which, :columns],
             targets,
-            self.reset[part],
-            self.assistant[part],
+            self.reset[which, :columns],
+            self.assistant[which, :columns],
             int((targets != IGNORED).sum()),
         )
+
+    def pieces(self, rows: int, apart: bool = False) -> Iterator[tuple[Tensor, Batch]]:
+        """So many lanes at a time: their numbers, and that part of the batch.
+
+        Args:
+            rows: lanes of a piece at most.
+            apart: no two documents share a lane. Those of like length then go together, and no
+                further than the longest: half of the columns would be padding.
+        """
+        if not apart:
+            yield from (
+                (lanes, self.lanes(lanes)) for lanes in torch.arange(len(self.ids)).split(rows)
+            )
+            return
+        filled = self.filled()
+        for lanes in filled.argsort(descending=True, stable=True).split(rows):
+            yield lanes, self.lanes(lanes, max(1, int(filled[lanes[0]])))
+
+    def filled(self) -> Tensor:
+        """Columns of each lane up to its last target that counts, [B]."""
+        columns = torch.arange(1, self.targets.shape[1] + 1)
+        return ((self.targets != IGNORED) * columns).amax(dim=1)
 
 
 class EpochLoader:

@@ -102,6 +102,8 @@ class Trainer:
         self.progress = Progress()
         self._lanes = range(settings.batch_size)[self.processes.lanes(settings.batch_size)]
         self.state: State = self.model.initial_state(len(self._lanes))
+        self._apart = settings.architecture == "original"
+        """One document a row: the published recipe counts its batch in documents."""
         self.micro_batch = 0
         """Rows computed at once; found when training starts, and part of the run from then on."""
 
@@ -188,8 +190,7 @@ class Trainer:
             self.settings.max_seq_length,
             self.settings.batch_size,
             (self.settings.seed, epoch),
-            # The published recipe counts its batch in documents: one a row.
-            shared=self.settings.architecture != "original",
+            shared=not self._apart,
             part=slice(self._lanes.start, self._lanes.stop),
         )
 
@@ -197,20 +198,20 @@ class Trainer:
         """Try a step's work before the first step: what fits, and how long a run will take."""
         settings = self.settings
         loader = self._loader(0)
-        try_rows = step_trial(self.model, loader.batch(0), self.accelerator, self.device)
+        batch = loader.batch(0)
+        try_rows = step_trial(self.model, batch, self.accelerator, self.device)
         rows = settings.micro_batch_size or preset_rows(self.device, settings.max_seq_length)
+        wanted = min(rows, len(self._lanes))
         self.model.train()
         # Dropout draws from the CPU's generator or the GPU's: both stay as they were.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             self.micro_batch, seconds = fit_rows(
-                try_rows,
-                min(rows, len(self._lanes)),
-                self.device,
-                self.log.note,
-                self.processes.local_world,
+                try_rows, wanted, self.device, self.log.note, self.processes.local_world
             )
         self.micro_batch = self.processes.least(self.micro_batch)
         seconds *= math.ceil(len(self._lanes) / self.micro_batch)
+        if self._apart:
+            seconds *= batch.filled().float().mean().item() / settings.max_seq_length
         steps = len(loader) * settings.epochs
         seconds *= min(steps, settings.max_steps or steps)
         if settings.minutes is not None:
@@ -262,12 +263,12 @@ class Trainer:
         self.model.zero_grad()  # what a try without enough memory left
         nats = torch.zeros((), device=self.device)
         states: list[State] = []
-        for start in range(0, len(self._lanes), rows):
-            first_lane = self._lanes.start + start
+        order: list[Tensor] = []
+        for lanes, part in batch.pieces(rows, self._apart):
+            first_lane = self._lanes.start + rows * len(order)
             noise = Noise(self.settings.seed, self.progress.total_steps, first_lane)
-            stop = start + rows
-            part = batch if rows >= len(batch.ids) else batch.lanes(start, stop)
-            state = {name: tensor[:, start:stop] for name, tensor in self.state.items()}
+            order.append(lanes)
+            state = {name: tensor[:, lanes] for name, tensor in self.state.items()}
             with self.accelerator.autocast():
                 hidden, state = self.model(
                     part.ids.to(self.device), state, part.reset.to(self.device), noise=noise
@@ -277,7 +278,8 @@ class Trainer:
             self.accelerator.backward(loss / max(1, batch.scored))
             states.append({name: tensor.detach() for name, tensor in state.items()})
             nats += loss.detach()
-        return nats, {name: torch.cat([s[name] for s in states], dim=1) for name in self.state}
+        back = torch.cat(order).argsort()
+        return nats, {name: torch.cat([s[name] for s in states], 1)[:, back] for name in self.state}
 
     def _update(self, nats: Tensor, rate_factor: float) -> None:
         """Step the optimizers, unless a number is not finite."""
@@ -317,13 +319,9 @@ class Trainer:
             )
 
     def _end_epoch(self, steps_in_epoch: int) -> None:
+        split, lanes = self.data.splits["validation"], max(EVALUATION_LANES, self.processes.world)
         metrics = evaluate(
-            self.model,
-            self.data.splits["validation"],
-            self.data.tokenizer,
-            self.device,
-            max(EVALUATION_LANES, self.processes.world),
-            self.processes,
+            self.model, split, self.data.tokenizer, self.device, lanes, self.processes
         )
         done = self._done(steps_in_epoch)
         record = self.progress.end_epoch(self.settings.epochs, metrics)

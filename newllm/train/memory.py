@@ -52,7 +52,7 @@ def step_trial(
     """
 
     def try_rows(rows: int) -> int:
-        part = batch.lanes(0, rows)
+        part = batch.lanes(slice(rows))
         with accelerator.autocast():
             hidden, _ = model(part.ids.to(device), None, part.reset.to(device))
             loss = model.loss(hidden, part.targets.to(device))
