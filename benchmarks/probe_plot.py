@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.measure import Row
-from newllm.errors import UserError
-
-
-def require_matplotlib() -> None:
-    """See that :func:`save_plot` will work.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("--plot needs its package: pip install 'new-llm[report]'")
 
 
 def save_plot(tables: Mapping[str, list[Row]], path: str) -> None:

@@ -21,7 +21,7 @@ import click
 import numpy as np
 
 from benchmarks.measure import Report, Row, progress, report_options
-from benchmarks.probe_plot import require_matplotlib, save_plot
+from benchmarks.probe_plot import save_plot
 from benchmarks.probe_training import Lesson, train_on
 from newllm.config import ModelSettings
 from newllm.data.conversations import ROW_FORMATS, Conversation
@@ -29,7 +29,7 @@ from newllm.data.loader import IGNORED
 from newllm.data.render import ChatRenderer
 from newllm.data.rows import Located
 from newllm.data.sources import open_source
-from newllm.errors import UserError
+from newllm.errors import UserError, require_packages
 from newllm.evaluate import probes
 from newllm.levels import find_level
 from newllm.model import LanguageModel
@@ -101,7 +101,7 @@ def command(
     plot: str | None,
 ) -> Report:
     if plot is not None:
-        require_matplotlib()
+        require_packages("--plot", "matplotlib", extra="report")
     tables: dict[str, list[Row]] = {}
     if checkpoint is not None:
         tables[TURNS] = later_turns(checkpoint, dataset, data, dialogues)

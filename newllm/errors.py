@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 
@@ -26,3 +27,15 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     names = list(valid)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f" (did you mean {nearest[0]}?)" if nearest else f" (valid: {', '.join(names)})"
+
+
+def require_packages(wish: str, *modules: str, extra: str) -> None:
+    """Make sure that the packages of one of our extras are there.
+
+    Raises:
+        UserError: one is missing; the message names the wish, the packages and the extra.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " and ".join(missing).replace("_", "-")
+        raise UserError(f'{wish}: needs {names}: pip install -e ".[{extra}]"')

@@ -237,7 +237,7 @@ def test_probes_of_what_has_no_turns(capsys, monkeypatch, tmp_path) -> None:
     assert "knows no turns" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["bench", "probes", "--plot", "x.png"]) == 2
-    assert "pip install 'new-llm[report]'" in capsys.readouterr().err
+    assert '--plot: needs matplotlib: pip install -e ".[report]"' in capsys.readouterr().err
 
 
 @pytest.mark.slow

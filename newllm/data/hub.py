@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from newllm.data.rows import Item, Located, Rows, split_name
 from newllm.errors import UserError
+from newllm.files import sha256
 from newllm.levels import HubRepository
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _by_file(repository: HubRepository, folders: list[str], revision: str | None
     places = [f"{split} {place}" for split, found in files.items() for _, place in found]
     return HubRows(
         {split: rows(split) for split in files},
-        revision or "-".join(_digest(Path(place.partition(" ")[2])) for place in places),
+        revision or "-".join(sha256(Path(place.partition(" ")[2])) for place in places),
         revision,
         {split: sum(map(int, c)) for split, c in known.items() if None not in c},  # type: ignore[arg-type]
     )
@@ -141,8 +141,3 @@ def _fetch(kind: str, place: str) -> datasets.Dataset:
 
 def _located(where: str, rows: Any) -> Iterator[Item]:
     return (Located(f"{where}:{number}", row) for number, row in enumerate(rows, start=1))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()

@@ -15,7 +15,6 @@ batch needs is read from the files when it is needed: memory holds the table of 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ import numpy as np
 
 from newllm.data.encode import Block
 from newllm.errors import UserError
+from newllm.files import sha256
 
 SHARD_TOKENS = 16 * 1024 * 1024
 """Tokens after which a new shard begins: bounds the memory that preparing needs."""
@@ -205,11 +205,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 def describe_file(path: Path) -> dict[str, Any]:
     """Size and SHA-256, as the manifest records them."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def read_manifest(folder: Path, check: bool = True) -> dict[str, Any] | None:

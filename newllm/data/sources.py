@@ -19,6 +19,7 @@ from newllm.data.hub import open_hub
 from newllm.data.rows import READABLE, Item, Located, Rows, read_file, split_name
 from newllm.data.sample import SAMPLES, sample_rows
 from newllm.errors import UserError
+from newllm.files import sha256
 from newllm.levels import Level
 
 SPLIT_SEED = 42
@@ -230,11 +231,7 @@ def _local(path: Path, level: Level) -> Source:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        return sha256(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

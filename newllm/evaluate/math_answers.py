@@ -7,7 +7,6 @@ and there (50% equals 50 and 0.5), and it judges results, not the way to them.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -27,19 +26,6 @@ COMPARE_SECONDS = 5.0
 _WORKER = Path(__file__).with_name("math_worker.py")
 _START_SECONDS = 60.0
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
-
-
-def require_math_verify() -> None:
-    """Make sure that results can be compared.
-
-    Raises:
-        UserError: `math-verify` is not installed.
-    """
-    if importlib.util.find_spec("math_verify") is None:
-        raise UserError(
-            "--skills: comparing MATH results needs math-verify; install it with "
-            "pip install -e '.[eval]'"
-        )
 
 
 def boxed(text: str) -> str | None:

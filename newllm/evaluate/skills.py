@@ -15,9 +15,10 @@ from newllm.data.render import ChatRenderer
 from newllm.data.rows import Located
 from newllm.data.sources import Source
 from newllm.data.tokenizers import BPE, Tokenizer
+from newllm.errors import require_packages
 from newllm.evaluate.code_answers import code_task, score_code
 from newllm.evaluate.greedy import Answer, greedy_answers
-from newllm.evaluate.math_answers import math_task, require_math_verify, score_math
+from newllm.evaluate.math_answers import math_task, score_math
 from newllm.evaluate.preferences import preference_pair, score_preferences
 from newllm.evaluate.sandbox import require_sandbox
 from newllm.model import LanguageModel
@@ -46,7 +47,7 @@ def require_skills(dataset: str, run_code: bool = False) -> None:
         UserError: a package or a protection is missing.
     """
     if dataset == "math":
-        require_math_verify()
+        require_packages("--skills on MATH", "math_verify", extra="eval")
     if dataset == "code_alpaca" and run_code:
         require_sandbox()
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from newllm import __version__
+from newllm.chat.dialogue import model_state_bytes
 from newllm.data.tokenizers import fingerprint
 from newllm.levels import find_level
 from newllm.summary import Summary, bpb_mark_line, mark_line
@@ -146,8 +147,7 @@ def _numbers(metrics: Mapping[str, Any], summary: Summary | None) -> list[str]:
 
 
 def _limits(model: TrainedModel) -> str:
-    state = model.model.initial_state(1).values()
-    size = sum(part.numel() * part.element_size() for part in state)
+    size = model_state_bytes(model.model)
     return _LIMITS.format(state=size, parameters=model.parameters)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from newllm.data.render import ChatRenderer
 from newllm.data.tokenizers import BPE
-from newllm.errors import UserError
+from newllm.errors import UserError, require_packages
 from newllm.export.bundle import bundle
 from newllm.export.card import model_card
 from newllm.export.folder import new_folder
@@ -41,16 +41,6 @@ TOLERANCE = 1e-4
 _PROBE_TOKENS = 40
 
 
-def require_extra(*modules: str, extra: str) -> None:
-    """Raise UserError if a package of one of our extras is missing."""
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"{' and '.join(missing)} not installed; it comes with the extra {extra}: "
-            f'pip install -e ".[{extra}]"'
-        )
-
-
 def export_hf(model: TrainedModel, folder: Path) -> float:
     """Write the folder, and compare it with the model before it takes its name.
 
@@ -60,7 +50,7 @@ def export_hf(model: TrainedModel, folder: Path) -> float:
     Raises:
         UserError: another architecture or tokenizer, a folder in use, a missing package.
     """
-    require_extra("transformers", "safetensors", extra="hf")
+    require_packages("--format hf", "transformers", "safetensors", extra="hf")
     tokenizer = exportable(model)
     with new_folder(folder) as scratch:
         write_text(scratch / f"{MODELLING}.py", bundle(f"newllm.export.{MODELLING}"))

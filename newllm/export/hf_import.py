@@ -10,8 +10,8 @@ import torch
 
 from newllm.config import Settings, parse
 from newllm.data.tokenizers import BPE, from_dict
-from newllm.errors import UserError
-from newllm.export.hf import PREFIX, SHAPE, require_extra
+from newllm.errors import UserError, require_packages
+from newllm.export.hf import PREFIX, SHAPE
 from newllm.export.hf_tokenizer import from_fast
 from newllm.model import build_model
 from newllm.train import checkpoint
@@ -33,7 +33,7 @@ def import_hf(folder: Path, output: Path) -> int:
     Raises:
         UserError: the folder is incomplete, damaged or no export of ours; `output` exists.
     """
-    require_extra("safetensors", extra="hf")
+    require_packages("import", "safetensors", extra="hf")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     if output.exists():

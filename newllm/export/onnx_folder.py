@@ -17,9 +17,9 @@ from newllm import __version__
 from newllm.chat import session_file
 from newllm.data.render import ChatRenderer
 from newllm.data.tokenizers import never_written
-from newllm.errors import UserError
+from newllm.errors import UserError, require_packages
 from newllm.export.folder import new_folder
-from newllm.export.hf import TOLERANCE, exportable, our_logits, probe_ids, require_extra
+from newllm.export.hf import TOLERANCE, exportable, our_logits, probe_ids
 from newllm.export.hf_tokenizer import SPECIAL, chat_template, to_fast
 from newllm.files import write_text
 from newllm.model import ContextLM
@@ -57,7 +57,7 @@ def export_onnx(model: TrainedModel, folder: Path, int8: bool = False) -> Differ
         UserError: another architecture or tokenizer, a folder in use, a missing package, graphs
             that say something else.
     """
-    require_extra("onnx", "onnxruntime", extra="export")
+    require_packages("--format onnx", "onnx", "onnxruntime", extra="export")
     from newllm.export.onnx_graph import prefill_graph, step_graph
 
     tokenizer = exportable(model)

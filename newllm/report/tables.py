@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
+from newllm.chat.dialogue import model_state_bytes
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import Tokenizer
@@ -20,11 +21,10 @@ Facts = dict[str, Any]
 def checkpoint_facts(path: str) -> Facts:
     """What `newllm info` says of a checkpoint."""
     model = TrainedModel.load(path, "cpu")
-    state = model.model.initial_state(1).values()
     return {
         "file": path,
         "parameters": model.parameters,
-        "state_bytes": sum(part.numel() * part.element_size() for part in state),
+        "state_bytes": model_state_bytes(model.model),
         "tokenizer": model.tokenizer.kind,
         "vocab_size": model.tokenizer.vocab_size,
         "metrics": model.metrics,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from newllm.errors import UserError
+from newllm.errors import require_packages
 from newllm.model.quantize import WeightFormat
 from newllm.trained import TrainedModel
+
+PACKAGES = ("anyio", "prometheus_client", "starlette", "uvicorn")
 
 
 def serve_checkpoint(
@@ -26,13 +28,10 @@ def serve_checkpoint(
         Stopped: when it was told to stop; everything is saved.
         UserError: no such checkpoint, the port is taken, the server's packages are missing.
     """
-    try:
-        from newllm.serve.app import serve
-        from newllm.serve.service import Limits
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn", "prometheus_client"):
-            raise
-        raise UserError(f'serve: needs {error.name}: pip install -e ".[serve]"') from None
+    require_packages("serve", *PACKAGES, extra="serve")
+    from newllm.serve.app import serve
+    from newllm.serve.service import Limits
+
     model = TrainedModel.load(file, device or "auto", weights)
     limits = Limits(requests=max_requests, sessions=max_sessions)
     serve(model, host, port, api_key, limits, Path(sessions_dir) if sessions_dir else None)

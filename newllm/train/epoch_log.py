@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from newllm.errors import UserError
+from newllm.errors import require_packages
 from newllm.evaluate.metrics import Record
 from newllm.files import write_text
 
@@ -158,12 +158,9 @@ class MetricsFile:
         self._writer: Any = None
         self._last_drawn = 0
         if curves is not None:
-            try:
-                from torch.utils import tensorboard
-            except ImportError:
-                raise UserError(
-                    '--tensorboard: needs its package: pip install -e ".[track]"'
-                ) from None
+            require_packages("--tensorboard", "tensorboard", extra="track")
+            from torch.utils import tensorboard
+
             self._make_writer = tensorboard.SummaryWriter
 
     def write(self, history: list[Record]) -> None:

@@ -6,15 +6,12 @@ import time
 
 import pytest
 
-from newllm.errors import UserError
-from newllm.evaluate import math_answers
 from newllm.evaluate.greedy import Answer
 from newllm.evaluate.math_answers import (
     MathTask,
     boxed,
     equal_results,
     math_task,
-    require_math_verify,
     score_math,
 )
 
@@ -124,9 +121,3 @@ def test_shares_by_subject_and_level() -> None:
         "Geometry": {"rows": 2, "right": 0.5},
     }
     assert scores["by_level"]["Level 2"] == {"rows": 3, "right": 1 / 3}
-
-
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(math_answers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="math-verify"):
-        require_math_verify()
