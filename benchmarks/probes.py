@@ -1,20 +1,21 @@
 """What the fixed-size context remembers: pairs, parity, and earlier turns of a dialogue.
 
     newllm bench probes --plot probes.png
-    newllm bench probes --checkpoint FILE --dataset hh_rlhf --data FOLDER
+    newllm bench probes --only turns --checkpoint FILE --checkpoint FILE --data FOLDER
 
 Recall (MQAR, arXiv:2312.04927): so many pairs of a key and a value, then questions for the values
 of keys. Small models are trained on it for a fixed number of steps, on 2 pairs first and on twice
 as many whenever those are learned, and tested on 128 tokens. "guess" is what remembering the
 values without their keys reaches. Parity: trained on 8 bits, then 16, 32 and 64 when the former
-are learned, tested up to 1,024. Dialogues (with --checkpoint): the loss of turn k with the earlier
-turns in the state, and without them.
+are learned, tested up to 1,024. Turns (of each --checkpoint): the loss of turn k of a dialogue with
+the earlier turns in the state, and without them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -36,6 +37,7 @@ from newllm.model import LanguageModel
 from newllm.trained import TrainedModel
 
 ARCHITECTURES: tuple[str, ...] = get_args(ModelSettings.model_fields["architecture"].annotation)
+PROBES = ("recall", "parity", "turns")
 DISTANCES = (8, 16, 32, 64, 128)
 DISTANCE_PAIRS = 4
 PARITY_LESSONS = (8, 16, 32, 64)
@@ -80,9 +82,12 @@ QUICK = Budget(5, 64, 16, (2, 4), (16, 32, 64), 3, 64, (32, 64), 8)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0),
               help="Seed of the weights.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Hardly train at all, only to see that it runs.")
-@click.option("--checkpoint", metavar="FILE", help="Also probe this model's dialogues.")
-@click.option("--dataset", default="hh_rlhf", show_default=True,
-              type=click.Choice(list(ROW_FORMATS)), help="Kind of the dialogues.")  # fmt: skip
+@click.option("--only", multiple=True, type=click.Choice(PROBES),
+              help="Only this probe (may be repeated).")  # fmt: skip
+@click.option("--checkpoint", "checkpoints", metavar="FILE", multiple=True,
+              help="Also probe this model's dialogues (may be repeated).")  # fmt: skip
+@click.option("--dataset", type=click.Choice(list(ROW_FORMATS)),
+              help="Kind of the dialogues.  [default: what the model was trained on]")  # fmt: skip
 @click.option("--data", default="sample", show_default=True,
               help="Where the dialogues are: a path, hub or sample.")  # fmt: skip
 @click.option("--dialogues", default=200, show_default=True, type=click.IntRange(min=1),
@@ -94,20 +99,28 @@ def command(
     steps: float,
     seed: int,
     quick: bool,
-    checkpoint: str | None,
-    dataset: str,
+    only: tuple[str, ...],
+    checkpoints: tuple[str, ...],
+    dataset: str | None,
     data: str,
     dialogues: int,
     plot: str | None,
 ) -> Report:
     if plot is not None:
         require_packages("--plot", "matplotlib", extra="report")
+    wanted = only or PROBES
+    if "turns" in only and not checkpoints:
+        raise UserError("--only turns: needs a model; give its file with --checkpoint")
     tables: dict[str, list[Row]] = {}
-    if checkpoint is not None:
-        tables[TURNS] = later_turns(checkpoint, dataset, data, dialogues)
+    if checkpoints and "turns" in wanted:
+        tables[TURNS] = [
+            row for file in checkpoints for row in later_turns(file, dataset, data, dialogues)
+        ]
     budget, chosen = QUICK if quick else Budget(), architectures or ARCHITECTURES
-    tables |= recall(budget, chosen, steps, seed)
-    tables[PARITY] = parity(budget, chosen, steps, seed)
+    if "recall" in wanted:
+        tables |= recall(budget, chosen, steps, seed)
+    if "parity" in wanted:
+        tables[PARITY] = parity(budget, chosen, steps, seed)
     report = Report(tables, {"training": f"{steps:g} x the default steps", "seed": seed})
     if plot is not None:
         save_plot(report.tables, plot)
@@ -197,9 +210,10 @@ def _parity_lesson(budget: Budget, length: int) -> Lesson:
     return lambda seed: probes.parity_task(seed, budget.parity_tokens // length, length)
 
 
-def later_turns(checkpoint: str, dataset: str, data: str, count: int) -> list[Row]:
+def later_turns(checkpoint: str, dataset: str | None, data: str, count: int) -> list[Row]:
     """Loss of each turn of validation dialogues with and without the turns before it."""
     trained = TrainedModel.load(checkpoint, "cpu")
+    dataset = dataset or trained.settings.dataset
     renderer = trained.renderer
     if not isinstance(renderer, ChatRenderer):
         raise UserError(f"{checkpoint}: the word-1000 protocol knows no turns; give a BPE model")
@@ -214,6 +228,8 @@ def later_turns(checkpoint: str, dataset: str, data: str, count: int) -> list[Ro
                 continue
     return [
         {
+            "model": Path(checkpoint).stem.removeprefix("best_"),
+            "context_dim": trained.settings.context_dim,
             "turn": turn,
             "speaker": speaker,
             "dialogues": sums.dialogues,

@@ -209,8 +209,8 @@ def test_probes(checkpoint: str, capsys, tmp_path) -> None:
     model = ["architecture", "context_dim", "parameters", "state_numbers"]
     assert keys(result) == {
         "Turns of dialogues": [
-            "turn", "speaker", "dialogues", "tokens", "nats_per_token", "nats_per_token_reset",
-            "nats_per_byte", "nats_per_byte_reset", "saved_share",
+            "model", "context_dim", "turn", "speaker", "dialogues", "tokens", "nats_per_token",
+            "nats_per_token_reset", "nats_per_byte", "nats_per_byte_reset", "saved_share",
         ],
         "Recall by number of pairs": [*model, "pairs_2", "pairs_4"],
         "Recall of 4 pairs by distance": [
@@ -225,6 +225,19 @@ def test_probes(checkpoint: str, capsys, tmp_path) -> None:
     assert (first["turn"], first["dialogues"]) == (1, 5)
     assert first["nats_per_byte"] == pytest.approx(first["nats_per_byte_reset"], rel=1e-5)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_probe_of_several_models(checkpoint: str, capsys, tmp_path) -> None:
+    picture = tmp_path / "turns.png"
+    result = run_json(
+        capsys, "probes", "--only", "turns", "--checkpoint", checkpoint,
+        "--checkpoint", checkpoint, "--dialogues", "3", "--plot", str(picture),
+    )  # fmt: skip
+    (rows,) = result["tables"].values()
+    assert rows[: len(rows) // 2] == rows[len(rows) // 2 :]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["bench", "probes", "--only", "turns"]) == 2
+    assert "give its file with --checkpoint" in capsys.readouterr().err
 
 
 def test_probes_of_what_has_no_turns(capsys, monkeypatch, tmp_path) -> None:
