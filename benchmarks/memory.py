@@ -16,6 +16,7 @@ import click
 
 from benchmarks.measure import Report, Row, progress, report_options, rounds
 from benchmarks.models import find_model, model_options
+from newllm.chat.dialogue import state_bytes
 from newllm.chat.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.data.tokenizers import BPE
 from newllm.model import LanguageModel
@@ -86,8 +87,7 @@ class _Text:
 
     @property
     def state_bytes(self) -> int:
-        state = self._stream.state or {}
-        return sum(part.numel() * part.element_size() for part in state.values())
+        return state_bytes(self._stream.state)
 
     def write(self, count: int) -> None:
         """Go on by so many tokens, sampled; the text never ends."""

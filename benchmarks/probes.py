@@ -111,17 +111,22 @@ def command(
     wanted = only or PROBES
     if "turns" in only and not checkpoints:
         raise UserError("--only turns: needs a model; give its file with --checkpoint")
+    if checkpoints and "turns" not in wanted:
+        raise UserError("--checkpoint: only turns are probed with it; add --only turns or omit it")
     tables: dict[str, list[Row]] = {}
-    if checkpoints and "turns" in wanted:
+    if checkpoints:
         tables[TURNS] = [
-            row for file in checkpoints for row in later_turns(file, dataset, data, dialogues)
+            {"model": name, **row}
+            for name, file in zip(_names(checkpoints), checkpoints, strict=True)
+            for row in later_turns(file, dataset, data, dialogues)
         ]
     budget, chosen = QUICK if quick else Budget(), architectures or ARCHITECTURES
     if "recall" in wanted:
         tables |= recall(budget, chosen, steps, seed)
     if "parity" in wanted:
         tables[PARITY] = parity(budget, chosen, steps, seed)
-    report = Report(tables, {"training": f"{steps:g} x the default steps", "seed": seed})
+    trained = {"training": f"{steps:g} x the default steps", "seed": seed}
+    report = Report(tables, {} if set(wanted) == {"turns"} else trained)
     if plot is not None:
         save_plot(report.tables, plot)
     return report
@@ -210,6 +215,15 @@ def _parity_lesson(budget: Budget, length: int) -> Lesson:
     return lambda seed: probes.parity_task(seed, budget.parity_tokens // length, length)
 
 
+def _names(checkpoints: Sequence[str]) -> list[str]:
+    """What the tables call these files: by name, with the folder where names are the same."""
+    paths = [Path(checkpoint).absolute() for checkpoint in checkpoints]
+    names = [path.stem.removeprefix("best_") for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.parent.name}/{name}" for path, name in zip(paths, names, strict=True)]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
 def later_turns(checkpoint: str, dataset: str | None, data: str, count: int) -> list[Row]:
     """Loss of each turn of validation dialogues with and without the turns before it."""
     trained = TrainedModel.load(checkpoint, "cpu")
@@ -226,9 +240,15 @@ def later_turns(checkpoint: str, dataset: str | None, data: str, count: int) -> 
                 conversations.append(ROW_FORMATS[dataset].conversation(item.row))
             except ValueError:  # `newllm data` counts and shows them
                 continue
+    turns = probes.turn_losses(trained.model, renderer, conversations)
+    if not any(turn > 1 for turn, _ in turns):
+        raise UserError(
+            f"{checkpoint}: no dialogue of {dataset} in {data} has a second turn; choose other "
+            "rows with --dataset and --data"
+        )
     return [
         {
-            "model": Path(checkpoint).stem.removeprefix("best_"),
+            "dataset": dataset,
             "context_dim": trained.settings.context_dim,
             "turn": turn,
             "speaker": speaker,
@@ -240,9 +260,7 @@ def later_turns(checkpoint: str, dataset: str | None, data: str, count: int) -> 
             "nats_per_byte_reset": sums.nats_reset / sums.content_bytes,
             "saved_share": 1 - sums.nats_carried / sums.nats_reset,
         }
-        for (turn, speaker), sums in probes.turn_losses(
-            trained.model, renderer, conversations
-        ).items()
+        for (turn, speaker), sums in turns.items()
     ]
 
 

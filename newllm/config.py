@@ -72,7 +72,8 @@ class ModelSettings(_Settings):
         0.1,
         ge=0,
         le=0.9,
-        description="share of activations dropped in training, from the third epoch on",
+        description="share of activations dropped in training, from the third epoch on "
+        "(original: from the first)",
     )
 
 
@@ -123,10 +124,10 @@ class RunSettings(_Settings):
     out: str = Field("checkpoints", description="folder of all files of the run")
     name: str | None = Field(
         None,
-        pattern=r"^[\w.-]+$",
+        pattern=r"^\w[\w.-]*$",
         description="name of the run (default: made from the settings)",
     )
-    init_from: str | None = Field(None, description="checkpoint whose weights training starts from")
+    init_from: str | None = Field(None, description="checkpoint whose model training starts from")
     save_minutes: float = Field(
         1.0, ge=0, description="save for --resume at least so often, besides after every epoch"
     )

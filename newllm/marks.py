@@ -2,8 +2,8 @@
 
 A published perplexity says something only in its own vocabulary. This mark holds for every lossless
 tokenizer: it is beaten or not on the very rows it was measured on, by a model that had no more
-parameters and no more minutes than the GRU. The package brings those measured so far
-(`marks.json`); `newllm bench marks` measures more, for one's own rows, machine and budget.
+parameters and no more minutes than the GRU, give or take 5%. The package brings those measured so
+far (`marks.json`); `newllm bench marks` measures more, for one's own rows, machine and budget.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +210,9 @@ def test_probes(checkpoint: str, capsys, tmp_path) -> None:
     model = ["architecture", "context_dim", "parameters", "state_numbers"]
     assert keys(result) == {
         "Turns of dialogues": [
-            "model", "context_dim", "turn", "speaker", "dialogues", "tokens", "nats_per_token",
-            "nats_per_token_reset", "nats_per_byte", "nats_per_byte_reset", "saved_share",
+            "model", "dataset", "context_dim", "turn", "speaker", "dialogues", "tokens",
+            "nats_per_token", "nats_per_token_reset", "nats_per_byte", "nats_per_byte_reset",
+            "saved_share",
         ],
         "Recall by number of pairs": [*model, "pairs_2", "pairs_4"],
         "Recall of 4 pairs by distance": [
@@ -228,16 +230,32 @@ def test_probes(checkpoint: str, capsys, tmp_path) -> None:
 
 
 def test_one_probe_of_several_models(checkpoint: str, capsys, tmp_path) -> None:
-    picture = tmp_path / "turns.png"
-    result = run_json(
-        capsys, "probes", "--only", "turns", "--checkpoint", checkpoint,
-        "--checkpoint", checkpoint, "--dialogues", "3", "--plot", str(picture),
-    )  # fmt: skip
+    picture, copy = tmp_path / "turns.png", tmp_path / Path(checkpoint).name
+    shutil.copy(checkpoint, copy)
+    probe = ["probes", "--only", "turns", "--checkpoint", checkpoint]
+    flags = ["--dataset", "hh_rlhf", "--dialogues", "3"]
+    result = run_json(capsys, *probe, "--checkpoint", str(copy), *flags, "--plot", str(picture))
     (rows,) = result["tables"].values()
-    assert rows[: len(rows) // 2] == rows[len(rows) // 2 :]
+    half = len(rows) // 2
+    names = [f"{Path(file).parent.name}/tiny" for file in (checkpoint, copy)]
+    assert [row["model"] for row in rows] == [name for name in names for _ in range(half)]
+    assert [{**row, "model": names[1]} for row in rows[:half]] == rows[half:]
+    assert max(row["turn"] for row in rows) > 1
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert main(["bench", "probes", "--only", "turns"]) == 2
-    assert "give its file with --checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--only", "turns"], "--only turns: needs a model; give its file with --checkpoint"),
+        (["--only", "parity", "--checkpoint", "FILE"], "--checkpoint: only turns are probed"),
+        (["--checkpoint", "FILE", "--dataset", "dolly"], "no dialogue of dolly in sample has a"),
+    ],
+)
+def test_probes_that_ask_for_nothing(flags, said, checkpoint: str, capsys) -> None:
+    words = [checkpoint if word == "FILE" else word for word in flags]
+    assert main(["bench", "probes", *words]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_probes_of_what_has_no_turns(capsys, monkeypatch, tmp_path) -> None:

@@ -70,18 +70,15 @@ def train(
     file = read_yaml(config) if config else None
     if file and file.get("dataset", dataset) != dataset:
         raise UserError(f"{config}: settings of {file['dataset']}, not of {dataset}")
-    if params is not None:
-        from newllm.sizes import shape_of_size
-
-        flags |= shape_of_size(params, flags, file)
     from newllm.train.run import train as run
 
-    run(dataset, flags, file, resume)
+    run(dataset, flags, file, resume, params)
 
 
 @cli.command(name="eval")
 @file_argument
-@setting_options("data", "subset", "device")
+@setting_options("data", "subset", default="what FILE was trained on")
+@setting_options("device")
 @click.option(
     "--dataset", type=click.Choice(list(LEVELS)), metavar="DATASET",
     help="Read the rows as this data set's.",

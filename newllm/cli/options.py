@@ -14,16 +14,23 @@ import click
 from newllm.cli.help_pages import Command
 from newllm.config import Settings, option_name
 from newllm.levels import LEVELS
+from newllm.recipes import RECIPES, resolve
 
 _PATHS = {"data", "tokenizer_file", "out", "init_from"}
 """Settings that may name a file or folder: shells complete them."""
 
+_FOLLOWING = {"embed_dim", "hidden_dim", "pair_rows"}
+"""Settings that `recipes.resolve` makes of others."""
 
-def setting_options(*fields: str, several: Sequence[str] = ()) -> Callable[[Any], Any]:
+
+def setting_options(
+    *fields: str, several: Sequence[str] = (), default: str | None = None
+) -> Callable[[Any], Any]:
     """Add an option for each of these settings (default: all), from its definition.
 
     Args:
         fields: names of settings.
+        default: what is said of the value without the option (default: what a training takes).
         several: those of them that take several words (the command has to be of the class
             `SeveralWords`); their values come as a tuple, empty where none is given.
     """
@@ -32,23 +39,35 @@ def setting_options(*fields: str, several: Sequence[str] = ()) -> Callable[[Any]
         for field in reversed(
             fields or [name for name in Settings.model_fields if name != "dataset"]
         ):
-            command = _setting_option(field, field in several)(command)
+            said = default or _default_of_training(field)
+            command = _setting_option(field, field in several, said)(command)
         return command
 
     return decorate
 
 
-def _setting_option(field: str, several: bool) -> Callable[[Any], Any]:
+def _default_of_training(field: str) -> str:
+    """What a training takes where a setting is not given, as `recipes.resolve` decides it."""
+    info = Settings.model_fields[field]
+    if field in RECIPES["context"]:
+        original = getattr(resolve("dolly", {"architecture": "original"}), field)
+        return f"{RECIPES['context'][field]}; original: {original}"
+    if field in _FOLLOWING:
+        return "follows from depth and context size"
+    if info.is_required():
+        return "the level's"
+    return "" if info.default in (None, []) else f"{info.default}"
+
+
+def _setting_option(field: str, several: bool, default: str) -> Callable[[Any], Any]:
     info = Settings.model_fields[field]
     repeated = get_origin(info.annotation) is list
     kinds = [kind for kind in get_args(info.annotation) if kind is not type(None)]
     kind: Any = (
         kinds[0] if kinds and get_origin(info.annotation) is not Literal else info.annotation
     )
-    default = "" if info.default in (None, []) else f"  [default: {info.default}]"
-    if info.is_required() or field == "pair_rows":  # 0 where no level decides
-        default = "  [default: the level's]"
-    options: dict[str, Any] = {"help": f"{_sentence(info.description)}{default}", "default": None}
+    said = f"{_sentence(info.description)}{default and f'  [default: {default}]'}"
+    options: dict[str, Any] = {"help": said, "default": None}
     if repeated:  # None, not an empty list, where it is not given
         options |= {"multiple": True, "callback": lambda _context, _option, values: values or None}
     if kind is bool:

@@ -27,7 +27,8 @@ data_dir_option = click.option(
 
 @click.command(cls=Command)
 @file_argument
-@setting_options("num_layers", "context_dim", "embed_dim", "hidden_dim", "seed")
+@setting_options("num_layers", "context_dim", "embed_dim", "hidden_dim", default="as in FILE")
+@setting_options("seed")
 @click.option("-o", "--output", required=True, type=Path, help="The file to write.")
 def grow(file: str, output: Path, seed: int | None, **sizes: int | None) -> None:
     """Make the model of checkpoint FILE larger, without changing what it says.

@@ -41,22 +41,22 @@ class Batch:
             int((targets != IGNORED).sum()),
         )
 
-    def pieces(self, rows: int, apart: bool = False) -> Iterator[tuple[Tensor, Batch]]:
-        """So many lanes at a time: their numbers, and that part of the batch.
+    def pieces(self, rows: int, apart: bool = False) -> Iterator[tuple[slice | Tensor, Batch]]:
+        """So many lanes at a time: which they are, and that part of the batch.
 
         Args:
             rows: lanes of a piece at most.
             apart: no two documents share a lane. Those of like length then go together, and no
-                further than the longest: half of the columns would be padding.
+                further than the longest: the rest of the columns is padding.
         """
         if not apart:
-            yield from (
-                (lanes, self.lanes(lanes)) for lanes in torch.arange(len(self.ids)).split(rows)
-            )
+            for start in range(0, len(self.ids), rows):
+                lanes = slice(start, start + rows)
+                yield lanes, self.lanes(lanes)
             return
         filled = self.filled()
-        for lanes in filled.argsort(descending=True, stable=True).split(rows):
-            yield lanes, self.lanes(lanes, max(1, int(filled[lanes[0]])))
+        for numbers in filled.argsort(descending=True, stable=True).split(rows):
+            yield numbers, self.lanes(numbers, max(1, int(filled[numbers[0]])))
 
     def filled(self) -> Tensor:
         """Columns of each lane up to its last target that counts, [B]."""

@@ -8,7 +8,6 @@ count).
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -209,9 +208,8 @@ class Trainer:
                 try_rows, wanted, self.device, self.log.note, self.processes.local_world
             )
         self.micro_batch = self.processes.least(self.micro_batch)
-        seconds *= math.ceil(len(self._lanes) / self.micro_batch)
-        if self._apart:
-            seconds *= batch.filled().float().mean().item() / settings.max_seq_length
+        computed = sum(part.ids.numel() for _, part in batch.pieces(self.micro_batch, self._apart))
+        seconds *= computed / (self.micro_batch * settings.max_seq_length)
         steps = len(loader) * settings.epochs
         seconds *= min(steps, settings.max_steps or steps)
         if settings.minutes is not None:
@@ -263,7 +261,7 @@ class Trainer:
         self.model.zero_grad()  # what a try without enough memory left
         nats = torch.zeros((), device=self.device)
         states: list[State] = []
-        order: list[Tensor] = []
+        order: list[slice | Tensor] = []
         for lanes, part in batch.pieces(rows, self._apart):
             first_lane = self._lanes.start + rows * len(order)
             noise = Noise(self.settings.seed, self.progress.total_steps, first_lane)
@@ -278,8 +276,11 @@ class Trainer:
             self.accelerator.backward(loss / max(1, batch.scored))
             states.append({name: tensor.detach() for name, tensor in state.items()})
             nats += loss.detach()
-        back = torch.cat(order).argsort()
-        return nats, {name: torch.cat([s[name] for s in states], 1)[:, back] for name in self.state}
+        behind = {name: states[0][name].new_empty(old.shape) for name, old in self.state.items()}
+        for lanes, state in zip(order, states, strict=True):
+            for name, tensor in behind.items():
+                tensor[:, lanes] = state[name]
+        return nats, behind
 
     def _update(self, nats: Tensor, rate_factor: float) -> None:
         """Step the optimizers, unless a number is not finite."""

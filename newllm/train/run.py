@@ -26,6 +26,7 @@ from newllm.files import write_text
 from newllm.levels import find_level
 from newllm.model.kernels import active_kernel
 from newllm.recipes import resolve
+from newllm.sizes import shape_of_size
 from newllm.summary import save_summary, summary_lines
 from newllm.train import checkpoint
 from newllm.train.answers import answer_prompts
@@ -44,6 +45,7 @@ def train(
     flags: Mapping[str, Any],
     file: Mapping[str, Any] | None = None,
     resume: bool = False,
+    params: int | None = None,
     advise: bool = True,
 ) -> Path:
     """Train one model and print how it goes.
@@ -54,6 +56,7 @@ def train(
         file: settings from a YAML file.
         resume: go on where the run of this name stopped; settings that are not given are taken
             from it.
+        params: size of the model, which stands for its depth and widths.
         advise: say at the end what to do next.
 
     Returns:
@@ -63,12 +66,14 @@ def train(
         UserError: anything the user can mend.
         Stopped: a signal came; everything is saved.
     """
-    given = {**(file or {}), **flags}
     with joined() as processes, contextlib.ExitStack() as held:
         log = make_log() if processes.main else SilentLog()
         held.callback(log.close)
         stored = None
         with processes.main_first():
+            if params is not None:
+                flags = {**flags, **shape_of_size(params, flags, file)}
+            given = {**(file or {}), **flags}
             if given.get("init_from") is not None:
                 flags = {**shape_of(given["init_from"]), **given}
             settings = resolve(dataset, flags, file)

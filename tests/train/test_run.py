@@ -209,8 +209,12 @@ def test_from_a_file_older_than_the_table_of_pairs(flags, tmp_path: Path) -> Non
         train("dolly", {**onward, "pair_rows": 64})
 
 
-def test_micro_batches_change_nothing_but_rounding(flags, tmp_path: Path) -> None:
-    flags |= {"dropout": 0.0, "precision": "fp32", "epochs": 1}
+@pytest.mark.parametrize("architecture", ["context", "original"])
+def test_micro_batches_change_nothing_but_rounding(
+    flags, architecture: str, tmp_path: Path
+) -> None:
+    flags |= {"dropout": 0.0, "precision": "fp32", "epochs": 1, "name": NAME}
+    flags |= {"architecture": architecture, "batch_size": 8}
     train("dolly", flags)
     train("dolly", {**flags, "micro_batch_size": 3, "out": str(tmp_path / "micro")})
     (whole,), (parts,) = (
