@@ -24,7 +24,8 @@ def save_plot(tables: Mapping[str, list[Row]], path: str) -> None:
     for unused in panels[len(tables) :]:
         unused.remove()
     rows = [row for table in tables.values() for row in table]
-    names = [name for row in rows if (name := row.get("architecture") or row["model"])]
+    rows.sort(key=lambda row: "model" in row)  # architectures first: they have the first colours
+    names = [row.get("architecture") or row["model"] for row in rows]
     colours = {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys(names))}
     for axes, (title, table) in zip(panels, tables.items(), strict=False):
         axes.set_title(title)
@@ -70,5 +71,6 @@ def _draw_turns(axes: Any, rows: list[Row], colours: Mapping[str, str]) -> None:
             marker="o",
             label=f"{model}, {speaker}",
         )
+    axes.set_xticks(range(1, 1 + max(row["turn"] for row in rows)))
     axes.set_xlabel("turn")
     axes.set_ylabel("% of the loss that earlier turns save")
