@@ -38,11 +38,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-faults", action="store_true", help="strike at every point")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoded data of tests never mixes with the user's, and is shared within a worker."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("NEWLLM_CACHE", str(folder))
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Encoded data of tests never mixes with the user's, and is shared within a worker.
+
+    Of the whole session, so that the trainings of wider fixtures use it too.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEWLLM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(autouse=True)
