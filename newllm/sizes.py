@@ -14,7 +14,7 @@ from newllm.data.tokenizers import Word1000
 from newllm.errors import UserError
 from newllm.model import count_parameters
 from newllm.recipes import resolve
-from newllm.widths import ONE_WIDTH
+from newllm.widths import ONE_WIDTH, largest
 
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Blocks that are considered where no number of them is given."""
@@ -69,17 +69,18 @@ def shape_of_size(
     if both.get("architecture") == "original":
         raise UserError("--params: original has its published widths; choose --num-layers instead")
     settings = resolve(_ANY_LEVEL, given, file)  # says what is wrong with the others
+    vocabulary = _vocabulary(settings)
     known: _Known = (
         ("architecture", settings.architecture),
         ("tokenizer", settings.tokenizer),
-        ("vocab_size", _vocabulary(settings)),
+        ("vocab_size", vocabulary),
     )
     depths = (settings.num_layers,) if "num_layers" in given else DEPTHS
     fitting = {depth: width for depth in depths if (width := _widest(parameters, depth, known))}
     if not fitting:
         raise UserError(
             f"--params {parameters:,}: no model of {depths[0]} layer(s) with a vocabulary of "
-            f"{_vocabulary(settings):,} is so small; change --params, --vocab-size or --num-layers"
+            f"{vocabulary:,} is so small; change --params, --vocab-size or --num-layers"
         )
     if set(fitting.values()) == {WIDEST}:
         most = _count(_shape(max(fitting), WIDEST, known))
@@ -95,12 +96,12 @@ def shape_of_size(
 
 def _widest(parameters: int, num_layers: int, known: _Known) -> int:
     """The largest context of a depth within the budget, 0 without any."""
-    fitting, step = 0, (WIDEST // WIDTH_STEP + 1) // 2
-    while step:
-        if _stacked(num_layers, WIDTH_STEP * (fitting + step), known) <= parameters:
-            fitting += step
-        step //= 2
-    return WIDTH_STEP * fitting
+
+    def fits(steps: int) -> bool:
+        width = WIDTH_STEP * steps
+        return width <= WIDEST and _stacked(num_layers, width, known) <= parameters
+
+    return WIDTH_STEP * largest(fits)
 
 
 def _filled(shape: Settings, parameters: int) -> Settings:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Callable
 
 ONE_WIDTH = frozenset({"gru", "lstm"})
 """Architectures whose state has to be as wide as the stream; `hidden_dim` does nothing there."""
@@ -35,3 +37,11 @@ def equal_widths(num_layers: int, width: int) -> dict[str, int]:
     """The same where `context_dim` and the stream have one width (see `EQUAL_WIDTHS`)."""
     hidden_dim = 2 * width if num_layers == 1 else width + width // 2
     return {"context_dim": width, "embed_dim": width, "hidden_dim": hidden_dim}
+
+
+def largest(holds: Callable[[int], bool]) -> int:
+    """The largest number for which a condition holds that holds up to some number, or 0."""
+    step = 1
+    while holds(step):
+        step *= 2
+    return bisect.bisect_left(range(step), True, lo=1, key=lambda number: not holds(number)) - 1

@@ -5,6 +5,7 @@ Options of settings are generated from `config.py`, where each is defined once.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -50,13 +51,18 @@ def _default_of_training(field: str) -> str:
     """What a training takes where a setting is not given, as `recipes.resolve` decides it."""
     info = Settings.model_fields[field]
     if field in RECIPES["context"]:
-        original = getattr(resolve("dolly", {"architecture": "original"}), field)
-        return f"{RECIPES['context'][field]}; original: {original}"
+        return f"{RECIPES['context'][field]}; original: {getattr(_published(), field)}"
     if field in _FOLLOWING:
         return "follows from depth and context size"
     if info.is_required():
         return "the level's"
     return "" if info.default in (None, []) else f"{info.default}"
+
+
+@functools.cache
+def _published() -> Settings:
+    """What `original` takes: its learning rate follows from its batch."""
+    return resolve("dolly", {"architecture": "original"})
 
 
 def _setting_option(field: str, several: bool, default: str) -> Callable[[Any], Any]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable
-
 import torch
 
 from newllm.config import ModelSettings
@@ -15,7 +12,7 @@ from newllm.model.original import OriginalLM
 from newllm.model.pairs import PAIR_DIM
 from newllm.model.residual import State
 from newllm.model.transformer import TransformerLM
-from newllm.widths import EQUAL_WIDTHS, ONE_WIDTH, default_widths, equal_widths
+from newllm.widths import EQUAL_WIDTHS, ONE_WIDTH, default_widths, equal_widths, largest
 
 LanguageModel = ContextLM | OriginalLM | GruLM | LstmLM | MinGruLM | TransformerLM
 
@@ -88,7 +85,7 @@ def matched_widths(
         settings = ModelSettings.model_validate({**named, **widths})
         return count_parameters(settings, vocab_size) <= parameters
 
-    width = _largest(lambda candidate: fits(shape(candidate)))
+    width = largest(lambda candidate: fits(shape(candidate)))
     if width == 0:
         raise UserError(
             f"{architecture} with {num_layers} layers has more than {parameters:,} parameters"
@@ -96,15 +93,7 @@ def matched_widths(
     widths = shape(width)
     if architecture in (*ONE_WIDTH, "original"):
         return widths
-    wider = _largest(
+    wider = largest(
         lambda eights: fits({**widths, "hidden_dim": widths["hidden_dim"] + 8 * eights})
     )
     return {**widths, "hidden_dim": widths["hidden_dim"] + 8 * wider}
-
-
-def _largest(holds: Callable[[int], bool]) -> int:
-    """The largest number for which a condition holds that holds up to some number, or 0."""
-    step = 1
-    while holds(step):
-        step *= 2
-    return bisect.bisect_left(range(step), True, lo=1, key=lambda number: not holds(number)) - 1
