@@ -5,7 +5,11 @@ the speeds measured in turns beforehand: what else runs on the machine then chan
 Every architecture has the same grid of learning rates, the same optimizers (Muon for the
 matrices; `original` keeps its Adam), batch, schedule and no dropout, and as many parameters as fit
 the budget. The rate is chosen on the first set with the first seed; the other sets and the second
-seed then use it. Intervals are 95% bootstrap intervals of the ratio to `context`, over documents.
+seed then use it. Intervals are 95% bootstrap intervals of the ratio to the first, over documents.
+
+`--architectures` takes the bake-off's names too: `context_1_layer` and `context_4_layers`, and the
+memories of `candidates.py`, which have the widths of `context` and as many steps as it makes,
+though steps of theirs take longer.
 
 Speeds and trials are kept in --out: a comparison that was stopped goes on where it was.
 """
@@ -25,6 +29,8 @@ import click
 import numpy as np
 import torch
 
+from benchmarks import candidates
+from benchmarks.candidates import CANDIDATES
 from benchmarks.measure import Report, Row, progress, report_options, rounds
 from benchmarks.train_speed import stepper
 from benchmarks.trials import run_module, train_trial
@@ -43,6 +49,9 @@ DEPTHS = {
     5.0: {"context": 4, "gru": 2, "lstm": 2, "mingru": 4, "transformer": 4, "original": 2},
 }
 """Blocks by size in millions of parameters: what suits each architecture at that size."""
+
+CONTEXT_DEPTHS = {"context_1_layer": 1, "context_4_layers": 4}
+"""Depth against width: `context` with other depths, and the widths that fit."""
 
 VOCABULARY = {1.4: 2048, 5.0: 4096}
 """BPE entries by size, so that the embedding does not take it all."""
@@ -71,16 +80,23 @@ class Trial:
         """Name of its files."""
         return "_".join(str(value).replace(".", "p") for value in asdict(self).values())
 
+    @property
+    def memory(self) -> list[str]:
+        """The candidate of the bake-off that takes the place of the context, if one does."""
+        return [self.architecture] if self.architecture in CANDIDATES else []
+
     def settings(self, data: str) -> dict[str, Any]:
         """Of `newllm train`."""
-        layers = DEPTHS[self.millions][self.architecture]
+        depths = DEPTHS[self.millions]
+        architecture = self.architecture if self.architecture in depths else "context"
+        layers = CONTEXT_DEPTHS.get(self.architecture, depths[architecture])
         vocabulary = VOCABULARY[self.millions] if self.tokenizer == "bpe" else 1000
         parameters = round(self.millions * 1e6)
         pairs = self.tokenizer == "bpe"
-        widths = matched_widths(self.architecture, layers, vocabulary, parameters, pairs)
+        widths = matched_widths(architecture, layers, vocabulary, parameters, pairs)
         return {
             "data": data, "tokenizer": self.tokenizer, "vocab_size": VOCABULARY[self.millions],
-            "architecture": self.architecture, "num_layers": layers, **widths,
+            "architecture": architecture, "num_layers": layers, **widths,
             "learning_rate": self.learning_rate, "batch_size": ROWS, "max_seq_length": 128,
             "dropout": 0.0, "warmup_share": 0.02, "warmdown_share": 0.6, "patience": 1000,
             "epochs": 1000, "max_steps": self.steps, "seed": self.seed,
@@ -99,7 +115,8 @@ def run_trial(trial: Trial, data_dir: str, out: Path, nats: bool = False) -> dic
     data = place(data_dir, trial.dataset)
     record, scores = out / f"{trial.name}.json", out / f"{trial.name}.npy"
     if not record.exists():
-        train_trial(trial.dataset, trial.name, trial.settings(data), out)
+        program = ["benchmarks.candidates", *trial.memory] if trial.memory else ["newllm"]
+        train_trial(trial.dataset, trial.name, trial.settings(data), out, program=program)
         run = load_summary(out / f"{trial.name}.summary.json")
         facts = {
             **{name: run.best[name] for name in ("bpb", "ppl", "accuracy")},
@@ -111,7 +128,7 @@ def run_trial(trial: Trial, data_dir: str, out: Path, nats: bool = False) -> dic
         for kind in ("final", "resume", "resume.previous"):
             (out / f"{trial.name}_{kind}.pt").unlink(missing_ok=True)
     if nats and not scores.exists():
-        words = ["score", str(out / f"best_{trial.name}.pt"), data, str(scores)]
+        words = ["score", str(out / f"best_{trial.name}.pt"), data, str(scores), *trial.memory]
         run_module(["benchmarks.quality", *words], out / f"{trial.name}.log")
     return {**json.loads(record.read_text(encoding="utf-8")), "nats_file": scores.name}
 
@@ -150,8 +167,10 @@ def measure_steps(
     record.write_text(json.dumps({t.name: t.seconds for t in timings}), encoding="utf-8")
 
 
-def score(checkpoint: str, data: str, file: str) -> None:
+def score(checkpoint: str, data: str, file: str, memory: str | None = None) -> None:
     """Write the nats of each validation document."""
+    if memory is not None:
+        candidates.install(memory)
     model = TrainedModel.load(checkpoint)
     np.save(file, nats_by_document(model.model, model.validation_rows(data), model.device))
 
@@ -195,7 +214,10 @@ def compare(
 ) -> list[Row]:
     """All trials of one size, and the rows of the table."""
     out.mkdir(parents=True, exist_ok=True)
-    seconds = {rows: step_seconds(rows, architectures, millions, data_dir, out) for rows in sets}
+    timed = ["context", *(n for n in architectures if n not in CANDIDATES and n != "context")]
+    seconds = {rows: step_seconds(rows, timed, millions, data_dir, out) for rows in sets}
+    for measured in seconds.values():
+        measured |= dict.fromkeys(CANDIDATES, measured["context"])
 
     def trial(rows: tuple[str, str], architecture: str, rate: float, seed: int) -> Trial:
         steps = round(60 * minutes / seconds[rows][architecture])
@@ -279,7 +301,7 @@ def command(
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case "score", checkpoint, data, file:
-            score(checkpoint, data, file)
+        case "score", checkpoint, data, file, *memory:
+            score(checkpoint, data, file, *memory)
         case "speed", dataset, tokenizer, size, data, file, *names:
             measure_steps((dataset, tokenizer), float(size), data, Path(file), names)

@@ -33,7 +33,12 @@ def run_module(arguments: Sequence[str], log: Path, threads: int = 1) -> None:
 
 
 def train_trial(
-    dataset: str, name: str, settings: Mapping[str, Any], out: Path, threads: int = 1
+    dataset: str,
+    name: str,
+    settings: Mapping[str, Any],
+    out: Path,
+    threads: int = 1,
+    program: Sequence[str] = ("newllm",),
 ) -> Path:
     """Train, unless it was done before; the best checkpoint.
 
@@ -43,8 +48,9 @@ def train_trial(
         settings: of the run; lists are options given several times.
         out: folder of its files; what it prints goes to `NAME.log` there.
         threads: cores it uses.
+        program: the module that has the command line, and what stands before the command.
     """
-    words = ["newllm", "train", dataset, "--name", name, "--out", str(out), "--resume"]
+    words = [*program, "train", dataset, "--name", name, "--out", str(out), "--resume"]
     for field, value in settings.items():
         for word in value if isinstance(value, list) else [value]:
             words += [option_name(field), str(word)]

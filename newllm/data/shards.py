@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -148,9 +148,10 @@ class _Arrays:
             os.close(self._open.pop(next(iter(self._open))))
         return descriptor
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # Bound above: when the interpreter ends, `os` may be gone before this object.
         for descriptor in self._open.values():
-            os.close(descriptor)
+            close(descriptor)
 
 
 class SplitWriter:

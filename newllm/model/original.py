@@ -14,16 +14,18 @@ time step. The recurrence is dense and nonlinear, so time is a loop.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings
-from newllm.model.kernels import Noise
+from newllm.model.kernels import Noise, active_kernel
 from newllm.model.loss import sum_of_nats
+from newllm.model.original_loop import Loop, fused, reference
 
 _INIT_STD = 0.02
-_CLAMP = 10.0
 
 
 class OriginalLM(nn.Module):
@@ -72,23 +74,25 @@ class OriginalLM(nn.Module):
         # The embedding's half of W_in needs no context: one product for all time steps.
         read_token, read_context = self.in_proj.weight.split([width, context.shape[1]], dim=1)
         tokens = F.linear(self.embedding(ids), read_token, self.in_proj.bias)  # [B, T, H]
-        outputs = []
-        for t in range(ids.shape[1]):
-            if reset is not None:
-                context = context * ~reset[:, t, None]
-            h = self.dropout(F.relu(tokens[:, t] + F.linear(context, read_context)))
-            for layer in self.hidden_layers:
-                h = self.dropout(F.relu(layer(h)))
-            forget, write = torch.sigmoid(self.forget(h)), torch.sigmoid(self.write(h))
-            new = self.context_norm((forget * context + write * self.delta(h)).float())
-            new = new.clamp(-_CLAMP, _CLAMP)
-            if valid is not None:
-                new = torch.where(valid[:, t, None], new, context)
-                h = h * valid[:, t, None]
-            context = new
-            outputs.append(h)
-        hidden = torch.stack(outputs, dim=1) if outputs else tokens
+        gates = self.forget, self.write, self.delta
+        loop = Loop(reset, valid, self.dropout.p if self.training else 0.0)
+        # Autograd's own backward is the slower; without gradients both are the same work.
+        read = fused if active_kernel(ids.device) != "reference" else reference
+        hidden, context = read(
+            loop,
+            tokens,
+            context,
+            read_context,
+            [(layer.weight, layer.bias) for layer in self._hidden()],
+            (torch.cat([gate.weight for gate in gates]), torch.cat([gate.bias for gate in gates])),
+            (self.context_norm.weight, self.context_norm.bias),
+        )
         return hidden, {"context": context[None]}
+
+    def _hidden(self) -> Iterator[nn.Linear]:
+        for layer in self.hidden_layers:
+            assert isinstance(layer, nn.Linear)
+            yield layer
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every next token, [..., H] -> [..., V]."""

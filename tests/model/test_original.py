@@ -10,6 +10,7 @@ from torch import Tensor
 
 from newllm.config import ModelSettings
 from newllm.model import OriginalLM
+from newllm.model.original_loop import Loop, fused, reference
 
 PUBLISHED = {
     "architecture": "original",
@@ -120,3 +121,39 @@ def test_published_rate_follows_the_batch() -> None:
     assert (settings.batch_size, settings.patience, settings.epochs) == (2048, 20, 100)
     quarter = resolve("dolly", {"architecture": "original", "batch_size": 512})
     assert quarter.learning_rate == pytest.approx(1e-4 * math.sqrt(512 / 32))
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_loop_equals_its_twin(layers: int, resets: bool, padded: bool, dropout: float) -> None:
+    """Outputs and gradients, in float64; both draw the same dropout."""
+    torch.manual_seed(0)
+    lanes, time, context_dim, width = 3, 7, 6, 8
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    tokens, context, read = leaf(lanes, time, width), leaf(lanes, context_dim), leaf(width, 6)
+    hidden = [(leaf(width, width), leaf(width)) for _ in range(layers)]
+    gates = leaf(3 * context_dim, width), leaf(3 * context_dim)
+    norm = leaf(context_dim), leaf(context_dim)
+    with torch.no_grad():
+        norm[0].fill_(8.0)  # so that the clamp acts
+    loop = Loop(
+        torch.rand(lanes, time) < 0.3 if resets else None,
+        torch.rand(lanes, time) < 0.7 if padded else None,
+        dropout,
+    )
+    leaves = [tokens, context, read, *(x for layer in hidden for x in layer), *gates, *norm]
+    results = []
+    for function in (reference, fused):
+        torch.manual_seed(1)
+        output, last = function(loop, tokens, context, read, hidden, gates, norm)
+        weights = [torch.linspace(-1, 1, x.numel()).double().view(x.shape) for x in (output, last)]
+        total = (output * weights[0]).sum() + (last * weights[1]).sum()
+        results.append([output, last, *torch.autograd.grad(total, leaves)])
+    assert results[0][1].abs().max() == 10.0
+    for ours, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, expected)

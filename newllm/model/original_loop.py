@@ -1,0 +1,206 @@
+"""The time loop of `original`, with a backward of its own.
+
+Autograd's backward of such a loop adds to the gradient of every weight at every time step: small
+products, a pass over all weights each, and in bfloat16 a rounding each. Here the loop keeps what
+enters those products, and one product over all time steps follows it.
+
+`reference` is the definition in plain torch. Shapes: B lanes, T time steps, C size of the context,
+H width of the hidden layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CLAMP = 10.0
+"""Largest number in a context."""
+
+EPSILON = 1e-5
+"""Added to the variance by the norm of the context."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What a loop runs on besides what it is differentiated by.
+
+    Attributes:
+        reset: True where a document starts and the context before it is forgotten, [B, T].
+        valid: False where a token is padding and leaves the context as it is, [B, T].
+        dropout: share of the hidden numbers that become zero.
+    """
+
+    reset: Tensor | None
+    valid: Tensor | None
+    dropout: float
+
+
+def reference(
+    loop: Loop,
+    tokens: Tensor,
+    context: Tensor,
+    read_context: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    gates: tuple[Tensor, Tensor],
+    norm: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Read tokens one after the other.
+
+    Args:
+        loop: resets, padding, dropout.
+        tokens: what the first layer reads of the tokens, bias included, [B, T, H].
+        context: before the first token, [B, C].
+        read_context: what it reads of the context, [H, C].
+        layers: weight [H, H] and bias [H] of each further layer.
+        gates: weight [3 C, H] and bias [3 C] of forget gate, write gate and delta.
+        norm: weight and bias of the context's norm, [C] each.
+
+    Returns:
+        hidden [B, T, H], zero at padding, and the last context [B, C].
+    """
+    outputs = []
+    for t in range(tokens.shape[1]):
+        if loop.reset is not None:
+            context = context * ~loop.reset[:, t, None]
+        h = F.relu(tokens[:, t] + F.linear(context, read_context))
+        h = F.dropout(h, loop.dropout)
+        for weight, bias in layers:
+            h = F.dropout(F.relu(F.linear(h, weight, bias)), loop.dropout)
+        forget, write, delta = F.linear(h, *gates).chunk(3, dim=1)
+        new = torch.sigmoid(forget) * context + torch.sigmoid(write) * delta
+        new = F.layer_norm(new.to(context.dtype), norm[0].shape, *norm, eps=EPSILON)
+        new = new.clamp(-CLAMP, CLAMP)
+        if loop.valid is not None:
+            new = torch.where(loop.valid[:, t, None], new, context)
+            h = h * loop.valid[:, t, None]
+        context = new
+        outputs.append(h)
+    return torch.stack(outputs, dim=1) if outputs else tokens, context
+
+
+def fused(
+    loop: Loop,
+    tokens: Tensor,
+    context: Tensor,
+    read_context: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    gates: tuple[Tensor, Tensor],
+    norm: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The same as :func:`reference`; products in the type of `tokens`."""
+    parts = [part for layer in layers for part in layer]
+    return _TimeLoop.apply(loop, tokens, context, read_context, *gates, *norm, *parts)
+
+
+class _TimeLoop(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loop: Loop,
+        tokens: Tensor,
+        context: Tensor,
+        read_context: Tensor,
+        gate_weight: Tensor,
+        gate_bias: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        *layers: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = tokens.dtype
+        steps = tokens.transpose(0, 1).contiguous()  # [T, B, H]
+        read, gate_w, gate_b = (x.to(dtype) for x in (read_context, gate_weight, gate_bias))
+        inner = [layer.to(dtype) for layer in layers]
+        (length, lanes, width), size = steps.shape, context.shape[1]
+        hidden = steps.new_empty(1 + len(inner) // 2, length, lanes, width)
+        gates = steps.new_empty(length, lanes, 3 * size)
+        before, raw = (context.new_empty(length, lanes, size) for _ in range(2))
+        moments = []
+        keep = None if loop.reset is None else ~loop.reset.t()[:, :, None]  # [T, B, 1]
+        valid = None if loop.valid is None else loop.valid.t()[:, :, None]
+        with torch.autocast(tokens.device.type, enabled=False):
+            for t in range(length):
+                if keep is not None:
+                    context = context * keep[t]
+                before[t] = context
+                h = torch.addmm(steps[t], context.to(dtype), read.t()).relu_()
+                hidden[0, t] = h = F.dropout(h, loop.dropout)
+                for layer, (weight, bias) in enumerate(zip(inner[::2], inner[1::2], strict=True)):
+                    h = F.linear(h, weight, bias).relu_()
+                    hidden[layer + 1, t] = h = F.dropout(h, loop.dropout)
+                gate = torch.addmm(gate_b, h, gate_w.t(), out=gates[t])
+                gate[:, : 2 * size].sigmoid_()
+                forget, write, delta = gate.split(size, dim=1)
+                new = torch.mul(context, forget, out=raw[t]).add_((write * delta).to(context.dtype))
+                new, *moment = torch.native_layer_norm(new, [size], norm_weight, norm_bias, EPSILON)
+                moments.append(moment)
+                new = new.clamp_(-CLAMP, CLAMP)
+                context = new if valid is None else torch.where(valid[t], new, context)
+        ctx.loop, ctx.moments, ctx.inner = loop, moments, (read, gate_w, inner)
+        ctx.save_for_backward(hidden, gates, before, raw, norm_weight, norm_bias)
+        output = hidden[-1] if valid is None else hidden[-1] * valid
+        return output.transpose(0, 1), context
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, gates, before, raw, norm_weight, norm_bias = ctx.saved_tensors
+        loop, (read, gate_w, inner) = ctx.loop, ctx.inner
+        (length, lanes, _), dtype = gates.shape, gates.dtype
+        size, width = before.shape[2], hidden.shape[3]
+        d_output, d_context = grads[0].transpose(0, 1), grads[1].to(before.dtype)
+        d_hidden, d_gates = torch.empty_like(hidden), torch.empty_like(gates)
+        d_norm = torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)
+        keep = None if loop.reset is None else ~loop.reset.t()[:, :, None]
+        valid = None if loop.valid is None else loop.valid.t()[:, :, None]
+        scale = 1 / (1 - loop.dropout)
+        with torch.autocast(gates.device.type, enabled=False):
+            for t in reversed(range(length)):
+                past = None
+                d_h = d_output[t]
+                if valid is not None:
+                    past, d_context = d_context * ~valid[t], d_context * valid[t]
+                    d_h = d_h * valid[t]
+                forget, write, delta = gates[t].to(before.dtype).split(size, dim=1)
+                # What the clamp cut has no gradient; only there is the norm at its bounds.
+                normed = torch.native_layer_norm(raw[t], [size], norm_weight, norm_bias, EPSILON)[0]
+                d_normed = d_context.masked_fill_(normed.abs() > CLAMP, 0)
+                d_new, *d_affine = torch.ops.aten.native_layer_norm_backward(
+                    d_normed, raw[t], [size], *ctx.moments[t],
+                    norm_weight, norm_bias, [True, True, True],
+                )  # fmt: skip
+                for total, part in zip(d_norm, d_affine, strict=True):
+                    total += part
+                d_gate = d_gates[t]
+                d_gate[:, :size] = d_new * before[t] * (forget * (1 - forget))
+                d_gate[:, size : 2 * size] = d_new * delta * (write * (1 - write))
+                d_gate[:, 2 * size :] = d_new * write
+                d_h = torch.addmm(d_h, d_gate, gate_w)
+                for layer in reversed(range(hidden.shape[0])):
+                    # A hidden number is zero where relu or dropout made it so.
+                    d_h = torch.mul(d_h, hidden[layer, t] > 0, out=d_hidden[layer, t]).mul_(scale)
+                    if layer:
+                        d_h = d_h @ inner[2 * layer - 2]
+                d_context = torch.addcmul((d_h @ read).to(before.dtype), d_new, forget)
+                if past is not None:
+                    d_context = d_context + past
+                if keep is not None:
+                    d_context = d_context * keep[t]
+            rows = length * lanes
+            flat_gates, flat_hidden = d_gates.view(rows, -1), d_hidden.view(-1, rows, width)
+            entered = hidden.view(-1, rows, width)
+            wide = norm_weight.dtype
+            d_read = (flat_hidden[0].t() @ before.view(rows, size).to(dtype)).to(wide)
+            d_layers: list[Tensor] = []
+            for layer in range(1, hidden.shape[0]):
+                d_layers.append((flat_hidden[layer].t() @ entered[layer - 1]).to(wide))
+                d_layers.append(flat_hidden[layer].sum(dim=0).to(wide))
+            d_gate_weight = (flat_gates.t() @ entered[-1]).to(wide)
+            d_gate_bias = flat_gates.sum(dim=0).to(wide)
+        return (
+            None, d_hidden[0].transpose(0, 1), d_context, d_read,
+            d_gate_weight, d_gate_bias, *d_norm, *d_layers,
+        )  # fmt: skip
