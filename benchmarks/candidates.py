@@ -101,8 +101,8 @@ class Hgrn2(_Block):
     ) -> tuple[Tensor, Tensor]:
         forget, query = middle.chunk(2, dim=2)
         forget = torch.sigmoid(forget + self.forget_bias)
-        heads = (x.unflatten(2, (-1, KEYS)).contiguous() for x in (query, forget))
-        return candidate_kernels.hgrn2(*heads, by_head(value), reset, lengths, memory)
+        query, forget = (x.unflatten(2, (-1, KEYS)).contiguous() for x in (query, forget))
+        return candidate_kernels.hgrn2(query, forget, by_head(value), reset, lengths, memory)
 
 
 class GatedDelta(_Block):

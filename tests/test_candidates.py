@@ -97,9 +97,8 @@ def test_kernel_equals_plain_torch(plain: Callable[..., tuple[Tensor, Tensor]]) 
 @pytest.mark.parametrize("name", CANDIDATES)
 def test_any_split_and_resets_give_the_same(name: str) -> None:
     torch.manual_seed(0)
-    settings = ModelSettings(
-        num_layers=2, context_dim=64, embed_dim=32, hidden_dim=48, pair_rows=256
-    )
+    widths = {"context_dim": 64, "embed_dim": 32, "hidden_dim": 48, "pair_rows": 256}
+    settings = ModelSettings.model_validate({"num_layers": 2, **widths})
     model = CandidateLM(CANDIDATES[name], settings, 50).eval()
     parameters = sum(p.numel() for p in model.parameters())
     ours = sum(p.numel() for p in ContextLM(settings, 50).parameters())
