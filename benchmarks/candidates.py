@@ -20,10 +20,8 @@ import newllm.model
 from benchmarks import candidate_kernels
 from newllm.cli import main
 from newllm.config import ModelSettings
-from newllm.model.context_lm import ContextBlock
-from newllm.model.kernels import CONV_TAPS, EPSILON, Noise, group_size
-from newllm.model.pairs import PairTable, last_tokens, previous_tokens
-from newllm.model.residual import EMBEDDING_STD, ResidualLM, State
+from newllm.model.context_lm import ContextBlock, ContextLM
+from newllm.model.kernels import CONV_TAPS, EPSILON, group_size
 
 KEYS, VALUES = 16, 32
 """Rows and columns of a head's matrix memory: half as many keys as values, so that query, key,
@@ -155,45 +153,16 @@ CANDIDATES: dict[str, type[ContextBlock]] = {
 }
 
 
-class CandidateLM(ResidualLM):
+class CandidateLM(ContextLM):
     """`ContextLM` with other blocks; none of its fast paths of one token at a time."""
 
     def __init__(self, block: type[ContextBlock], settings: ModelSettings, vocab_size: int) -> None:
+        super().__init__(settings, vocab_size)
         channels = settings.context_dim
         widths = settings.embed_dim, channels, settings.hidden_dim
-        memory: tuple[int, ...] = (channels,)
+        self.blocks = nn.ModuleList(block(*widths) for _ in range(settings.num_layers))
         if issubclass(block, _Block) and block.MATRIX:
-            memory = (channels // VALUES, KEYS, VALUES)
-        carried = {"context": memory, "tail": (CONV_TAPS - 1, channels)}
-        blocks = [block(*widths) for _ in range(settings.num_layers)]
-        super().__init__(settings, vocab_size, blocks, carried)
-        self.pairs: PairTable | None = None
-        if settings.pair_rows:
-            self.pairs = PairTable(settings.pair_rows, settings.embed_dim, EMBEDDING_STD)
-
-    def initial_state(self, batch_size: int) -> State:
-        """Zeros before the first token."""
-        state = super().initial_state(batch_size)
-        state["previous"] = state["context"].new_zeros(1, batch_size, dtype=torch.long)
-        return state
-
-    def _embed(self, ids: Tensor, state: State, places: Places) -> Tensor:
-        embedded = self.embedding(ids)
-        if self.pairs is None:
-            return embedded
-        return embedded + self.pairs(ids, previous_tokens(ids, state["previous"][0], places[0]))
-
-    def _read(
-        self,
-        ids: Tensor,
-        state: State,
-        reset: Tensor | None,
-        lengths: Tensor | None,
-        noise: Noise | None,
-    ) -> tuple[Tensor, State]:
-        hidden, after = super()._read(ids, state, reset, lengths, noise)
-        after["previous"] = last_tokens(ids, state["previous"][0], lengths)[None]
-        return hidden, after
+            self._carried = {**self._carried, "context": (channels // VALUES, KEYS, VALUES)}
 
 
 def by_head(value: Tensor) -> Tensor:

@@ -92,8 +92,7 @@ class Trial:
         layers = CONTEXT_DEPTHS.get(self.architecture, depths[architecture])
         vocabulary = VOCABULARY[self.millions] if self.tokenizer == "bpe" else 1000
         parameters = round(self.millions * 1e6)
-        pairs = self.tokenizer == "bpe"
-        widths = matched_widths(architecture, layers, vocabulary, parameters, pairs)
+        widths = matched_widths(architecture, layers, vocabulary, parameters, pairs=True)
         return {
             "data": data, "tokenizer": self.tokenizer, "vocab_size": VOCABULARY[self.millions],
             "architecture": architecture, "num_layers": layers, **widths,

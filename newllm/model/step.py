@@ -26,6 +26,8 @@ def can_step(model: nn.Module) -> bool:
     """Whether :class:`Lanes` computes what the module would: our architecture on a CPU, in fp32."""
     if not isinstance(model, ContextLM) or model.embedding.weight.dtype != torch.float32:
         return False
+    if any(type(block) is not ContextBlock for block in model.blocks):
+        return False
     drops = model.training and model.dropout > 0
     return not drops and active_kernel(model.embedding.weight.device) == "numba"
 
