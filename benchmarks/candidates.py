@@ -8,6 +8,7 @@ pairs.
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ import newllm.model
 from benchmarks import candidate_kernels
 from newllm.cli import main
 from newllm.config import ModelSettings
-from newllm.model.context_lm import ContextBlock, ContextLM
+from newllm.model.context_lm import LONGEST_MEMORY, SHORTEST_MEMORY, ContextBlock, ContextLM
 from newllm.model.kernels import CONV_TAPS, EPSILON, group_size
 
 KEYS, VALUES = 16, 32
@@ -114,8 +115,8 @@ class GatedDelta(_Block):
         super().__init__(embed_dim, context_dim, hidden_dim - heads)
         self.rates_proj = nn.Parameter(torch.randn(2 * heads, embed_dim) * embed_dim**-0.5)
         # One decay a head, with the same range of memories.
-        shortest, longest = self.forget_bias.detach().aminmax()
-        self.forget_bias = nn.Parameter(torch.linspace(float(shortest), float(longest), heads))
+        ends = (math.log(memory - 1) for memory in (SHORTEST_MEMORY, LONGEST_MEMORY))
+        self.forget_bias = nn.Parameter(torch.linspace(*ends, heads))
 
     def mix(
         self, normed: Tensor, carried: list[Tensor], places: Places

@@ -23,8 +23,8 @@ def test_every_trial_keeps_to_the_budget(millions: float, tokenizer: str) -> Non
         settings = trial.settings("sample")
         layers = quality.DEPTHS[millions][architecture]
         vocabulary = quality.VOCABULARY[millions] if tokenizer == "bpe" else 1000
-        budget, pairs = round(millions * 1e6), tokenizer == "bpe"
-        widths = matched_widths(architecture, layers, vocabulary, budget, pairs)
+        budget = round(millions * 1e6)
+        widths = matched_widths(architecture, layers, vocabulary, budget, pairs=True)
         assert settings["context_dim"] == widths["context_dim"]
         values = {"architecture": architecture, "num_layers": layers, **widths}
         parameters = count_parameters(ModelSettings(**values), vocabulary)
