@@ -115,8 +115,8 @@ class GatedDelta(_Block):
         super().__init__(embed_dim, context_dim, hidden_dim - heads)
         self.rates_proj = nn.Parameter(torch.randn(2 * heads, embed_dim) * embed_dim**-0.5)
         # One decay a head, with the same range of memories.
-        ends = (math.log(memory - 1) for memory in (SHORTEST_MEMORY, LONGEST_MEMORY))
-        self.forget_bias = nn.Parameter(torch.linspace(*ends, heads))
+        shortest, longest = math.log(SHORTEST_MEMORY - 1), math.log(LONGEST_MEMORY - 1)
+        self.forget_bias = nn.Parameter(torch.linspace(shortest, longest, heads))
 
     def mix(
         self, normed: Tensor, carried: list[Tensor], places: Places

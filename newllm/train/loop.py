@@ -39,7 +39,7 @@ from newllm.train.epoch_log import EpochLog, validation_line
 from newllm.train.freezing import Frozen
 from newllm.train.guards import MAX_NONFINITE_STEPS, StopRequest, all_finite
 from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, step_trial
-from newllm.train.optimizers import make_optimizers, step_all
+from newllm.train.optimizers import decay_pairs, make_optimizers, step_all
 from newllm.train.progress import Progress, clip_norm, describe_expectation, differences
 from newllm.train.schedule import Schedule, set_dropout
 
@@ -296,6 +296,7 @@ class Trainer:
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak_lr"] * rate_factor
+            decay_pairs(self.model, self.settings, progress.epoch, rate_factor)
             step_all(self.optimizers, self.accelerator.scaler)
             if self._frozen is not None:
                 self._frozen.restore()

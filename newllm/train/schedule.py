@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from newllm.model import LanguageModel
 from newllm.model.residual import ResidualLM
 
-EPOCHS_WITHOUT_DROPOUT = 2
-"""Rows that were read once or twice are not known by heart yet: there dropout only slows."""
+EPOCHS_UNREGULARISED = 2
+"""Rows that were read once or twice are not known by heart yet: there dropout, and decay of the
+table of pairs, only slow."""
 
 
 def set_dropout(model: LanguageModel, epoch: int) -> None:
@@ -22,7 +23,7 @@ def set_dropout(model: LanguageModel, epoch: int) -> None:
         epoch: how many are finished.
     """
     if isinstance(model, ResidualLM):
-        model.dropout = model.settings.dropout if epoch >= EPOCHS_WITHOUT_DROPOUT else 0.0
+        model.dropout = model.settings.dropout if epoch >= EPOCHS_UNREGULARISED else 0.0
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 
 from newllm.model import build_model
 from newllm.model.kernels import Noise
-from newllm.train.schedule import EPOCHS_WITHOUT_DROPOUT, set_dropout
+from newllm.train.schedule import EPOCHS_UNREGULARISED, set_dropout
 
 
 @pytest.mark.parametrize("architecture", ["context", "gru", "original"])
@@ -21,7 +21,7 @@ def test_dropout_sets_in_when_rows_are_read_again(tiny_model_settings, architect
     def read(step: int) -> torch.Tensor:
         return model(ids, noise=Noise(0, step))[0]
 
-    for epoch in range(EPOCHS_WITHOUT_DROPOUT + 2):
+    for epoch in range(EPOCHS_UNREGULARISED + 2):
         set_dropout(model, epoch)
-        drops = architecture == "original" or epoch >= EPOCHS_WITHOUT_DROPOUT
+        drops = architecture == "original" or epoch >= EPOCHS_UNREGULARISED
         assert torch.equal(read(1), read(2)) != drops
