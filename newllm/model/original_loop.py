@@ -22,7 +22,7 @@ CLAMP = 10.0
 """Largest number in a context."""
 
 EPSILON = 1e-5
-"""Added to the variance by the norm of the context."""
+"""Added to the variance by the norm of the context: torch's default, as published."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def reference(
     context: Tensor,
     read_context: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
-    gates: tuple[Tensor, Tensor],
+    gates: Sequence[tuple[Tensor, Tensor]],
     norm: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Read tokens one after the other.
@@ -57,7 +57,7 @@ def reference(
         context: before the first token, [B, C].
         read_context: what it reads of the context, [H, C].
         layers: weight [H, H] and bias [H] of each further layer.
-        gates: weight [3 C, H] and bias [3 C] of forget gate, write gate and delta.
+        gates: weight [C, H] and bias [C] of forget gate, write gate and delta.
         norm: weight and bias of the context's norm, [C] each.
 
     Returns:
@@ -71,7 +71,7 @@ def reference(
         h = F.dropout(h, loop.dropout)
         for weight, bias in layers:
             h = F.dropout(F.relu(F.linear(h, weight, bias)), loop.dropout)
-        forget, write, delta = F.linear(h, *gates).chunk(3, dim=1)
+        forget, write, delta = (F.linear(h, *gate) for gate in gates)
         new = torch.sigmoid(forget) * context + torch.sigmoid(write) * delta
         new = F.layer_norm(new.to(context.dtype), norm[0].shape, *norm, eps=EPSILON)
         new = new.clamp(-CLAMP, CLAMP)
@@ -89,12 +89,17 @@ def fused(
     context: Tensor,
     read_context: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
-    gates: tuple[Tensor, Tensor],
+    gates: Sequence[tuple[Tensor, Tensor]],
     norm: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """The same as :func:`reference`; products in the type of `tokens`."""
+    """The same as :func:`reference`, for training: it keeps all that its backward reads.
+
+    Products are in the type of `tokens`; the three gates are one.
+    """
+    weights, biases = zip(*gates, strict=True)
     parts = [part for layer in layers for part in layer]
-    return _TimeLoop.apply(loop, tokens, context, read_context, *gates, *norm, *parts)
+    stacked = torch.cat(weights), torch.cat(biases)
+    return _TimeLoop.apply(loop, tokens, context, read_context, *stacked, *norm, *parts)
 
 
 class _TimeLoop(torch.autograd.Function):

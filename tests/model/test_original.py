@@ -137,7 +137,7 @@ def test_the_loop_equals_its_twin(layers: int, resets: bool, padded: bool, dropo
 
     tokens, context, read = leaf(lanes, time, width), leaf(lanes, context_dim), leaf(width, 6)
     hidden = [(leaf(width, width), leaf(width)) for _ in range(layers)]
-    gates = leaf(3 * context_dim, width), leaf(3 * context_dim)
+    gates = [(leaf(context_dim, width), leaf(context_dim)) for _ in range(3)]
     norm = leaf(context_dim), leaf(context_dim)
     with torch.no_grad():
         norm[0].fill_(8.0)  # so that the clamp acts
@@ -146,7 +146,7 @@ def test_the_loop_equals_its_twin(layers: int, resets: bool, padded: bool, dropo
         torch.rand(lanes, time) < 0.7 if padded else None,
         dropout,
     )
-    leaves = [tokens, context, read, *(x for layer in hidden for x in layer), *gates, *norm]
+    leaves = [tokens, context, read, *(x for pair in (*hidden, *gates) for x in pair), *norm]
     results = []
     for function in (reference, fused):
         torch.manual_seed(1)
