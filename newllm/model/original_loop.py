@@ -156,7 +156,7 @@ class _TimeLoop(torch.autograd.Function):
         loop, (read, gate_w, inner) = ctx.loop, ctx.inner
         (length, lanes, _), dtype = gates.shape, gates.dtype
         size, width = before.shape[2], hidden.shape[3]
-        d_output, d_context = grads[0].transpose(0, 1), grads[1].to(before.dtype)
+        d_output, d_context = grads[0].transpose(0, 1), grads[1].to(before.dtype, copy=True)
         d_hidden, d_gates = torch.empty_like(hidden), torch.empty_like(gates)
         d_norm = torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)
         keep = None if loop.reset is None else ~loop.reset.t()[:, :, None]
