@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from newllm.config import ModelSettings
 from newllm.model import LanguageModel, build_model
@@ -132,3 +133,39 @@ def test_nothing_passes_a_reset(architecture, tiny_model_settings) -> None:
     other = ids.clone()
     other[0, :5] = (other[0, :5] + 1) % VOCAB
     assert torch.equal(model(ids, None, reset)[0][:, 5:], model(other, None, reset)[0][:, 5:])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_backward_leaves_the_gradients_it_is_given(architecture, tiny_model_settings) -> None:
+    """They may be another node's too: a kernel that writes into them breaks what runs later."""
+    model = make_model(architecture, tiny_model_settings)
+    hidden, state = model(random_ids(3, 20))
+    carried = [part for part in state.values() if part.requires_grad]
+    watched: set[Node] = set()
+    changed: list[str] = []
+
+    def watch(node: Node) -> None:
+        given: list[Tensor | None] = []
+
+        def before(gradients: tuple[Tensor | None, ...]) -> None:
+            given[:] = [None if g is None else g.clone() for g in gradients]
+
+        def after(_: object, gradients: tuple[Tensor | None, ...]) -> None:
+            for was, now in zip(given, gradients, strict=True):
+                if was is not None and now is not None and not torch.equal(was, now):
+                    changed.append(node.name())
+
+        node.register_prehook(before)
+        node.register_hook(after)
+
+    total = hidden.square().sum() + sum(part.square().sum() for part in carried)
+    nodes = [total.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in watched:
+            watched.add(node)
+            watch(node)
+            nodes.extend(following for following, _ in node.next_functions)
+    total.backward()
+    assert len(watched) > 10
+    assert not changed

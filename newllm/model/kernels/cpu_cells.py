@@ -165,7 +165,7 @@ class _Cell(torch.autograd.Function):
         size, seen = weight_h.shape[1], weight_h.shape[0]
         d_gates = torch.empty_like(gates)
         d_seen = d_gates[:, -seen:]
-        carry, later = d_last_memory.clone(), d_last_hidden.to(x.dtype)
+        carry, later = d_last_memory.clone(), d_last_hidden.to(x.dtype, copy=True)
         d_out = d_y[segments.token]
         buffers = (gates, d_gates, carry, later, d_out)
         arrays = [as_array(buffer) for buffer in buffers]
