@@ -160,5 +160,8 @@ def test_the_table_of_pairs_fades_from_the_third_epoch_on() -> None:
     for name, parameter in model.named_parameters():
         expected = kept if name == "pairs.table" else 1.0
         torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, expected))
+    fast = settings.model_copy(update={"learning_rate": 1.0})  # fades to nothing, not beyond
+    decay_pairs(model, fast, 2, 1.0)
+    assert not model.get_parameter("pairs.table").any()
     without = resolve("dolly", {"context_dim": 16, "tokenizer": "word1000"})
     decay_pairs(build_model(without.model_settings(), 50), without, 5, 1.0)  # nothing to fade
