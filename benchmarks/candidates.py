@@ -21,7 +21,7 @@ import newllm.model
 from benchmarks import candidate_kernels
 from newllm.cli import main
 from newllm.config import ModelSettings
-from newllm.model.context_lm import LONGEST_MEMORY, SHORTEST_MEMORY, ContextBlock, ContextLM
+from newllm.model.context.lm import LONGEST_MEMORY, SHORTEST_MEMORY, ContextBlock, ContextLM
 from newllm.model.kernels import CONV_TAPS, EPSILON, group_size
 
 KEYS, VALUES = 16, 32

@@ -30,14 +30,14 @@ from benchmarks.full_size import full_size
 from benchmarks.measure import PeakMemory, Report, Row, report_options, rounds
 from newllm.cli.options import dataset_argument, setting_options
 from newllm.config import Settings
-from newllm.data.conversations import ROW_FORMATS
 from newllm.data.loader import EpochLoader
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.rows import Item, Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE, Tokenizer, replace_surrogates
+from newllm.datasets.base import find_level
+from newllm.datasets.conversations import ROW_FORMATS
 from newllm.errors import UserError
-from newllm.levels import find_level
 from newllm.recipes import resolve
 
 _BATCH_ROWS = 512

@@ -36,7 +36,7 @@ from pathlib import Path
 from newllm.data import joint_tokenizer
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
-from newllm.levels import find_level
+from newllm.datasets.base import find_level
 
 folder, file = sys.argv[1:]
 tokenizer = joint_tokenizer.load(Path(file))

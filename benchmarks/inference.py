@@ -19,12 +19,12 @@ import torch
 
 from benchmarks.measure import Report, Row, report_options, rounds
 from benchmarks.models import find_model, model_options
-from newllm.chat.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.data.tokenizers import BPE
 from newllm.device import pick_precision
+from newllm.inference.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.model import ContextLM, LanguageModel
+from newllm.model.context.decode import Lanes, can_step
 from newllm.model.quantize import RoundedLM
-from newllm.model.step import Lanes, can_step
 
 LANES = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = (128, 1024, 4096)

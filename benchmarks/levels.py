@@ -17,7 +17,7 @@ import click
 
 from benchmarks.measure import Report, Row, progress, report_options
 from newllm.cli.options import setting_options
-from newllm.levels import LEVELS
+from newllm.datasets.base import LEVELS
 from newllm.train.run import train
 from newllm.trained import TrainedModel
 

@@ -23,9 +23,9 @@ from newllm.cli.options import SeveralWords
 from newllm.cli.progression import data_dir_option, levels_option
 from newllm.curriculum.climb import Route, named_levels
 from newllm.device import cpu_model
-from newllm.marks import Mark, add_marks
 from newllm.model import matched_widths
-from newllm.summary import load_summary
+from newllm.results.marks import Mark, add_marks
+from newllm.results.summary import load_summary
 
 RATES = (0.001, 0.003, 0.01)
 LAYERS = 2

@@ -17,8 +17,8 @@ import click
 from benchmarks.measure import Report, Row, progress, report_options, rounds
 from benchmarks.models import find_model, model_options
 from newllm.chat.dialogue import state_bytes
-from newllm.chat.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.data.tokenizers import BPE
+from newllm.inference.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.model import LanguageModel
 from newllm.train.memory import resident_bytes
 

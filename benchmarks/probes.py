@@ -25,14 +25,14 @@ from benchmarks.measure import Report, Row, progress, report_options
 from benchmarks.probe_plot import save_plot
 from benchmarks.probe_training import Lesson, train_on
 from newllm.config import ModelSettings
-from newllm.data.conversations import ROW_FORMATS, Conversation
 from newllm.data.loader import IGNORED
 from newllm.data.render import ChatRenderer
 from newllm.data.rows import Located
 from newllm.data.sources import open_source
+from newllm.datasets.base import find_level
+from newllm.datasets.conversations import ROW_FORMATS, Conversation
 from newllm.errors import UserError, require_packages
 from newllm.evaluate import probes
-from newllm.levels import find_level
 from newllm.model import LanguageModel
 from newllm.trained import TrainedModel
 

@@ -1,7 +1,8 @@
 """The time loop of the first published implementation, kept as it was: the yardstick of speed.
 
 Everything happens at every step: the token's embedding and the context are concatenated, the output
-layer runs, logits are collected and stacked. `newllm.model.original` computes the same numbers.
+layer runs, logits are collected and stacked. `newllm.model.baselines.original` computes the same
+numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from newllm.data.loader import IGNORED
-from newllm.model.original import OriginalLM
+from newllm.model.baselines.original import OriginalLM
 
 
 class PublishedLoop(OriginalLM):

@@ -36,12 +36,12 @@ from benchmarks.train_speed import stepper
 from benchmarks.trials import run_module, train_trial
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
+from newllm.datasets.base import find_level
 from newllm.device import fast_bf16, keep_freed_memory
 from newllm.evaluate.metrics import nats_by_document
-from newllm.levels import find_level
 from newllm.model import matched_widths
 from newllm.recipes import resolve
-from newllm.summary import load_summary
+from newllm.results.summary import load_summary
 from newllm.trained import TrainedModel
 
 DEPTHS = {

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from benchmarks.measure import Report, report_options
-from newllm.summary import load_summary
+from newllm.results.summary import load_summary
 from newllm.train.run import train
 
 PUBLISHED_PPL, PUBLISHED_ACCURACY = 15.6, 0.466

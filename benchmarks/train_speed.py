@@ -24,8 +24,8 @@ from newllm.config import Settings
 from newllm.data.loader import EpochLoader
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.sources import open_source
+from newllm.datasets.base import find_level
 from newllm.device import fast_bf16, keep_freed_memory
-from newllm.levels import find_level
 from newllm.model import LanguageModel, build_model, matched_widths
 from newllm.model.kernels import Noise
 from newllm.recipes import resolve

@@ -1,7 +1,7 @@
 """Every setting of a run, defined once: type, bounds, unit and meaning.
 
 The command line's options, the YAML files and the settings stored in a checkpoint are all made
-from these classes; nothing else defines an option. What a level recommends stands in `levels.py`.
+from these classes; nothing else defines an option. What a level recommends stands in `datasets/`.
 """
 
 from __future__ import annotations

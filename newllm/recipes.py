@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from newllm.config import Settings, parse
+from newllm.datasets.base import find_level
 from newllm.errors import UserError
-from newllm.levels import find_level
 from newllm.widths import EQUAL_WIDTHS, ONE_WIDTH, PAIR_ROWS, default_widths, equal_widths
 
 RECIPES: dict[str, dict[str, Any]] = {

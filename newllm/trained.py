@@ -11,22 +11,22 @@ from typing import Any
 import torch
 
 from newllm.chat.dialogue import knows_system
-from newllm.chat.sampling import Sampling
 from newllm.chat.session import MAX_NEW_TOKENS, ChatSession
 from newllm.chat.session_file import model_fingerprint
 from newllm.config import Settings, parse
-from newllm.data.conversations import ROW_FORMATS
 from newllm.data.prepare import Encoded, Encoding, find_encoded, prepare_evaluation
 from newllm.data.render import Renderer, make_renderer
 from newllm.data.shards import EncodedSplit
 from newllm.data.sources import Source, open_source
 from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
+from newllm.datasets.base import find_level
+from newllm.datasets.conversations import ROW_FORMATS
 from newllm.device import pick_device
 from newllm.errors import UserError, did_you_mean
 from newllm.evaluate.floor import ngram_floor
 from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
 from newllm.evaluate.skills import SKILL_ROWS, skill_check
-from newllm.levels import find_level
+from newllm.inference.sampling import Sampling
 from newllm.model import ContextLM, LanguageModel, build_model
 from newllm.model.quantize import RoundedLM, WeightFormat
 from newllm.train import checkpoint

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from benchmarks import growth, marks, trials
 from newllm.cli import main
-from newllm.marks import known_marks
-from newllm.summary import load_summary
+from newllm.results.marks import known_marks
+from newllm.results.summary import load_summary
 from newllm.train.run import train
 
 TINY = {"epochs": 1, "batch_size": 4, "max_seq_length": 24, "vocab_size": 300, "device": "cpu"}

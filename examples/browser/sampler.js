@@ -1,4 +1,4 @@
-/** Draws tokens as newllm/chat/sampling.py and nucleus.py do, from the same random numbers. */
+/** Draws tokens as newllm/inference/sampling.py and nucleus.py do, from the same random numbers. */
 
 import { ApiError } from "./errors.js";
 import { Random } from "./random.js";

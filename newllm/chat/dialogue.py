@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 
-from newllm.chat.sampling import START, Draws, Point, Sampling
-from newllm.data.conversations import Conversation, Message
 from newllm.data.render import ChatRenderer, Renderer
 from newllm.data.tokenizers import replace_surrogates
+from newllm.datasets.conversations import Conversation, Message
 from newllm.errors import UserError
+from newllm.inference.sampling import START, Draws, Point, Sampling
 from newllm.model import LanguageModel, State
 
 UNDO_TURNS, UNDO_BYTES = 16, 2**20

@@ -7,14 +7,14 @@ from collections.abc import Generator
 from pathlib import Path
 
 from newllm.chat import session_file
-from newllm.chat.answer import AnswerText
 from newllm.chat.dialogue import Dialogue, model_state_bytes
-from newllm.chat.sampling import Sampler, Sampling, Stream, write_tokens
-from newllm.data.conversations import Conversation
 from newllm.data.render import Renderer
 from newllm.data.tokenizers import never_written
+from newllm.datasets.conversations import Conversation
 from newllm.errors import UserError
 from newllm.files import write_bytes, write_text
+from newllm.inference.answer_text import AnswerText
+from newllm.inference.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.model import LanguageModel
 
 MAX_NEW_TOKENS = 256

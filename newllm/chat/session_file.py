@@ -27,10 +27,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from newllm import __version__
 from newllm.chat.dialogue import TRANSCRIPT_BYTES, UNDO_TURNS, Dialogue, Place, model_state_bytes
-from newllm.chat.sampling import Point, Sampling
-from newllm.data.conversations import Conversation, Message
 from newllm.data.render import Renderer
+from newllm.datasets.conversations import Conversation, Message
 from newllm.errors import UserError
+from newllm.inference.sampling import Point, Sampling
 from newllm.model import LanguageModel, State
 
 MAGIC = b"NEWLLM-SESSION 1\n"

@@ -26,9 +26,9 @@ from newllm.cli.options import (
     weights_option,
 )
 from newllm.config import read_yaml
+from newllm.datasets.base import LEVELS
 from newllm.errors import Stopped, UserError
 from newllm.files import DISK_ERRORS, PATH_ERRORS
-from newllm.levels import LEVELS
 
 if TYPE_CHECKING:
     from newllm.model.quantize import WeightFormat

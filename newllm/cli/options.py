@@ -14,7 +14,7 @@ import click
 
 from newllm.cli.help_pages import Command
 from newllm.config import Settings, option_name
-from newllm.levels import LEVELS
+from newllm.datasets.base import LEVELS
 from newllm.recipes import RECIPES, resolve
 
 _PATHS = {"data", "tokenizer_file", "out", "init_from"}

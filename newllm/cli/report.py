@@ -19,7 +19,7 @@ from newllm.cli.options import (
 from newllm.config import Settings
 from newllm.errors import UserError
 from newllm.files import write_text
-from newllm.verdict import OUT
+from newllm.results.verdict import OUT
 
 COMPARED_FIELDS = tuple(name for name in Settings.model_fields if name not in ("dataset", "name"))
 """Settings of `compare`; the names of its runs follow from the values."""
@@ -71,7 +71,7 @@ def compare(dataset: str, params: int | None, **settings: Any) -> None:
 
     Example: newllm compare dolly --num-layers 1 4 5 6 7 --minutes 10
     """
-    from newllm.compare import compare as run
+    from newllm.curriculum.compare import compare as run
     from newllm.report.comparison import comparison_table
 
     given = {name: value for name, value in settings.items() if value not in (None, ())}

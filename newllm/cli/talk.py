@@ -41,7 +41,7 @@ def generate(
 
     Example: newllm generate best.pt --prompt "What is the capital of France?"
     """
-    from newllm.chat.sampling import Sampling
+    from newllm.inference.sampling import Sampling
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, device or "auto", weights)
@@ -71,8 +71,8 @@ def chat(
 
     Example: newllm chat checkpoints/best_new_llm_dolly_layers1_bpe.pt --temperature 0.5
     """
-    from newllm.chat.sampling import Sampling
     from newllm.chat.terminal import converse
+    from newllm.inference.sampling import Sampling
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, device or "auto", weights)

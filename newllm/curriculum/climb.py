@@ -17,18 +17,18 @@ from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, option_name
 from newllm.curriculum.grow import grow_file
 from newllm.data import joint_tokenizer
 from newllm.data.sources import Source, open_source
+from newllm.datasets.base import LEVELS, Level, find_level
 from newllm.errors import UserError, did_you_mean
-from newllm.evaluate.forgetting import backward_transfer, forgetting_matrix
 from newllm.evaluate.metrics import evaluate
 from newllm.evaluate.skills import require_skills
 from newllm.files import write_text
-from newllm.levels import LEVELS, Level, find_level
 from newllm.recipes import resolve
-from newllm.summary import Summary, load_summary
+from newllm.results.forgetting import backward_transfer, forgetting_matrix
+from newllm.results.run_files import RunFiles
+from newllm.results.summary import Summary, load_summary
 from newllm.train.distributed import refuse_several
-from newllm.train.guards import run_lock
 from newllm.train.run import train
-from newllm.train.run_files import RunFiles
+from newllm.train.signals import run_lock
 from newllm.train.start import shape_of
 from newllm.trained import TrainedModel
 from newllm.widths import default_widths

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from newllm.data.conversations import ROW_FORMATS, LeftOut
 from newllm.data.render import ChatRenderer, Document, make_renderer, render_rows
 from newllm.data.rows import Item, Malformed
 from newllm.data.tokenizers import Tokenizer, Word1000
+from newllm.datasets.conversations import ROW_FORMATS, LeftOut
 
 BLOCK_ROWS = 512
 """Rows encoded together; a shard ends with a block."""

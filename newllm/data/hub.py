@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from newllm.data.rows import Item, Located, Rows, split_name
+from newllm.datasets.base import HubRepository
 from newllm.errors import UserError
 from newllm.files import sha256
-from newllm.levels import HubRepository
 
 if TYPE_CHECKING:
     import datasets

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from newllm.data.conversations import ROW_FORMATS
 from newllm.data.encode import Accounting, usable_rows
 from newllm.data.prepare import TOKENIZER_BYTES
 from newllm.data.sources import Source
 from newllm.data.tokenizers import BPE, Tokenizer, from_dict
+from newllm.datasets.conversations import ROW_FORMATS
 from newllm.errors import UserError
 from newllm.files import write_text
 

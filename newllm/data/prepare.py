@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from newllm.config import Settings
-from newllm.data.conversations import ROW_FORMATS, RowFormat
 from newllm.data.encode import Accounting, Encoder, usable_rows
 from newllm.data.partial import Partial, exclusive
 from newllm.data.progress import PreparationProgress
@@ -29,6 +28,7 @@ from newllm.data.shards import SHARD_TOKENS, EncodedSplit, SplitWriter, read_man
 from newllm.data.sources import Source
 from newllm.data.tokenizers import BPE, Tokenizer, Word1000, fingerprint, from_dict
 from newllm.data.workers import encode_blocks
+from newllm.datasets.conversations import ROW_FORMATS, RowFormat
 from newllm.errors import UserError
 
 ENCODING_VERSION = 1

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from newllm.data.conversations import Conversation, RowFormat
 from newllm.data.tokenizers import BPE, Tokenizer, Word1000, replace_surrogates
+from newllm.datasets.conversations import Conversation, RowFormat
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import numpy as np
 from newllm.data.hub import open_hub
 from newllm.data.rows import READABLE, Item, Located, Rows, read_file, split_name
 from newllm.data.sample import SAMPLES, sample_rows
+from newllm.datasets.base import Level
 from newllm.errors import UserError
 from newllm.files import sha256
-from newllm.levels import Level
 
 SPLIT_SEED = 42
 """Seed of the 90/10 split where a data set has none; part of the protocol, so no setting."""

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from newllm.evaluate.greedy import Answer
 from newllm.evaluate.sandbox import (
     NOT_PROTECTED_FROM,
     PROTECTED_FROM,
@@ -24,6 +23,7 @@ from newllm.evaluate.sandbox import (
     Outcome,
     run_program,
 )
+from newllm.inference.greedy import Answer
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S)
 _PYTHON = ("", "python", "python3", "py")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm.errors import UserError
-from newllm.evaluate.greedy import Answer
+from newllm.inference.greedy import Answer
 
 COMPARE_SECONDS = 5.0
 """For one pair of results; after that they count as different."""

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from newllm.data.conversations import Conversation, hh_rlhf_conversation
 from newllm.data.render import ChatRenderer
+from newllm.datasets.conversations import Conversation, hh_rlhf_conversation
 from newllm.model import LanguageModel
 
 SCORING_LANES = 32

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from newllm.data.conversations import Conversation
 from newllm.data.loader import IGNORED
 from newllm.data.render import ChatRenderer, Document
+from newllm.datasets.conversations import Conversation
 from newllm.evaluate.metrics import Additive
 from newllm.model import LanguageModel
 

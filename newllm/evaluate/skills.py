@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from newllm.data.conversations import ROW_FORMATS
 from newllm.data.render import ChatRenderer
 from newllm.data.rows import Located
 from newllm.data.sources import Source
 from newllm.data.tokenizers import BPE, Tokenizer
+from newllm.datasets.conversations import ROW_FORMATS
 from newllm.errors import require_packages
 from newllm.evaluate.code_answers import code_task, score_code
-from newllm.evaluate.greedy import Answer, greedy_answers
 from newllm.evaluate.math_answers import math_task, score_math
 from newllm.evaluate.preferences import preference_pair, score_preferences
 from newllm.evaluate.sandbox import require_sandbox
+from newllm.inference.greedy import Answer, greedy_answers
 from newllm.model import LanguageModel
 
 SKILL_ROWS = 200

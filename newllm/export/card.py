@@ -10,8 +10,8 @@ import yaml
 from newllm import __version__
 from newllm.chat.dialogue import model_state_bytes
 from newllm.data.tokenizers import fingerprint
-from newllm.levels import find_level
-from newllm.summary import Summary, bpb_mark_line, mark_line
+from newllm.datasets.base import find_level
+from newllm.results.summary import Summary, bpb_mark_line, mark_line
 from newllm.trained import TrainedModel
 
 LICENCES = {

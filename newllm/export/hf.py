@@ -22,7 +22,7 @@ from newllm.export.folder import new_folder
 from newllm.export.hf_tokenizer import SPECIAL, chat_template, from_fast, require_bpe, to_fast
 from newllm.files import write_text
 from newllm.model import ContextLM
-from newllm.summary import Summary, load_summary
+from newllm.results.summary import Summary, load_summary
 from newllm.train.checkpoint import FORMAT_VERSION
 from newllm.trained import TrainedModel
 

@@ -25,9 +25,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
-from newllm.chat.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.data.tokenizers import never_written
 from newllm.export.hf_tokenizer import MARK, SPECIAL, require_bpe, to_fast
+from newllm.inference.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.trained import TrainedModel
 
 READ_TOKENS = 256

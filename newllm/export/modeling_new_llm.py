@@ -14,7 +14,7 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, LinearAttentionLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from newllm.model.context_lm import ContextLM
+from newllm.model.context.lm import ContextLM
 from newllm.model.residual import State
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from newllm.model import ContextLM
-from newllm.model.context_lm import ContextBlock
+from newllm.model.context.lm import ContextBlock
+from newllm.model.context.pairs import HASH_SHIFT, PREVIOUS_FACTOR, TOKEN_FACTOR, PairTable
 from newllm.model.kernels import CONV_TAPS, EPSILON, group_size
-from newllm.model.pairs import HASH_SHIFT, PREVIOUS_FACTOR, TOKEN_FACTOR, PairTable
 
 OPSET, IR_VERSION = 18, 9
 """Old enough for the runtimes in use, new enough for `LayerNormalization`."""

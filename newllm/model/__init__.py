@@ -6,12 +6,12 @@ import torch
 
 from newllm.config import ModelSettings
 from newllm.errors import UserError
-from newllm.model.baselines import GruLM, LstmLM, MinGruLM
-from newllm.model.context_lm import ContextLM
-from newllm.model.original import OriginalLM
-from newllm.model.pairs import PAIR_DIM
+from newllm.model.baselines.original import OriginalLM
+from newllm.model.baselines.rnn import GruLM, LstmLM, MinGruLM
+from newllm.model.baselines.transformer import TransformerLM
+from newllm.model.context.lm import ContextLM
+from newllm.model.context.pairs import PAIR_DIM
 from newllm.model.residual import State
-from newllm.model.transformer import TransformerLM
 from newllm.widths import EQUAL_WIDTHS, ONE_WIDTH, default_widths, equal_widths, largest
 
 LanguageModel = ContextLM | OriginalLM | GruLM | LstmLM | MinGruLM | TransformerLM

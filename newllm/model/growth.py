@@ -21,7 +21,7 @@ from torch import Tensor
 
 from newllm.config import ModelSettings, option_name, parse_model
 from newllm.errors import UserError
-from newllm.model.context_lm import ContextLM
+from newllm.model.context.lm import ContextLM
 from newllm.model.kernels import group_size
 
 GROWING = ("num_layers", "context_dim", "embed_dim", "hidden_dim")

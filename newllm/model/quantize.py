@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from newllm.model.context_lm import ContextLM
+from newllm.model.context.lm import ContextLM
 
 WeightFormat = Literal["fp32", "bf16", "int8"]
 

@@ -12,7 +12,7 @@ from newllm.files import write_text
 from newllm.report.charts import Chart, Line, Threshold, draw, standalone
 from newllm.report.numbers import count, fixed, percent
 from newllm.report.progress_table import aligned
-from newllm.summary import Summary
+from newllm.results.summary import Summary
 
 FORMAT, VERSION = "new-llm comparison", 1
 

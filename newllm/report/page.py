@@ -16,14 +16,14 @@ import jinja2
 from markupsafe import Markup
 
 import newllm
-from newllm.levels import Level
+from newllm.datasets.base import Level
 from newllm.report.charts import TEMPLATES
-from newllm.report.climb_file import Climb
 from newllm.report.numbers import fixed, percent, signed
 from newllm.report.page_run import ICONS, STYLES, RunView, show_value, view_run
 from newllm.report.page_text import Language, Translator
 from newllm.report.progress import Progress, Row, Status
-from newllm.verdict import NextStep
+from newllm.results.climb import Climb
+from newllm.results.verdict import NextStep
 
 _BEST_FIRST: tuple[Status, ...] = (
     "cleared",

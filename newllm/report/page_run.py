@@ -10,7 +10,7 @@ from newllm.report.charts import Chart, Line, Threshold, draw
 from newllm.report.numbers import NOTHING, count, fixed, percent, signed
 from newllm.report.page_text import Translator
 from newllm.report.progress import Row, Status
-from newllm.report.runs import Run
+from newllm.results.runs import Run
 
 ICONS: dict[Status, str] = {
     "cleared": "✓",

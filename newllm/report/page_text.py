@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from newllm.levels import Level
-from newllm.report.climb_file import AGAIN, GO_ON
+from newllm.datasets.base import Level
+from newllm.results.climb import AGAIN, GO_ON
 
 Language = Literal["en", "ja"]
 

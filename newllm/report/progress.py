@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from newllm.datasets.base import LEVELS, Level
 from newllm.errors import UserError
-from newllm.levels import LEVELS, Level
-from newllm.report.climb_file import Climb, read_climb
-from newllm.report.runs import Run, read_runs
-from newllm.verdict import NextStep, Verdict, train_command
+from newllm.results.climb import Climb, read_climb
+from newllm.results.runs import Run, read_runs
+from newllm.results.verdict import NextStep, Verdict, train_command
 
 Status = Literal[
     "cleared", "trained, not cleared", "trained, not judged", "training", "ready", "planned"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from newllm.report.climb_file import Climb
 from newllm.report.progress import Progress, Row
-from newllm.summary import bpb_mark_line, mark_line
+from newllm.results.climb import Climb
+from newllm.results.summary import bpb_mark_line, mark_line
 
 _HEAD = ("level", "data set", "tokenizer", "status", "PPL", "accuracy", "bits/byte", "mark",
          "margin")  # fmt: skip

@@ -11,7 +11,7 @@ from newllm.chat.dialogue import model_state_bytes
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import Tokenizer
-from newllm.levels import find_level
+from newllm.datasets.base import find_level
 from newllm.recipes import resolve
 from newllm.trained import TrainedModel
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from newllm.data.tokenizers import Tokenizer
-from newllm.serve.engine import Chosen, Piece
+from newllm.inference.engine import Chosen, Piece
 from newllm.serve.errors import ApiError
 from newllm.serve.service import Reply
 

@@ -12,11 +12,11 @@ from starlette.routing import Route
 
 import newllm
 from newllm.chat.dialogue import knows_system, model_state_bytes, prompt_ids
-from newllm.chat.sampling import START, Sampling
-from newllm.data.conversations import Conversation
+from newllm.datasets.conversations import Conversation
+from newllm.inference.engine import Job
+from newllm.inference.sampling import START, Sampling
 from newllm.serve.answers import AnswerStream, Form, whole_answer
 from newllm.serve.browser import BrowserPage
-from newllm.serve.engine import Job
 from newllm.serve.errors import ApiError, invalid_body
 from newllm.serve.protect import read_body
 from newllm.serve.schemas import AnswerRequest, ChatRequest, CompletionRequest

@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from newllm.chat.sampling import Sampling
 from newllm.errors import Stopped, UserError
+from newllm.inference.sampling import Sampling
 from newllm.serve.api import Api
 from newllm.serve.errors import ApiError
 from newllm.serve.protect import Guard

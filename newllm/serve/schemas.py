@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from newllm.chat.sampling import Sampling
-from newllm.data.conversations import Conversation
+from newllm.datasets.conversations import Conversation
+from newllm.inference.sampling import Sampling
 
 _MOST_STOPS = 4
 

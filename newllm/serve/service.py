@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from newllm.chat.answer import AnswerText
-from newllm.chat.sampling import Draws, Point, Sampler, Sampling
 from newllm.chat.session import MAX_NEW_TOKENS
 from newllm.data.tokenizers import never_written
-from newllm.serve.engine import Engine, Job, Piece
+from newllm.inference.answer_text import AnswerText
+from newllm.inference.engine import Engine, Job, Piece
+from newllm.inference.sampling import Draws, Point, Sampler, Sampling
 from newllm.serve.errors import ApiError
 from newllm.serve.metrics import Metrics
 from newllm.serve.schemas import AnswerRequest

@@ -11,11 +11,11 @@ from starlette.routing import Route
 
 from newllm.chat import session_file
 from newllm.chat.dialogue import Dialogue, knows_system, model_state_bytes
-from newllm.chat.sampling import Sampling
 from newllm.errors import UserError
+from newllm.inference.engine import Job
+from newllm.inference.sampling import Sampling
 from newllm.serve.answers import Form
 from newllm.serve.api import body_as, form, respond
-from newllm.serve.engine import Job
 from newllm.serve.errors import ApiError
 from newllm.serve.protect import read_body
 from newllm.serve.schemas import SessionRequest, TurnRequest

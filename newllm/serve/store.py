@@ -19,10 +19,10 @@ from typing import Any
 
 from newllm.chat import session_file
 from newllm.chat.dialogue import Dialogue, model_state_bytes
-from newllm.chat.sampling import START, Point
-from newllm.data.conversations import Conversation
+from newllm.datasets.conversations import Conversation
 from newllm.errors import UserError
 from newllm.files import write_bytes
+from newllm.inference.sampling import START, Point
 from newllm.serve.errors import ApiError
 from newllm.trained import TrainedModel
 

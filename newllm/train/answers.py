@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from newllm.chat.sampling import Sampling
 from newllm.chat.session import ChatSession
 from newllm.data.render import Renderer
+from newllm.inference.sampling import Sampling
 from newllm.model import LanguageModel
 
 _ANSWER_TOKENS = 48

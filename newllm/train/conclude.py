@@ -15,14 +15,14 @@ import torch
 
 import newllm
 from newllm.config import Settings
+from newllm.datasets.base import find_level
 from newllm.device import cpu_model, give_back_freed_memory
 from newllm.evaluate.floor import ngram_floor
-from newllm.levels import find_level
-from newllm.marks import judge_bpb
 from newllm.model.kernels import active_kernel
-from newllm.summary import Summary
-from newllm.train.loop import Trainer
-from newllm.verdict import beats_floor, judge, next_steps
+from newllm.results.marks import judge_bpb
+from newllm.results.summary import Summary
+from newllm.results.verdict import beats_floor, judge, next_steps
+from newllm.train.trainer import Trainer
 
 
 def summarize(

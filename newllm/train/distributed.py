@@ -23,8 +23,8 @@ from newllm.errors import UserError
 
 if TYPE_CHECKING:
     from newllm.model import State
-    from newllm.train.guards import StopRequest
     from newllm.train.progress import Progress
+    from newllm.train.signals import StopRequest
 
 STEP_TIMEOUT = timedelta(minutes=10)
 """After so long without the others in a step or a sum a process gives up: a machine may vanish

@@ -16,28 +16,28 @@ import torch
 
 import newllm
 from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, Settings, option_name, parse, to_yaml
-from newllm.data.conversations import ROW_FORMATS
 from newllm.data.encode import Accounting
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.render import make_renderer
 from newllm.data.sources import open_source
+from newllm.datasets.base import find_level
+from newllm.datasets.conversations import ROW_FORMATS
 from newllm.errors import Stopped, UserError
 from newllm.files import write_text
-from newllm.levels import find_level
 from newllm.model.kernels import active_kernel
 from newllm.recipes import resolve
+from newllm.results.run_files import RunFiles, set_aside
+from newllm.results.summary import save_summary, summary_lines
 from newllm.sizes import shape_of_size
-from newllm.summary import save_summary, summary_lines
 from newllm.train import checkpoint
 from newllm.train.answers import answer_prompts
 from newllm.train.conclude import summarize
 from newllm.train.distributed import Processes, joined
-from newllm.train.epoch_log import EpochLog, MetricsFile, SilentLog, make_log
-from newllm.train.guards import StopRequest, run_lock
-from newllm.train.loop import Trainer
+from newllm.train.log import EpochLog, MetricsFile, SilentLog, make_log
 from newllm.train.optimizers import get_moments
-from newllm.train.run_files import RunFiles, set_aside
+from newllm.train.signals import StopRequest, run_lock
 from newllm.train.start import Start, prepare_rehearsal, shape_of
+from newllm.train.trainer import Trainer
 
 
 def train(
@@ -86,7 +86,7 @@ def train(
             if stored is not None:
                 settings = _settings_of_resumed(stored, given, settings)
             elif processes.main:
-                set_aside(files, log)
+                set_aside(files, log.note)
             run = _Run(settings, files, log, advise, processes)
             held.callback(run.metrics_file.close)
             trainer = run.prepare(stored)

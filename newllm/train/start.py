@@ -12,11 +12,11 @@ from newllm.data import joint_tokenizer
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
+from newllm.datasets.base import find_level
 from newllm.errors import UserError
-from newllm.levels import find_level
 from newllm.train import checkpoint
-from newllm.train.loop import Trainer
 from newllm.train.optimizers import set_moments
+from newllm.train.trainer import Trainer
 
 
 @dataclass(frozen=True)

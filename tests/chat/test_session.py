@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newllm.chat.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.chat.session import ChatSession
-from newllm.data.conversations import ROW_FORMATS
 from newllm.data.render import ProtocolRenderer
 from newllm.data.tokenizers import Word1000, never_written
+from newllm.datasets.conversations import ROW_FORMATS
+from newllm.inference.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.model import build_model
-from newllm.model.step import Lanes
+from newllm.model.context.decode import Lanes
 
 GREEDY = Sampling(temperature=0)
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from newllm.chat import session_file
 from newllm.chat.dialogue import TRANSCRIPT_BYTES, UNDO_TURNS, Dialogue
-from newllm.chat.sampling import Sampling, Stream
 from newllm.chat.session import ChatSession
-from newllm.data.conversations import ROW_FORMATS
 from newllm.data.render import ProtocolRenderer
 from newllm.data.tokenizers import Word1000
+from newllm.datasets.conversations import ROW_FORMATS
 from newllm.errors import UserError
+from newllm.inference.sampling import Sampling, Stream
 from newllm.model import build_model
 
 SAMPLINGS = [Sampling(0), Sampling(1.0, 0.95, seed=3), Sampling(1.2, 1.0, None, 1.3)]

@@ -11,9 +11,9 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from newllm.chat.sampling import Sampling
 from newllm.chat.session import ChatSession
 from newllm.chat.terminal import Terminal, _line_editor, converse
+from newllm.inference.sampling import Sampling
 
 
 @pytest.fixture

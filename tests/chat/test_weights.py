@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 import torch
 
-from newllm.chat.sampling import Sampling, Stream
 from newllm.cli import cli, main
 from newllm.errors import UserError
+from newllm.inference.sampling import Sampling, Stream
 from newllm.model.quantize import RoundedLM, WeightFormat
 from newllm.trained import TrainedModel
 from tests.untrained import save_model, untrained

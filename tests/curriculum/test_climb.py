@@ -14,8 +14,8 @@ from newllm.cli import main
 from newllm.curriculum import climb as climbing
 from newllm.curriculum.climb import MAX_ROUNDS, RECORD, Route, climb, named_levels
 from newllm.errors import Stopped, UserError
-from newllm.marks import Mark, add_marks
-from newllm.summary import load_summary
+from newllm.results.marks import Mark, add_marks
+from newllm.results.summary import load_summary
 from newllm.train import checkpoint
 from tests.train.test_run import stop_after
 

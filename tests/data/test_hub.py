@@ -13,8 +13,8 @@ from newllm.data import hub
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.rows import Located
 from newllm.data.sources import Source, open_source
+from newllm.datasets.base import LEVELS, HubRepository, Level
 from newllm.errors import UserError
-from newllm.levels import LEVELS, HubRepository, Level
 
 ROWS = [{"instruction": f"q{i}", "context": "", "response": f"a{i}"} for i in range(20)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

@@ -12,8 +12,8 @@ from newllm.data import joint_tokenizer
 from newllm.data.joint_tokenizer import _texts, train_joint
 from newllm.data.sources import Source, open_source
 from newllm.data.tokenizers import BPE, fingerprint
+from newllm.datasets.base import find_level
 from newllm.errors import UserError
-from newllm.levels import find_level
 
 
 def chat_source(folder: Path, texts: list[str]) -> Source:

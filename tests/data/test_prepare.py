@@ -26,8 +26,8 @@ from newllm.data.rows import Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE
 from newllm.data.workers import encode_blocks
+from newllm.datasets.base import LEVELS
 from newllm.errors import UserError
-from newllm.levels import LEVELS
 
 ENCODING = Encoding("ultrachat", "bpe", 300, 128)
 SHARD = 40_000
@@ -101,7 +101,7 @@ from pathlib import Path
 from newllm.data import partial, prepare
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
-from newllm.levels import LEVELS
+from newllm.datasets.base import LEVELS
 
 prepare.SHARD_TOKENS = int(sys.argv[2])
 save, saves = partial.Partial.save_shard, []

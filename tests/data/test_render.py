@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newllm.data.conversations import ROW_FORMATS, Conversation
 from newllm.data.render import ChatRenderer, ProtocolRenderer, render_rows
 from newllm.data.tokenizers import BPE, Word1000
+from newllm.datasets.conversations import ROW_FORMATS, Conversation
 
 texts = st.text(max_size=40)
 conversations = st.lists(st.tuples(texts, texts), min_size=1, max_size=4).map(

@@ -13,8 +13,8 @@ import pytest
 from newllm.data.prepare import Encoding, prepare_evaluation, prepare_training
 from newllm.data.rows import Located, Malformed, read_file
 from newllm.data.sources import open_source
+from newllm.datasets.base import LEVELS
 from newllm.errors import UserError
-from newllm.levels import LEVELS
 
 ROWS = [{"instruction": f"q{i}", "context": "", "response": f"a{i}"} for i in range(20)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

@@ -21,7 +21,7 @@ import yaml
 from newllm.cli import CONTEXT, cli, main
 from newllm.config import Settings
 from newllm.curriculum.climb import named_levels
-from newllm.levels import find_level
+from newllm.datasets.base import find_level
 from newllm.recipes import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,7 +164,7 @@ def trainings(arguments: list[str]) -> list[Settings]:
 
 def files_of_runs(page: str) -> set[str]:
     """Every file that the training commands of a page leave, with and without its folder."""
-    from newllm.train.run_files import RunFiles
+    from newllm.results.run_files import RunFiles
 
     names: set[str] = set()
     for command in commands_in(read(page)):

@@ -15,8 +15,8 @@ from newllm.evaluate.code_answers import (
     is_program,
     score_code,
 )
-from newllm.evaluate.greedy import Answer
 from newllm.evaluate.sandbox import Limits, require_sandbox
+from newllm.inference.greedy import Answer
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
+from newllm.datasets.base import LEVELS
 from newllm.evaluate.floor import ngram_floor
-from newllm.levels import LEVELS
 
 
 @pytest.mark.parametrize("tokenizer", ["word1000", "bpe"])

@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from newllm.evaluate.greedy import Answer
 from newllm.evaluate.math_answers import (
     MathTask,
     boxed,
@@ -14,6 +13,7 @@ from newllm.evaluate.math_answers import (
     math_task,
     score_math,
 )
+from newllm.inference.greedy import Answer
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from newllm.data.conversations import Conversation
 from newllm.data.render import ChatRenderer
 from newllm.data.tokenizers import BPE
+from newllm.datasets.conversations import Conversation
 from newllm.evaluate.preferences import Pair, preference_pair, score_preferences
 from newllm.model import LanguageModel, build_model
 

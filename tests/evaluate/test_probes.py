@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from newllm.data.conversations import Conversation
 from newllm.data.loader import IGNORED
 from newllm.data.render import ChatRenderer
 from newllm.data.tokenizers import BPE
+from newllm.datasets.conversations import Conversation
 from newllm.evaluate.probes import (
     PARITY_VOCABULARY,
     RECALL_KEYS,

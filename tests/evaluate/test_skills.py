@@ -11,10 +11,10 @@ import torch
 from newllm.data.rows import Located, Malformed
 from newllm.data.sources import Source, open_source
 from newllm.data.tokenizers import BPE, Word1000
+from newllm.datasets.base import find_level
 from newllm.errors import UserError
 from newllm.evaluate import sandbox, skills
 from newllm.evaluate.skills import require_skills, skill_check
-from newllm.levels import find_level
 from newllm.model import LanguageModel, build_model
 from newllm.report.tables import evaluation_table
 

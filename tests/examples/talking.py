@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from newllm.chat.sampling import Sampling
 from newllm.chat.session import ChatSession
 from newllm.cli import main
+from newllm.inference.sampling import Sampling
 from newllm.trained import TrainedModel
 from tests.serve.browsing import needs_browser
 

@@ -11,10 +11,10 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from newllm.chat.dialogue import Dialogue, Place
-from newllm.chat.sampling import Point, Sampling
 from newllm.data.render import ChatRenderer
 from newllm.data.tokenizers import BPE
 from newllm.export.onnx_folder import open_graph, read
+from newllm.inference.sampling import Point, Sampling
 from newllm.trained import TrainedModel
 from tests.examples.talking import exported, needs_both, started
 

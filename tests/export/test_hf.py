@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from newllm.chat.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.cli import main
 from newllm.data.tokenizers import never_written
 from newllm.export.hf import our_logits
 from newllm.export.hf_tokenizer import MARK
+from newllm.inference.sampling import Sampler, Sampling, Stream, write_tokens
 from newllm.trained import TrainedModel
 from tests.export.conftest import Save, random_ids
 

@@ -16,9 +16,9 @@ import torch
 from newllm.cli import main
 from newllm.errors import UserError
 from newllm.train import checkpoint
-from newllm.train.guards import run_lock
-from newllm.train.loop import Trainer
 from newllm.train.run import train
+from newllm.train.signals import run_lock
+from newllm.train.trainer import Trainer
 from tests.faults.forkserver import Jobs
 from tests.faults.scenarios import NAME, SCENARIOS, content, same, write_rows
 

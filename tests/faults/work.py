@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from newllm.chat.sampling import Sampling
 from newllm.cli import main
 from newllm.curriculum.climb import Route, climb
-from newllm.marks import Mark, add_marks
-from newllm.train.loop import Trainer
+from newllm.inference.sampling import Sampling
+from newllm.results.marks import Mark, add_marks
+from newllm.train.trainer import Trainer
 from newllm.trained import TrainedModel
 from tests.faults.scenarios import SCENARIOS, best, write_rows
 

@@ -23,19 +23,19 @@ import pyarrow.parquet
 import torch
 
 from newllm.chat import session_file
-from newllm.chat.sampling import Sampling
 from newllm.config import read_yaml
 from newllm.data import joint_tokenizer
-from newllm.data.conversations import ROW_FORMATS, LeftOut
 from newllm.data.rows import Malformed, read_file
 from newllm.data.tokenizers import BPE
+from newllm.datasets.conversations import ROW_FORMATS, LeftOut
 from newllm.errors import UserError
-from newllm.marks import _read as read_marks
+from newllm.inference.sampling import Sampling
 from newllm.recipes import resolve
-from newllm.report.climb_file import read_climb
+from newllm.results.climb import read_climb
+from newllm.results.marks import _read as read_marks
+from newllm.results.summary import load_summary
 from newllm.serve.app import make_app
 from newllm.serve.service import Limits, Service
-from newllm.summary import load_summary
 from newllm.trained import TrainedModel
 
 Target = Callable[[bytes], None]

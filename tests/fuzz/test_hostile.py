@@ -17,9 +17,9 @@ import torch
 
 from newllm.config import read_yaml
 from newllm.data import joint_tokenizer, rows
-from newllm.data.conversations import messages_conversation
 from newllm.data.rows import Located, Malformed, read_file
 from newllm.data.tokenizers import BPE
+from newllm.datasets.conversations import messages_conversation
 from newllm.errors import UserError
 from newllm.train import checkpoint
 from newllm.trained import TrainedModel

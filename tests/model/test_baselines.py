@@ -19,10 +19,10 @@ from newllm.model import (
     count_parameters,
     matched_widths,
 )
-from newllm.model.baselines import GatedBlock, min_gru
+from newllm.model.baselines.rnn import GatedBlock, min_gru
+from newllm.model.baselines.segments import Segments
+from newllm.model.baselines.transformer import WINDOW
 from newllm.model.kernels import KERNEL_VARIABLE, Noise
-from newllm.model.segments import Segments
-from newllm.model.transformer import WINDOW
 from newllm.recipes import resolve
 
 PEERS = ["gru", "lstm", "mingru", "transformer"]

@@ -22,7 +22,7 @@ from torch import Tensor
 from newllm.config import ModelSettings
 from newllm.errors import UserError
 from newllm.model import kernels
-from newllm.model.context_lm import ContextLM
+from newllm.model.context.lm import ContextLM
 from newllm.model.kernels import reference
 from newllm.report.doctor import how_to_get_triton
 
@@ -46,7 +46,7 @@ def interpreter() -> Iterator[Callable[..., Any]]:
 
 
 def _of_triton(inputs: list[Any]) -> list[Tensor]:
-    from newllm.model.kernels import gpu_context
+    from newllm.model.context import gpu as gpu_context
 
     return [x.detach() for x in outputs_and_gradients(gpu_context.context_read, inputs)]
 
@@ -105,7 +105,7 @@ def _kept_contexts(inputs: list[Any]) -> tuple[list[bool], list[list[Tensor]]]:
     """Whether contexts were kept with no gradients allowed, none wanted, and one wanted; and what
     was returned.
     """
-    from newllm.model.kernels import gpu_context
+    from newllm.model.context import gpu as gpu_context
 
     launch, kept, returned = gpu_context._launch, [], []
 
@@ -175,7 +175,7 @@ def test_compiles_for_gpus(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from newllm.model.kernels import gpu_context
+    from newllm.model.context import gpu as gpu_context
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(gpu_context, name)
@@ -217,12 +217,14 @@ def test_kernel_on_a_gpu(installed: bool, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_the_kernel_does_not_read_goes_to_the_reference(monkeypatch) -> None:
     monkeypatch.setattr(kernels, "active_kernel", lambda device: "triton")
     x = torch.randn(2, 3, 24, dtype=torch.float64)
-    assert kernels._implementation(x, triton="gpu_context") is reference
-    assert kernels._implementation(x[:0].float(), triton="gpu_context") is reference
-    assert kernels._implementation(x.float(), numba="cpu_stream") is reference
+    assert kernels._implementation(x, triton=kernels._gpu_context) is reference
+    assert kernels._implementation(x[:0].float(), triton=kernels._gpu_context) is reference
+    assert kernels._implementation(x.float(), numba=kernels._cpu_stream) is reference
     if kernels.triton_is_installed():
-        chosen = kernels._implementation(x.half(), numba="cpu_context", triton="gpu_context")
-        assert chosen.__name__ == "newllm.model.kernels.gpu_context"
+        chosen = kernels._implementation(
+            x.half(), numba=kernels._cpu_context, triton=kernels._gpu_context
+        )
+        assert chosen.__name__ == "newllm.model.context.gpu"
 
 
 def test_doctor_says_how_to_get_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from newllm.errors import UserError
 from newllm.model import kernels
-from newllm.model.kernels import Noise, cpu_context, cpu_loss, cpu_stream, reference
-from newllm.model.kernels.noise import dropout, random_bytes
+from newllm.model.context import cpu as cpu_context
+from newllm.model.dropout import dropout, random_bytes
+from newllm.model.kernels import Noise, cpu_loss, cpu_stream, reference
 
 
 def context_inputs(

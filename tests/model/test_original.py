@@ -10,7 +10,7 @@ from torch import Tensor
 
 from newllm.config import ModelSettings
 from newllm.model import OriginalLM
-from newllm.model.original_loop import Loop, fused, reference
+from newllm.model.baselines.original_loop import Loop, fused, reference
 
 PUBLISHED = {
     "architecture": "original",

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from newllm.config import ModelSettings
 from newllm.model import ContextLM, State, build_model
+from newllm.model.context.decode import Lanes, can_step
 from newllm.model.quantize import RoundedLM, int8_rows, rounded
-from newllm.model.step import Lanes, can_step
 
 VOCAB = 130
 

@@ -12,12 +12,12 @@ import pytest
 
 from newllm.config import to_yaml
 from newllm.data.encode import Accounting
+from newllm.datasets.base import LEVELS
 from newllm.evaluate.floor import Floor
-from newllm.levels import LEVELS
 from newllm.recipes import resolve
-from newllm.summary import Summary, save_summary
-from newllm.train.run_files import RunFiles
-from newllm.verdict import beats_floor, judge, next_steps
+from newllm.results.run_files import RunFiles
+from newllm.results.summary import Summary, save_summary
+from newllm.results.verdict import beats_floor, judge, next_steps
 
 AddRun = Callable[..., RunFiles]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from newllm.cli import main
-from newllm.levels import LEVELS
+from newllm.datasets.base import LEVELS
 from newllm.report import page_text
 from newllm.report.page import choose_next, progress_page, view
 from newllm.report.page_run import pick_answers

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from newllm.chat.sampling import Sampling
 from newllm.cli import main
+from newllm.inference.sampling import Sampling
 from newllm.model import ContextLM
 from tests.serve.serving import NAME, Running, Start, tiny_model
 from tests.untrained import save_model

@@ -8,7 +8,7 @@ import time
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from newllm.serve.engine import Engine
+from newllm.inference.engine import Engine
 from tests.serve.browsing import Open, needs_browser, said, session_id, spoken, until
 from tests.serve.serving import Start
 

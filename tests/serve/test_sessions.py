@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from newllm.chat.sampling import Sampling
 from newllm.errors import UserError
+from newllm.inference.sampling import Sampling
 from tests.serve.serving import Running, Start, tiny_model
 
 DRAWN = {"temperature": 1.0, "top_p": 0.9, "seed": 11}

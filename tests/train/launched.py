@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from newllm.cli import main
-from newllm.train.guards import StopRequest
-from newllm.train.loop import Trainer
+from newllm.train.signals import StopRequest
+from newllm.train.trainer import Trainer
 
 HURT, POISON = os.environ.get("HURT"), os.environ.get("POISON")
 VICTIM = os.environ.get("RANK") == "1"

@@ -22,8 +22,8 @@ from newllm.data.loader import EpochLoader
 from newllm.errors import UserError
 from newllm.train import checkpoint
 from newllm.train.distributed import Processes, joined, refuse_several
-from newllm.train.guards import StopRequest
 from newllm.train.run import train
+from newllm.train.signals import StopRequest
 
 NAME = "new_llm_dolly_layers1_bpe"
 TOLERANCE = 1e-3

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from newllm.train.loop import Trainer
 from newllm.train.run import train
+from newllm.train.trainer import Trainer
 
 STEPS = 20
 SETTINGS: dict[str, Any] = {

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import newllm
+from newllm.datasets.base import LEVELS
 from newllm.errors import Stopped, UserError
-from newllm.levels import LEVELS
-from newllm.summary import load_summary, summary_lines
-from newllm.train import checkpoint, loop, progress
-from newllm.train.guards import MAX_NONFINITE_STEPS, StopRequest, run_lock
-from newllm.train.loop import Trainer
+from newllm.results.summary import load_summary, summary_lines
+from newllm.train import checkpoint, progress
+from newllm.train import trainer as loop
 from newllm.train.run import train
+from newllm.train.signals import MAX_NONFINITE_STEPS, StopRequest, run_lock
+from newllm.train.trainer import Trainer
 
 TINY = {
     "context_dim": 16,

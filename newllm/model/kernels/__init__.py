@@ -11,14 +11,15 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from newllm.errors import UserError
+from newllm.model.dropout import Noise
 from newllm.model.kernels import reference
-from newllm.model.kernels.noise import Noise
 from newllm.model.kernels.reference import CONV_TAPS, EPSILON, group_size
 
 __all__ = [
@@ -84,7 +85,7 @@ def context_read(
     tail: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`newllm.model.kernels.reference.context_read`."""
-    implementation = _implementation(projected, numba="cpu_context", triton="gpu_context")
+    implementation = _implementation(projected, numba=_cpu_context, triton=_gpu_context)
     return implementation.context_read(
         projected, forget_bias, read_bias, conv_weight, read_scale, reset, lengths, context, tail
     )
@@ -100,24 +101,50 @@ def add_norm(
     site: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`newllm.model.kernels.reference.add_norm`."""
-    implementation = _implementation(branch, numba="cpu_stream")
+    implementation = _implementation(branch, numba=_cpu_stream)
     return implementation.add_norm(stream, branch, weight, dtype, share, noise, site)
 
 
 def squared_relu(x: Tensor) -> Tensor:
     """See :func:`newllm.model.kernels.reference.squared_relu`."""
-    return _implementation(x, numba="cpu_stream").squared_relu(x)
+    return _implementation(x, numba=_cpu_stream).squared_relu(x)
 
 
 def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
     """See :func:`newllm.model.kernels.reference.softmax_gradient_`."""
-    return _implementation(logits, numba="cpu_loss").softmax_gradient_(logits, targets)
+    return _implementation(logits, numba=_cpu_loss).softmax_gradient_(logits, targets)
 
 
-def _implementation(x: Tensor, **modules: str) -> ModuleType:
+def _implementation(x: Tensor, **modules: Callable[[], ModuleType]) -> ModuleType:
     """The module whose functions run on a tensor like `x`, of those that have the operation."""
     kernel = active_kernel(x.device)
     if x.numel() == 0 or kernel not in modules or x.dtype not in _DTYPES[kernel]:
         return reference
-    # numba takes half a second to import: only those who run the model pay for it.
-    return importlib.import_module(f"{__name__}.{modules[kernel]}")
+    return modules[kernel]()
+
+
+# numba takes half a second to import: only those who run the model pay for it.
+
+
+def _cpu_context() -> ModuleType:
+    from newllm.model.context import cpu
+
+    return cpu
+
+
+def _gpu_context() -> ModuleType:
+    from newllm.model.context import gpu
+
+    return gpu
+
+
+def _cpu_stream() -> ModuleType:
+    from newllm.model.kernels import cpu_stream
+
+    return cpu_stream
+
+
+def _cpu_loss() -> ModuleType:
+    from newllm.model.kernels import cpu_loss
+
+    return cpu_loss

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from newllm.model.kernels.noise import Noise, keep_scale, threshold
+from newllm.model.dropout import Noise, keep_scale, threshold
 from newllm.model.kernels.numerics import (
     ONE,
     ZERO,

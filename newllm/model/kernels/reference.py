@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from newllm.model.kernels.noise import Noise, dropout
+from newllm.model.dropout import Noise, dropout
 
 CONV_TAPS = 4
 """Width of the short convolution: the current token and the three before it."""

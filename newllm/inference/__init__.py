@@ -1,0 +1,1 @@
+"""Writing text with a model: one decoder, a sampler, and the engine that serves many at once."""

@@ -1,0 +1,1 @@
+"""The architectures that `ContextLM` is measured against, each beside its kernels."""

@@ -1,0 +1,1 @@
+"""`ContextLM`: the model, its definition in plain torch, its kernels and its one-token step."""

@@ -1,0 +1,1 @@
+"""What runs leave to be read: records, verdicts, summaries, climbs. Nothing here needs torch."""

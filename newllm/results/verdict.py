@@ -1,0 +1,162 @@
+"""The verdict on a training, as data: the mark in its own protocol, and what to do next.
+
+What is said here is printed, stored in `NAME.summary.json` and shown by `newllm progress`; the
+words around it are in `results/summary.py`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from newllm.config import Settings, option_name
+from newllm.datasets.base import Advice, Level
+from newllm.recipes import resolve
+
+if TYPE_CHECKING:  # these import torch, which showing a verdict does not need
+    from newllm.evaluate.floor import Floor
+    from newllm.evaluate.metrics import Record
+
+Status = Literal["cleared", "not cleared", "not judged"]
+
+Reason = Literal[
+    "below the mark",
+    "below a guessed mark",
+    "not below the mark",
+    "no mark",
+    "built-in rows",
+    "vocabulary of another run",
+    "another unit",
+]
+
+GUESSED_MARKS = (4, 5)
+"""Levels whose marks were published as guesses; a table of counts passes them."""
+
+REAL_ROWS = "the real rows, from the Hub (or --data PATH)"
+
+OUT = Settings.model_fields["out"].default
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a level is cleared, by which mark, and why (not)."""
+
+    status: Status
+    """By the published mark, a perplexity in the word-1000 protocol."""
+    reason: Reason
+    mark: float | None
+    """The published mark: cleared below it. None where the data set has none."""
+    margin: float | None = None
+    """Mark minus perplexity; None where it is not judged."""
+    band: str | None = None
+    """excellent, cleared or needs work; None where it is not judged."""
+    bpb_mark: Mapping[str, Any] | None = None
+    """The mark in bits per byte, measured in equal time on the same rows: {"bpb", "parameters",
+    "minutes", "cleared", "how"}; None where there is none."""
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """One thing to do next."""
+
+    text: str
+    command: str
+    """Ready to paste."""
+    dataset: str
+    """What the command trains."""
+
+
+def judge(level: Level, settings: Settings, best: Record) -> Verdict:
+    """The verdict on a run's best epoch."""
+    mark = level.pass_mark
+    if mark is None:
+        return Verdict("not judged", "no mark", None)
+    if settings.data == "sample":
+        return Verdict("not judged", "built-in rows", mark)
+    if settings.tokenizer != "word1000":
+        return Verdict("not judged", "another unit", mark)
+    if settings.init_from is not None:
+        return Verdict("not judged", "vocabulary of another run", mark)
+    band, margin = level.band(best["ppl"]), mark - best["ppl"]
+    if band == "needs work":
+        return Verdict("not cleared", "not below the mark", mark, margin, band)
+    guessed = level.number in GUESSED_MARKS
+    reason: Reason = "below a guessed mark" if guessed else "below the mark"
+    return Verdict("cleared", reason, mark, margin, band)
+
+
+def beats_floor(best: Record, floor: Floor) -> bool:
+    """Whether the model is better than counting, in the measure that both have."""
+    return best["ppl"] < floor.ppl if floor.bpb is None else best["bpb"] < floor.bpb
+
+
+def next_steps(level: Level, settings: Settings, best: Record, floor: Floor) -> list[NextStep]:
+    """What to do next, the most promising first."""
+    if settings.data == "sample":
+        command = train_command(level.dataset, settings.tokenizer, settings.out)
+        return [NextStep(REAL_ROWS, command, level.dataset)]
+    if level.pass_mark is None:
+        return []
+    if settings.tokenizer == "word1000":
+        band = level.band(best["ppl"])
+    else:
+        band = "cleared" if beats_floor(best, floor) else "needs work"
+    steps = ((item, _command(item, settings)) for item in level.advice[band])
+    return [
+        NextStep(item.text, command, item.level or level.dataset)
+        for item, command in steps
+        if command is not None
+    ]
+
+
+def train_command(dataset: str, tokenizer: str, out: str) -> str:
+    """The command that trains a data set as its level recommends; defaults are not said."""
+    words = ["newllm", "train", dataset]
+    words += [] if tokenizer == "bpe" else ["--tokenizer", tokenizer]
+    words += [] if out == OUT else ["--out", out]
+    return shlex.join(words)
+
+
+def _command(advice: Advice, settings: Settings) -> str | None:
+    """The run's command as the advice changes it; None where that changes nothing."""
+    if advice.level is not None:
+        return train_command(advice.level, settings.tokenizer, settings.out)
+    changes = {name: max(getattr(settings, name), size) for name, size in advice.settings.items()}
+    for name, factor in advice.factors.items():
+        value = getattr(settings, name) * factor
+        changes[name] = round(value) if name == "epochs" else float(f"{value:.2g}")
+    given = {
+        name: value
+        for name, value in _chosen(settings).items()
+        if name not in advice.dropped and name not in changes
+    }
+    same = all(getattr(settings, name) == value for name, value in changes.items())
+    if same and not any(getattr(settings, name) is not None for name in advice.dropped):
+        return None
+    words = ["newllm", "train", settings.dataset]
+    for name, value in (given | changes).items():
+        words += [option_name(name), str(value)]
+    return shlex.join(words)
+
+
+def _chosen(settings: Settings) -> dict[str, Any]:
+    """The settings of a run that are not what its level would give by itself."""
+    # Some defaults follow from others: architecture -> batch -> rate; tokenizer, shape -> widths.
+    shape = ("tokenizer", "architecture", "num_layers", "context_dim")
+    plain = resolve(settings.dataset, {})
+    shaped = resolve(settings.dataset, {name: getattr(settings, name) for name in shape})
+    batched = resolve(
+        settings.dataset, {name: getattr(settings, name) for name in (*shape, "batch_size")}
+    )
+    left_out = {"dataset", "init_from", "name", "device", "tensorboard", "minutes", "max_steps"}
+    left_out |= {"freeze_old", "rehearse", "rehearsal_share"}  # they go with --from
+    chosen = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        usual = plain if name in shape else shaped if name == "batch_size" else batched
+        standard = getattr(usual, name)
+        if name not in left_out and value != standard and value is not None:
+            chosen[name] = value
+    return chosen

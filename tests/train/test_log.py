@@ -1,0 +1,91 @@
+"""The published form of the log, on a terminal and in a file, and the record behind it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from newllm.train.log import LiveLog, MetricsFile, PlainLog, validation_line
+
+RECORD: dict[str, Any] = {
+    "epoch": 50, "seconds": 12.0, "train_loss": 2.853, "loss": 2.8214, "ppl": 16.801,
+    "accuracy": 0.4512, "unk_share": 0.4121, "bpb": None, "best": True,
+}  # fmt: skip
+PUBLISHED = """\
+Epoch 50/100
+  Training... 20% 40% 60% 80% 100% | 0.2min | Loss: 2.85
+  Val: Loss=2.82 PPL=16.8 Acc=45.1% UNK=41.2% ✓
+  [Checkpoint saved]
+"""
+
+
+def report(log: PlainLog | LiveLog, first_share: float = 0.0) -> None:
+    log.start_epoch(50, 100, first_share)
+    for step in range(1, 11):
+        if step / 10 > first_share:
+            log.step(step / 10, 2.9)
+    log.end_training(RECORD)
+    log.note(validation_line(RECORD))
+    log.note("  [Checkpoint saved]")
+    log.close()
+
+
+def test_plain_lines_are_the_published_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    report(PlainLog())
+    assert capsys.readouterr().out == PUBLISHED
+
+
+def test_resumed_epoch_shows_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    report(PlainLog(), first_share=0.5)
+    assert "  Training... 60% 80% 100% | 0.2min" in capsys.readouterr().out
+
+
+def test_terminal_ends_with_the_same_lines_and_a_cursor() -> None:
+    screen = io.StringIO()
+    report(LiveLog(Console(file=screen, force_terminal=True, width=100, color_system=None)))
+    text = screen.getvalue()
+    assert "━" in text, "a bar was shown"
+    for line in PUBLISHED.splitlines():
+        assert line in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
+
+
+def test_bpe_shows_bits_per_byte() -> None:
+    line = validation_line({**RECORD, "bpb": 1.5234, "unk_share": None, "best": False})
+    assert line == "  Val: Loss=2.82 PPL=16.8 Acc=45.1% BPB=1.523"
+
+
+def test_record_is_stored_and_drawn(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "x.metrics.jsonl", tmp_path / "curves")
+    file.write([{**RECORD, "epoch": 49}])
+    file.write([{**RECORD, "epoch": 49}, RECORD])
+    file.close()
+    lines = (tmp_path / "x.metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [49, 50]
+    assert json.loads(lines[1]) == RECORD
+    assert drawn(tmp_path / "curves") == [(49, RECORD["ppl"]), (50, RECORD["ppl"])]
+
+
+def drawn(curves: Path) -> list[tuple[int, Any]]:
+    """Epochs and perplexities that TensorBoard shows."""
+    reader = EventAccumulator(str(curves)).Reload()
+    return [(event.step, pytest.approx(event.value)) for event in reader.Scalars("ppl")]
+
+
+def test_a_resumed_run_draws_no_epoch_twice(tmp_path: Path) -> None:
+    first, second = ({**RECORD, "epoch": epoch, "ppl": 9.0} for epoch in (1, 2))
+    file = MetricsFile(tmp_path / "x.metrics.jsonl", tmp_path / "curves")
+    file.write([first])
+    file.write([first, second])  # and the run dies before it is saved
+    file.close()
+    file = MetricsFile(tmp_path / "x.metrics.jsonl", tmp_path / "curves")
+    file.write([first])
+    file.write([first, {**second, "ppl": 8.0}])
+    file.close()
+    assert drawn(tmp_path / "curves") == [(1, 9.0), (2, 8.0)]
