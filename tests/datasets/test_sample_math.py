@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 import pytest
+
 from tests.datasets.test_sample import both_splits
 
 
