@@ -181,21 +181,16 @@ def decay_pairs(model: LanguageModel, settings: Settings, epoch: int, rate_facto
         model.pairs.table.mul_(max(0.0, 1 - rate * PAIR_DECAY))
 
 
-def step_all(
-    optimizers: Iterable[torch.optim.Optimizer], scaler: torch.amp.GradScaler | None
-) -> None:
-    """Step every optimizer; with fp16 through its scaler, whose scale changes once for all.
+def step_all(optimizers: Iterable[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> None:
+    """Step every optimizer through the scaler of fp16, whose scale then changes once for all.
 
-    The step of an accelerated optimizer ends with an update of the scaler, which then unscales
-    the gradients of the next optimizer a second time.
+    Args:
+        optimizers: their gradients are unscaled already.
+        scaler: skips the step of an optimizer whose gradients overflowed; disabled, it only steps.
     """
     for optimizer in optimizers:
-        if scaler is None:
-            optimizer.step()
-        else:
-            scaler.step(getattr(optimizer, "optimizer", optimizer))
-    if scaler is not None:
-        scaler.update()
+        scaler.step(optimizer)
+    scaler.update()
 
 
 def get_moments(

@@ -14,8 +14,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from newllm.config import ModelSettings, Settings
@@ -24,6 +22,7 @@ from newllm.data.mixing import Mixture
 from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
 from newllm.device import (
+    autocast,
     get_generators,
     keep_freed_memory,
     pick_device,
@@ -79,24 +78,17 @@ class Trainer:
         else:
             keep_freed_memory()
         self.precision = pick_precision(settings.precision, device)
-        # Accelerate keeps one state a process; several runs in one process may differ in precision.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision="no" if self.precision == "fp32" else self.precision,
-        )
-        self.device = self.accelerator.device
+        self.device = device
+        self._autocast = autocast(device, self.precision)
+        # Gradients of fp16 underflow unless the loss is scaled up; disabled, it passes all through.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         torch.manual_seed(settings.seed)
-        # Not wrapped by accelerate: validation calls the same model in fp32.
         self.model = build_model(settings.model_settings(), data.tokenizer.vocab_size)
         self.model.to(self.device)
         if not self.processes.main:  # the dropout of `original` draws from torch's generator
             torch.manual_seed(settings.seed + (self.processes.rank << 32))
         self._frozen = None if frozen is None else Frozen(self.model, frozen)
-        self.optimizers = [
-            self.accelerator.prepare_optimizer(optimizer)
-            for optimizer in make_optimizers(self.model, settings)
-        ]
+        self.optimizers = make_optimizers(self.model, settings)
         self.schedule = Schedule.planned(settings.warmup_share, settings.warmdown_share)
         self.progress = Progress()
         self._lanes = range(settings.batch_size)[self.processes.lanes(settings.batch_size)]
@@ -145,11 +137,10 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how the run goes on; all processes call it together."""
         generators, *others = self.processes.gather(get_generators(self.device))
-        scaler = self.accelerator.scaler
         return {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
             "schedule": asdict(self.schedule),
             "progress": asdict(self.progress),
             "carried_state": self.processes.all_lanes(self.state),
@@ -165,8 +156,8 @@ class Trainer:
         self.model.load_state_dict(stored["model"])
         for optimizer, state in zip(self.optimizers, stored["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        if self.accelerator.scaler is not None and stored["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(stored["scaler"])
+        if self.scaler.is_enabled() and stored["scaler"] is not None:
+            self.scaler.load_state_dict(stored["scaler"])
         self.schedule = Schedule(**stored["schedule"])
         self.progress = Progress(**stored["progress"])
         self.micro_batch = stored["micro_batch"]
@@ -198,7 +189,7 @@ class Trainer:
         settings = self.settings
         loader = self._loader(0)
         batch = loader.batch(0)
-        try_rows = step_trial(self.model, batch, self.accelerator, self.device)
+        try_rows = step_trial(self.model, batch, self._autocast, self.device)
         rows = settings.micro_batch_size or preset_rows(self.device, settings.max_seq_length)
         wanted = min(rows, len(self._lanes))
         self.model.train()
@@ -267,13 +258,13 @@ class Trainer:
             noise = Noise(self.settings.seed, self.progress.total_steps, first_lane)
             order.append(lanes)
             state = {name: tensor[:, lanes] for name, tensor in self.state.items()}
-            with self.accelerator.autocast():
+            with self._autocast:
                 hidden, state = self.model(
                     part.ids.to(self.device), state, part.reset.to(self.device), noise=noise
                 )
                 loss = self.model.loss(hidden, part.targets.to(self.device))
             # Normalised by the tokens of the whole batch, however it is split.
-            self.accelerator.backward(loss / max(1, batch.scored))
+            self.scaler.scale(loss / max(1, batch.scored)).backward()
             states.append({name: tensor.detach() for name, tensor in state.items()})
             nats += loss.detach()
         behind = {name: states[0][name].new_empty(old.shape) for name, old in self.state.items()}
@@ -287,17 +278,19 @@ class Trainer:
         progress = self.progress
         if self._frozen is not None:
             self._frozen.mask_gradients()
-        norm: Tensor = self.accelerator.clip_grad_norm_(  # type: ignore[assignment]
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), clip_norm(self.settings, progress.epoch)
         )
         finite = all_finite(nats, norm)
         # With fp16 the scaler must see an overflow to lower its scale; it skips the step itself.
-        if finite or self.accelerator.scaler is not None:
+        if finite or self.scaler.is_enabled():
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak_lr"] * rate_factor
             decay_pairs(self.model, self.settings, progress.epoch, rate_factor)
-            step_all(self.optimizers, self.accelerator.scaler)
+            step_all(self.optimizers, self.scaler)
             if self._frozen is not None:
                 self._frozen.restore()
         for optimizer in self.optimizers:
@@ -309,7 +302,7 @@ class Trainer:
         self.state = self.model.initial_state(len(self._lanes))
         progress.skipped_steps += 1
         progress.skipped_in_a_row += 1
-        if self.accelerator.scaler is None:
+        if not self.scaler.is_enabled():
             self.log.note(
                 f"\n  Step {progress.step + 1} of epoch {progress.epoch + 1} skipped: "
                 "loss or gradient is not finite; the weights are unchanged."

@@ -127,22 +127,23 @@ def test_the_scaler_of_fp16_unscales_each_gradient_once() -> None:
     torch.manual_seed(0)
     matrix, vector = torch.randn(8, 8), torch.randn(8)
     moved = []
-    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+    for scaler in (
+        torch.amp.GradScaler("cpu", enabled=False),
+        torch.amp.GradScaler("cpu", init_scale=1024.0),
+    ):
         parameters = [nn.Parameter(matrix.clone()), nn.Parameter(vector.clone())]
         optimizers = [
             Muon([{"params": parameters[:1]}], lr=0.02),
             torch.optim.AdamW(parameters[1:], lr=0.02, eps=0.1, fused=True),
         ]
         loss = sum((parameter**2).sum() for parameter in parameters)
-        (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[union-attr, arg-type]
-        if scaler is not None:
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)  # as clipping does
+        scaler.scale(loss).backward()  # type: ignore[union-attr, arg-type]
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)  # as before clipping
         step_all(optimizers, scaler)
         moved.append([parameter.detach() for parameter in parameters])
     for ours, expected in zip(moved[1], moved[0], strict=True):
         torch.testing.assert_close(ours, expected)
-    assert scaler is not None
     assert scaler.state_dict()["_growth_tracker"] == 1
 
 
