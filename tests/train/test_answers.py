@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from newllm.train.answers import count_repetitions
+from newllm.train.run import count_repetitions
 
 
 @pytest.mark.parametrize(
