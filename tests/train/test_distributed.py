@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from newllm.data.loader import EpochLoader
 from newllm.errors import UserError
 from newllm.train import checkpoint
-from newllm.train.distributed import Processes, process_group, refuse_several
+from newllm.train.distributed import Processes, StepFlags, process_group, refuse_several
 from newllm.train.run import train
 from newllm.train.signals import StopRequest
 
@@ -223,7 +223,35 @@ def test_alone_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (alone.main, alone.world) == (True, 1)
         assert alone.broadcast("x") == "x"
         assert alone.all_reduce_sum([1.5, 2]) == [1.5, 2]
+        flags = StepFlags(15, True, 2.5, 0.5)
+        assert alone.sync_flags(flags) == flags
     refuse_several("climb")
+
+
+def test_a_gpu_without_a_number_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch makes only a numbered one the current device."""
+    current: list[int | None] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(device.index))
+    for name, index in (("cuda", 0), ("cuda:1", 1)):
+        assert Processes().take_device(torch.device(name)) == torch.device("cuda", index)
+    assert current == [0, 1]
+
+
+@pytest.mark.parametrize(("said", "threads"), [(None, [3]), ("2", [])])
+def test_processes_of_a_machine_share_its_cores(
+    said: str | None, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless OMP_NUM_THREADS says how many threads each has, as torchrun does."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 7)
+    set_to: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    processes = Processes()
+    processes.world = processes.local_world = 2
+    assert processes.take_device(torch.device("cpu")) == torch.device("cpu")
+    assert set_to == threads
 
 
 def test_half_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
