@@ -7,7 +7,8 @@ from typing import Any
 
 from newllm.chat.session import ChatSession
 from newllm.data.render import Renderer
-from newllm.inference.sampling import Sampling
+from newllm.inference.decoder import make_decoder
+from newllm.inference.sampler import Sampling
 from newllm.model import LanguageModel
 
 _ANSWER_TOKENS = 48
@@ -25,10 +26,11 @@ def answer_prompts(
     """
     was_training = model.training
     model.eval()
+    decoder = make_decoder(model)  # the weights as they are now
     answers = []
     repeated = total = 0
     for prompt in prompts:
-        session = ChatSession(model, renderer, Sampling(temperature=0))
+        session = ChatSession(decoder, renderer, Sampling(temperature=0))
         answer = session.say(prompt, max_new_tokens=_ANSWER_TOKENS)
         answers.append({"prompt": prompt, "answer": answer})
         again, runs = count_repetitions(answer)
