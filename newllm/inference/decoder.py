@@ -1,7 +1,8 @@
 """Reading and writing texts with a model: the one prefill loop, the one-token step, one interface.
 
-A prompt is read by the module, as in training. A single token takes the fused step where there is
-one (`newllm/model/context/decode.py`), else the module too. `make_decoder` decides which, once.
+`read` takes in prompts with the module, as in training. `step` takes in single tokens: by the fused
+step where there is one (`newllm/model/context/decode.py`), else with the module too. `make_decoder`
+decides which, once.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Decoder:
         """No slots yet; see :func:`make_decoder`."""
         self.model = model
         self._batched = batched
-        self._states: dict[int, State] = {}
+        self._states: dict[int, tuple[State, int]] = {}
+        """Of each slot: the state of the texts it was last read with, and its number among them."""
         self._numbers = count()
 
     def empty_copy(self) -> Decoder:
@@ -60,13 +62,13 @@ class Decoder:
 
     def state(self, slot: int) -> State:
         """The state of a slot, for :meth:`add`; it stays as it is when the slot reads on."""
-        return self._states[slot]
+        return _row(*self._states[slot])
 
     def set_state(self, slot: int, state: State | None) -> None:
         """Go on from another state (None: from the start of a text)."""
         device = next(self.model.parameters()).device
         state = state or self.model.initial_state(1)
-        self._states[slot] = {name: part.to(device) for name, part in state.items()}
+        self._states[slot] = {name: part.to(device) for name, part in state.items()}, 0
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """Read one token in each of these slots (a selection, in any order).
@@ -76,46 +78,52 @@ class Decoder:
         """
         ids = [[token] for token in tokens]
         if self._batched or len(slots) == 1:
-            return self._prefill(slots, ids, 1)
-        parts = [self._prefill([slot], [own], 1) for slot, own in zip(slots, ids, strict=True)]
+            return self.read(slots, ids, 1)
+        parts = [self.read([slot], [own], 1) for slot, own in zip(slots, ids, strict=True)]
         return np.concatenate(parts)
 
+    @torch.inference_mode()
     def read(
         self, slots: Sequence[int], texts: Sequence[Sequence[int]], chunk: int = PROMPT_TOKENS
     ) -> np.ndarray:
-        """Read one text in each of these slots, all of them together.
+        """Read one text in each of these slots, all of them together, with the module.
 
         Args:
             slots: a selection, in any order.
-            texts: ids for each slot, none empty. Single tokens take the step.
-            chunk: tokens of each text that the module reads in one call.
+            texts: ids for each slot, none empty.
+            chunk: tokens of each text in one call of the module.
 
         Returns:
-            scores of every next token, fp32 [len(slots), V]; the next step may overwrite them.
+            scores of every next token, fp32 [len(slots), V].
         """
-        if all(len(text) == 1 for text in texts):
-            return self.step(slots, [text[0] for text in texts])
-        return self._prefill(slots, texts, chunk)
-
-    @torch.inference_mode()
-    def _prefill(
-        self, slots: Sequence[int], texts: Sequence[Sequence[int]], chunk: int
-    ) -> np.ndarray:
         lengths = [len(text) for text in texts]
         logits = np.empty((len(slots), self.model.vocab_size), np.float32)
-        states = [self.state(slot) for slot in slots]
-        state = states[0]
-        if len(slots) > 1:
-            state = {name: torch.cat([own[name] for own in states], dim=1) for name in state}
+        state = self._join(slots)
         for part, hidden, after in read_chunks(self.model, texts, state, chunk):
             state = after
             ended = [row for row, length in enumerate(lengths) if part.start < length <= part.stop]
-            if ended:
+            if len(ended) == len(slots) and min(lengths) == part.stop:  # no padding: every step
+                logits = self.model.logits(hidden[:, -1]).float().numpy(force=True)
+            elif ended:
                 last = hidden[ended, [lengths[row] - 1 - part.start for row in ended]]
                 logits[ended] = self.model.logits(last).float().numpy(force=True)
-        for row, slot in enumerate(slots):
-            self.set_state(slot, {name: part[:, row : row + 1] for name, part in state.items()})
+        self._split(slots, state)
         return logits
+
+    def _join(self, slots: Sequence[int]) -> State:
+        """The states of these slots as one, without a copy where they were last read together."""
+        first, _ = self._states[slots[0]]
+        rows = [row for state, row in map(self._states.__getitem__, slots) if state is first]
+        if len(rows) < len(slots):
+            return _joined([self.state(slot) for slot in slots])
+        if rows == list(range(next(iter(first.values())).shape[1])):
+            return first
+        return {name: part[:, rows] for name, part in first.items()}
+
+    def _split(self, slots: Sequence[int], state: State) -> None:
+        """Give each of these slots its part of a state."""
+        for row, slot in enumerate(slots):
+            self._states[slot] = state, row
 
 
 class FusedDecoder(Decoder):
@@ -145,6 +153,25 @@ class FusedDecoder(Decoder):
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         return self._slots.step(slots, tokens)
+
+    def _join(self, slots: Sequence[int]) -> State:
+        return _joined([self.state(slot) for slot in slots])
+
+    def _split(self, slots: Sequence[int], state: State) -> None:
+        for row, slot in enumerate(slots):
+            self.set_state(slot, _row(state, row))
+
+
+def _joined(states: Sequence[State]) -> State:
+    """The states of single texts, side by side."""
+    if len(states) == 1:
+        return states[0]
+    return {name: torch.cat([state[name] for state in states], dim=1) for name in states[0]}
+
+
+def _row(state: State, row: int) -> State:
+    """The state of one of the texts that were read together."""
+    return {name: part[:, row : row + 1] for name, part in state.items()}
 
 
 def make_decoder(model: LanguageModel, batched: bool = False) -> Decoder:
@@ -181,9 +208,7 @@ def read_chunks(
     """
     device = next(model.parameters()).device
     longest = max(map(len, texts))
-    ids = torch.zeros(len(texts), longest, dtype=torch.long)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text)
+    ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts])
     valid = None
     if min(map(len, texts)) < longest:
         valid = torch.arange(longest) < torch.tensor([[len(text)] for text in texts])
@@ -231,10 +256,13 @@ class Stream:
         return Snapshot(self.state, self.last_token, self.tokens_read)
 
     def read(self, ids: Sequence[int]) -> None:
-        """Read tokens; time and memory do not depend on what was read before."""
+        """Read tokens (a single one by a step) in time and memory that no earlier ones add to."""
         if not ids:
             return
-        self.logits = self._decoder.read(self._slots, (ids,))[0]
+        if len(ids) == 1:
+            self.logits = self._decoder.step(self._slots, ids)[0]
+        else:
+            self.logits = self._decoder.read(self._slots, (ids,))[0]
         self.tokens_read += len(ids)
         self.last_token = ids[-1]
 
