@@ -21,9 +21,10 @@ from benchmarks.measure import Report, Row, report_options, rounds
 from benchmarks.models import find_model, model_options
 from newllm.data.tokenizers import BPE
 from newllm.device import pick_precision
-from newllm.inference.sampling import Sampler, Sampling, Stream, write_tokens
-from newllm.model import ContextLM, LanguageModel
-from newllm.model.context.decode import Lanes, can_step
+from newllm.inference.decoder import Stream, make_decoder, write_tokens
+from newllm.inference.sampler import Sampler, Sampling
+from newllm.model import LanguageModel
+from newllm.model.context.decode import can_step
 from newllm.model.quantize import RoundedLM
 
 LANES = (1, 2, 4, 8, 16, 32, 64)
@@ -51,7 +52,7 @@ def command(checkpoint: str | None, tokens: int, repeats: int, **shape: Any) -> 
 def one_token(model: LanguageModel, tokens: int, repeats: int) -> list[Row]:
     """Tokens a second of one text, by how its tokens are read."""
     candidates: dict[str, Callable[[], object]] = {"module": _module_steps(model, 1, tokens)}
-    if isinstance(model, ContextLM) and can_step(model):
+    if can_step(model):
         candidates["fused step"] = _fused_steps(model, 1, tokens)
         candidates["fused step, bf16 weights"] = _fused_steps(RoundedLM(model, "bf16"), 1, tokens)
         candidates["fused step, int8 weights"] = _fused_steps(RoundedLM(model, "int8"), 1, tokens)
@@ -99,7 +100,7 @@ def lanes(model: LanguageModel, tokens: int, repeats: int) -> list[Row]:
     ways: dict[str, Callable[[int], Callable[[], object]]] = {
         "module": lambda count: _module_steps(model, count, tokens)
     }
-    if isinstance(model, ContextLM) and can_step(model):
+    if can_step(model):
         ways["fused step"] = lambda count: _fused_steps(model, count, tokens)
     for way, make in ways.items():
         candidates = {f"{count}": make(count) for count in LANES}
@@ -138,22 +139,22 @@ def _module_steps(model: LanguageModel, count: int, tokens: int) -> Callable[[],
     return run
 
 
-def _fused_steps(model: ContextLM, count: int, tokens: int) -> Callable[[], object]:
+def _fused_steps(model: LanguageModel, count: int, tokens: int) -> Callable[[], object]:
     """The same with the fused step."""
     rows = _random_ids(model, tokens, count).tolist()
-    lanes = Lanes(model, count)
-    numbers = [lanes.add() for _ in range(count)]
+    decoder = make_decoder(model)
+    slots = [decoder.add() for _ in range(count)]
 
     def run() -> None:
         for row in rows:
-            lanes.step(numbers, row)
+            decoder.step(slots, row)
 
     return run
 
 
 def _generation(model: LanguageModel, tokens: int) -> Callable[[], object]:
     """Write so many tokens, sampled."""
-    stream, sampler = Stream(model), Sampler(Sampling(seed=0), ())
+    stream, sampler = Stream(make_decoder(model)), Sampler(Sampling(seed=0), ())
     stream.read([BPE.bos])
 
     def run() -> None:
@@ -166,7 +167,8 @@ def _generation(model: LanguageModel, tokens: int) -> Callable[[], object]:
 def _prompt(model: LanguageModel, length: int) -> Callable[[], object]:
     """Read a prompt from the start of a text."""
     ids = _random_ids(model, length).tolist()
-    return lambda: Stream(model).read(ids)
+    decoder = make_decoder(model)
+    return lambda: Stream(decoder).read(ids)
 
 
 def _training_forward(model: LanguageModel, precision: str) -> Callable[[], object]:

@@ -18,7 +18,8 @@ from benchmarks.measure import Report, Row, progress, report_options, rounds
 from benchmarks.models import find_model, model_options
 from newllm.chat.dialogue import state_bytes
 from newllm.data.tokenizers import BPE
-from newllm.inference.sampling import Sampler, Sampling, Stream, write_tokens
+from newllm.inference.decoder import Stream, make_decoder, write_tokens
+from newllm.inference.sampler import Sampler, Sampling
 from newllm.model import LanguageModel
 from newllm.train.memory import resident_bytes
 
@@ -77,7 +78,7 @@ class _Text:
     """A text that a model writes, of which nothing is kept but the model's state."""
 
     def __init__(self, model: LanguageModel) -> None:
-        self._stream = Stream(model)
+        self._stream = Stream(make_decoder(model))
         self._stream.read([BPE.bos])
         self._sampler = Sampler(Sampling(seed=0), ())
 

@@ -26,9 +26,10 @@ from newllm.errors import UserError, did_you_mean
 from newllm.evaluate.floor import ngram_floor
 from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
 from newllm.evaluate.skills import SKILL_ROWS, skill_check
-from newllm.inference.sampling import Sampling
-from newllm.model import ContextLM, LanguageModel, build_model
-from newllm.model.quantize import RoundedLM, WeightFormat
+from newllm.inference.decoder import Decoder, make_decoder
+from newllm.inference.sampler import Sampling
+from newllm.model import LanguageModel, build_model
+from newllm.model.quantize import RoundedLM, WeightFormat, can_round
 from newllm.train import checkpoint
 
 
@@ -68,7 +69,7 @@ class TrainedModel:
         model = build_model(settings.model_settings(), tokenizer.vocab_size)
         model.load_state_dict(content["model"])
         if weights != "fp32":
-            if not isinstance(model, ContextLM) or where.type != "cpu":
+            if not can_round(model) or where.type != "cpu":
                 raise UserError(
                     f"--weights {weights}: only for the context architecture on a CPU, and this is "
                     f"{settings.architecture} on {where}; use --weights fp32"
@@ -105,6 +106,11 @@ class TrainedModel:
         """What a saved conversation knows its model by."""
         return model_fingerprint(self.model, self.renderer)
 
+    @cached_property
+    def decoder(self) -> Decoder:
+        """Reads and writes texts with the weights, packed when this is first asked for."""
+        return make_decoder(self.model)
+
     def chat(self, sampling: Sampling | None = None, system: str | None = None) -> ChatSession:
         """Begin a conversation; see :class:`newllm.chat.session.ChatSession`.
 
@@ -115,11 +121,11 @@ class TrainedModel:
             raise UserError(
                 "--system: models of the word-1000 protocol or of plain text know no system message"
             )
-        return ChatSession(self.model, self.renderer, sampling or Sampling(), system)
+        return ChatSession(self.decoder, self.renderer, sampling or Sampling(), system)
 
     def resume_chat(self, path: str | Path) -> ChatSession:
         """Go on with a saved conversation; see :meth:`ChatSession.load`."""
-        return ChatSession.load(path, self.model, self.renderer)
+        return ChatSession.load(path, self.decoder, self.renderer)
 
     def generate(
         self,

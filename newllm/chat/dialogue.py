@@ -13,7 +13,8 @@ from newllm.data.render import ChatRenderer, Renderer
 from newllm.data.tokenizers import replace_surrogates
 from newllm.datasets.conversations import Conversation, Message
 from newllm.errors import UserError
-from newllm.inference.sampling import START, Draws, Point, Sampling
+from newllm.inference.decoder import START, Snapshot
+from newllm.inference.sampler import RngState, Sampling
 from newllm.model import LanguageModel, State
 
 UNDO_TURNS, UNDO_BYTES = 16, 2**20
@@ -27,12 +28,12 @@ TRANSCRIPT_BYTES = 2**16
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a conversation is between two turns."""
+class TurnStart:
+    """Where a turn starts: all that it depends on but what is said in it."""
 
-    point: Point = START
-    draws: Draws | None = None
-    """Where the random numbers are; None before the first."""
+    snapshot: Snapshot = START
+    rng_state: RngState | None = None
+    """State of the random numbers; None before the first."""
     messages: int = 0
     """Messages so far, those that left the transcript included."""
 
@@ -55,33 +56,33 @@ class Dialogue:
             if len(system.encode()) > TRANSCRIPT_BYTES:
                 raise UserError(f"the system message has more than {TRANSCRIPT_BYTES:,} bytes")
         self.sampling, self.system = sampling, system
-        self.place = Place()
-        self.before: list[Place] = []
-        """Places before the last turns, for undoing them; the oldest first."""
+        self.next_turn = TurnStart()
+        self.past_turns: list[TurnStart] = []
+        """Where the last turns started, for undoing them; the oldest first."""
         self.transcript: Conversation = []
         """The last messages; see :data:`TRANSCRIPT_BYTES`."""
 
     @property
     def begun(self) -> bool:
         """Whether anything was read."""
-        return self.place.point.tokens_read > 0
+        return self.next_turn.snapshot.tokens_read > 0
 
     @property
     def dropped(self) -> int:
         """Messages that are no longer in the transcript."""
-        return self.place.messages - len(self.transcript)
+        return self.next_turn.messages - len(self.transcript)
 
     def prompt(self, renderer: Renderer, text: str) -> list[int]:
-        """The tokens to read, at the present place, before the answer to a text."""
-        return prompt_ids(renderer, self._messages(text), self.place.point)
+        """The tokens to read, from where the next turn starts on, before the answer to a text."""
+        return prompt_ids(renderer, self._messages(text), self.next_turn.snapshot)
 
-    def add_turn(self, text: str, answer: str, point: Point, draws: Draws) -> None:
-        """Go on to the place where an answer was written."""
+    def add_turn(self, text: str, answer: str, snapshot: Snapshot, rng_state: RngState) -> None:
+        """Take in a turn whose answer was written: the next one starts where it ended."""
         said: Conversation = [*self._messages(text), {"role": "assistant", "content": answer}]
-        self.before.append(self.place)
-        size = max(1, state_bytes(point.state))
-        del self.before[: -max(1, min(UNDO_TURNS, UNDO_BYTES // size))]
-        self.place = Place(point, draws, self.place.messages + len(said))
+        self.past_turns.append(self.next_turn)
+        size = max(1, state_bytes(snapshot.state))
+        del self.past_turns[: -max(1, min(UNDO_TURNS, UNDO_BYTES // size))]
+        self.next_turn = TurnStart(snapshot, rng_state, self.next_turn.messages + len(said))
         self.transcript += said
         total, kept = 0, 0
         for message in reversed(self.transcript):
@@ -100,20 +101,20 @@ class Dialogue:
         Raises:
             UserError: there is no turn that can be undone.
         """
-        if not self.before:
+        if not self.past_turns:
             raise UserError("there is no turn to undo")
-        dropped, draws = self.dropped, self.place.draws
-        self.place = self.before.pop()
-        del self.transcript[max(0, self.place.messages - dropped) :]
+        dropped, rng_state = self.dropped, self.next_turn.rng_state
+        self.next_turn = self.past_turns.pop()
+        del self.transcript[max(0, self.next_turn.messages - dropped) :]
         if self.sampling.seed is None:
-            self.place = replace(self.place, draws=draws)
+            self.next_turn = replace(self.next_turn, rng_state=rng_state)
 
     def fork(self) -> Dialogue:
         """A second conversation that goes on from here; with a seed, with the same answers."""
         other = Dialogue(self.sampling, self.system)
         seeded = self.sampling.seed is not None
-        other.place = self.place if seeded else replace(self.place, draws=None)
-        other.before, other.transcript = list(self.before), list(self.transcript)
+        other.next_turn = self.next_turn if seeded else replace(self.next_turn, rng_state=None)
+        other.past_turns, other.transcript = list(self.past_turns), list(self.transcript)
         return other
 
     def export(self) -> str:
@@ -127,11 +128,11 @@ class Dialogue:
         return [{"role": "system", "content": self.system}, user]
 
 
-def prompt_ids(renderer: Renderer, messages: Conversation, point: Point) -> list[int]:
-    """The tokens to read at a point between two turns, up to where the assistant speaks."""
+def prompt_ids(renderer: Renderer, messages: Conversation, start: Snapshot) -> list[int]:
+    """The tokens to read between two turns, up to where the assistant speaks."""
     end = renderer.tokenizer.end
-    cut_short = point.last_token is not None and point.last_token != end
-    ids = renderer.prompt(messages, start=point.tokens_read == 0)
+    cut_short = start.last_token is not None and start.last_token != end
+    ids = renderer.prompt(messages, start=start.tokens_read == 0)
     return [end, *ids] if cut_short else ids
 
 

@@ -14,7 +14,8 @@ from newllm.datasets.conversations import Conversation
 from newllm.errors import UserError
 from newllm.files import write_bytes, write_text
 from newllm.inference.answer_text import AnswerText
-from newllm.inference.sampling import Sampler, Sampling, Stream, write_tokens
+from newllm.inference.decoder import Decoder, Stream, write_tokens
+from newllm.inference.sampler import Sampler, Sampling
 from newllm.model import LanguageModel
 
 MAX_NEW_TOKENS = 256
@@ -32,25 +33,38 @@ class ChatSession:
 
     def __init__(
         self,
-        model: LanguageModel,
+        decoder: Decoder,
         renderer: Renderer,
         sampling: Sampling,
         system: str | None = None,
     ) -> None:
-        self.model, self.renderer = model, renderer
+        """A conversation that has not begun.
+
+        Args:
+            decoder: of the model; conversations with one model share it.
+            renderer: of the model.
+            sampling: how answers are drawn.
+            system: what the model is told before the first turn.
+        """
+        self.decoder, self.renderer = decoder, renderer
         self.dialogue = Dialogue(sampling, system)
         self.tokens_per_second = 0.0
         """Speed of the last turn, its prompt included."""
 
     @classmethod
-    def load(cls, path: str | Path, model: LanguageModel, renderer: Renderer) -> ChatSession:
+    def load(cls, path: str | Path, decoder: Decoder, renderer: Renderer) -> ChatSession:
         """Go on with a saved conversation: bit for bit as if it had never stopped.
 
         Raises:
             UserError: missing, damaged, edited, or of another model.
         """
-        dialogue = session_file.read(Path(path), model, renderer)
-        return cls(model, renderer, dialogue.sampling)._with(dialogue)
+        dialogue = session_file.read(Path(path), decoder.model, renderer)
+        return cls(decoder, renderer, dialogue.sampling)._with(dialogue)
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model that answers."""
+        return self.decoder.model
 
     @property
     def transcript(self) -> Conversation:
@@ -60,7 +74,7 @@ class ChatSession:
     @property
     def tokens_read(self) -> int:
         """Tokens the state has taken in, prompts and answers."""
-        return self.dialogue.place.point.tokens_read
+        return self.dialogue.next_turn.snapshot.tokens_read
 
     @property
     def state_bytes(self) -> int:
@@ -83,8 +97,9 @@ class ChatSession:
         """
         dialogue, started, before = self.dialogue, time.perf_counter(), self.tokens_read
         tokenizer = self.renderer.tokenizer
-        stream = Stream(self.model, dialogue.place.point)
-        sampler = Sampler(dialogue.sampling, never_written(tokenizer), dialogue.place.draws)
+        stream = Stream(self.decoder, dialogue.next_turn.snapshot)
+        rng_state = dialogue.next_turn.rng_state
+        sampler = Sampler(dialogue.sampling, never_written(tokenizer), rng_state)
         prompt = dialogue.prompt(self.renderer, text)
         if not prompt:
             raise UserError("nothing was said: the text is empty")
@@ -100,7 +115,7 @@ class ChatSession:
                 yield piece
         finally:
             answer.finish()
-            dialogue.add_turn(text, answer.text, stream.point, sampler.draws)
+            dialogue.add_turn(text, answer.text, stream.snapshot, sampler.rng_state)
             self.tokens_per_second = (self.tokens_read - before) / (time.perf_counter() - started)
 
     def undo(self) -> None:
@@ -113,7 +128,7 @@ class ChatSession:
 
     def fork(self) -> ChatSession:
         """A second conversation that goes on from here; neither touches the other."""
-        other = ChatSession(self.model, self.renderer, self.dialogue.sampling)
+        other = ChatSession(self.decoder, self.renderer, self.dialogue.sampling)
         return other._with(self.dialogue.fork())
 
     def save(self, path: str | Path) -> None:

@@ -5,7 +5,7 @@
     "NEWLLM-SESSION 1\\n"
     size of the header, 4 bytes, little-endian
     header: JSON (UTF-8): the model's fingerprint, sampling, transcript, and which arrays follow
-    arrays: the state at each place, little-endian, in the order of the header
+    arrays: the states, of each place that has one, little-endian, in the order of the header
     SHA-256 of all bytes before, 32 bytes
 
 What is read is checked against the model at hand before anything is allocated for it. The digest
@@ -26,11 +26,18 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from newllm import __version__
-from newllm.chat.dialogue import TRANSCRIPT_BYTES, UNDO_TURNS, Dialogue, Place, model_state_bytes
+from newllm.chat.dialogue import (
+    TRANSCRIPT_BYTES,
+    UNDO_TURNS,
+    Dialogue,
+    TurnStart,
+    model_state_bytes,
+)
 from newllm.data.render import Renderer
 from newllm.datasets.conversations import Conversation, Message
 from newllm.errors import UserError
-from newllm.inference.sampling import Point, Sampling
+from newllm.inference.decoder import Snapshot
+from newllm.inference.sampler import Sampling
 from newllm.model import LanguageModel, State
 
 MAGIC = b"NEWLLM-SESSION 1\n"
@@ -45,18 +52,18 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Draws(_Part):
+class _RngState(_Part):
     state: _Wide
     inc: _Wide
     has_uint32: Annotated[int, Field(ge=0, le=1)]
     uinteger: Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class _Place(_Part):
+class _TurnStart(_Part):
     tokens_read: Count
     last_token: Count | None
     messages: Count
-    draws: _Draws | None
+    draws: _RngState | None
 
 
 class _Sampling(_Part):
@@ -76,8 +83,8 @@ class _Header(_Part):
     model: str
     arrays: list[tuple[str, str, list[int]]]
     """Name, dtype and shape of each part of a state."""
-    places: list[_Place] = Field(min_length=1, max_length=1 + UNDO_TURNS)
-    """Those that can be gone back to, the oldest first, and the present one."""
+    places: list[_TurnStart] = Field(min_length=1, max_length=1 + UNDO_TURNS)
+    """Where past turns started (they can be undone), the oldest first, and where the next does."""
     sampling: _Sampling
     system: str | None = Field(max_length=TRANSCRIPT_BYTES)
     transcript: list[_Message]
@@ -110,9 +117,9 @@ def encode(
         model: which it is with.
         renderer: of the model.
         fingerprint: of the model, if known already.
-        undo: keep the places that can be gone back to as well, each as large as the state.
+        undo: keep where past turns started as well, each as large as the state.
     """
-    places = [*(dialogue.before if undo else []), dialogue.place]
+    turns = [*(dialogue.past_turns if undo else []), dialogue.next_turn]
     layout = _layout(model)
     header = {
         "newllm_version": __version__,
@@ -120,12 +127,12 @@ def encode(
         "arrays": arrays(model),
         "places": [
             {
-                "tokens_read": place.point.tokens_read,
-                "last_token": place.point.last_token,
-                "messages": place.messages,
-                "draws": place.draws,
+                "tokens_read": turn.snapshot.tokens_read,
+                "last_token": turn.snapshot.last_token,
+                "messages": turn.messages,
+                "draws": turn.rng_state,
             }
-            for place in places
+            for turn in turns
         ],
         "sampling": asdict(dialogue.sampling),
         "system": dialogue.system,
@@ -133,10 +140,10 @@ def encode(
     }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     content = bytearray(MAGIC + len(text).to_bytes(_SIZE_BYTES, "little") + text)
-    for place in places:
-        for name, dtype, _ in layout if place.point.state else ():
-            assert place.point.state is not None
-            content += place.point.state[name].cpu().numpy().astype(dtype).tobytes()
+    for state in (turn.snapshot.state for turn in turns):
+        for name, dtype, _ in layout if state else ():
+            assert state is not None
+            content += state[name].cpu().numpy().astype(dtype).tobytes()
     return bytes(content) + hashlib.sha256(content).digest()
 
 
@@ -215,7 +222,7 @@ def decode(
 
 def _dialogue(header: _Header, states: Iterator[State], vocab_size: int) -> Dialogue:
     """Raises ValueError where values contradict each other or are none that a model writes."""
-    places = []
+    turns = []
     for stored in header.places:
         state = next(states) if stored.tokens_read else None
         for name, part in (state or {}).items():
@@ -224,28 +231,28 @@ def _dialogue(header: _Header, states: Iterator[State], vocab_size: int) -> Dial
         begun = state is not None
         if begun != (stored.last_token is not None) or (stored.last_token or 0) >= vocab_size:
             raise ValueError("last token")
-        draws = None if stored.draws is None else stored.draws.model_dump()
-        point = Point(state, stored.last_token, stored.tokens_read)
-        places.append(Place(point, draws, stored.messages))
-    if any(a.messages > b.messages for a, b in zip(places[:-1], places[1:], strict=True)):
+        rng_state = None if stored.draws is None else stored.draws.model_dump()
+        snapshot = Snapshot(state, stored.last_token, stored.tokens_read)
+        turns.append(TurnStart(snapshot, rng_state, stored.messages))
+    if any(a.messages > b.messages for a, b in zip(turns[:-1], turns[1:], strict=True)):
         raise ValueError("messages")
     dialogue = Dialogue(Sampling(**header.sampling.model_dump()), header.system)
-    *dialogue.before, dialogue.place = places
+    *dialogue.past_turns, dialogue.next_turn = turns
     transcript: Conversation = [{"role": m.role, "content": m.content} for m in header.transcript]
     size = sum(len(message["content"].encode()) for message in transcript)
-    if len(transcript) > dialogue.place.messages or size > TRANSCRIPT_BYTES:
+    if len(transcript) > dialogue.next_turn.messages or size > TRANSCRIPT_BYTES:
         raise ValueError("transcript")
     dialogue.transcript = transcript
     return dialogue
 
 
-def _possible(name: str, part: torch.Tensor, place: _Place) -> torch.Tensor:
+def _possible(name: str, part: torch.Tensor, stored: _TurnStart) -> torch.Tensor:
     """Whether a state can have these numbers: whole ones count tokens, or are the last token's."""
     if part.is_floating_point():
         return part.isfinite()
     if name == "previous":
-        return part == (0 if place.last_token is None else place.last_token + 1)
-    return (part >= 0) & (part <= place.tokens_read)
+        return part == (0 if stored.last_token is None else stored.last_token + 1)
+    return (part >= 0) & (part <= stored.tokens_read)
 
 
 def arrays(model: LanguageModel) -> list[tuple[str, str, list[int]]]:
@@ -254,7 +261,7 @@ def arrays(model: LanguageModel) -> list[tuple[str, str, list[int]]]:
 
 
 def _layout(model: LanguageModel) -> list[tuple[str, np.dtype, list[int]]]:
-    """Name, dtype and shape of each part of the state of one lane."""
+    """Name, dtype and shape of each part of the state of one text."""
     parts = model.initial_state(1).items()
     return [
         (name, part.cpu().numpy().dtype.newbyteorder("<"), list(part.shape)) for name, part in parts

@@ -148,7 +148,7 @@ class Terminal:
     def _load(self, name: str) -> str:
         if not name:
             raise UserError("/load FILE: say which")
-        loaded = ChatSession.load(name, self.session.model, self.session.renderer)
+        loaded = ChatSession.load(name, self.session.decoder, self.session.renderer)
         self._add(loaded)
         self._files[self._current] = Path(name)
         last = loaded.transcript[-2:]
@@ -210,7 +210,7 @@ class Terminal:
 
     def _begin(self, system: str | None, instead: bool = False) -> None:
         old = self.session
-        new = ChatSession(old.model, old.renderer, old.dialogue.sampling, system)
+        new = ChatSession(old.decoder, old.renderer, old.dialogue.sampling, system)
         if instead:
             self._sessions[self._current] = new
         else:

@@ -41,7 +41,7 @@ def generate(
 
     Example: newllm generate best.pt --prompt "What is the capital of France?"
     """
-    from newllm.inference.sampling import Sampling
+    from newllm.inference.sampler import Sampling
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, device or "auto", weights)
@@ -72,7 +72,7 @@ def chat(
     Example: newllm chat checkpoints/best_new_llm_dolly_layers1_bpe.pt --temperature 0.5
     """
     from newllm.chat.terminal import converse
-    from newllm.inference.sampling import Sampling
+    from newllm.inference.sampler import Sampling
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, device or "auto", weights)

@@ -27,7 +27,8 @@ from lm_eval.api.registry import register_model
 
 from newllm.data.tokenizers import never_written
 from newllm.export.hf_tokenizer import MARK, SPECIAL, require_bpe, to_fast
-from newllm.inference.sampling import Sampler, Sampling, Stream, write_tokens
+from newllm.inference.decoder import Stream, read_chunks, write_tokens
+from newllm.inference.sampler import Sampler, Sampling
 from newllm.trained import TrainedModel
 
 READ_TOKENS = 256
@@ -64,7 +65,7 @@ class NewLLM(TemplateLM):
         self._trained = TrainedModel.load(pretrained, device or "auto")
         self._bpe = require_bpe(self._trained.tokenizer, pretrained)
         self._fast = to_fast(self._bpe)
-        self._lanes = int(batch_size) if str(batch_size).isdigit() else 32
+        self._batch_size = int(batch_size) if str(batch_size).isdigit() else 32
         self._max_gen_toks = max_gen_toks
         self._device = self._trained.device
 
@@ -143,7 +144,7 @@ class NewLLM(TemplateLM):
         temperature = float(options.get("temperature") or 0) if options.get("do_sample") else 0.0
         sampling = Sampling(temperature, float(options.get("top_p") or 1), seed=0)
         limit = int(options.get("max_gen_toks") or self._max_gen_toks)
-        stream = Stream(self._trained.model)
+        stream = Stream(self._trained.decoder)
         stream.read(ids)
         sampler = Sampler(sampling, never_written(self._bpe))
         said = bytearray()
@@ -158,38 +159,34 @@ class NewLLM(TemplateLM):
         """ln p of what is scored, and whether each of its tokens was the likeliest."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
         results: list[tuple[float, bool]] = [(0.0, True)] * len(texts)
-        for start in range(0, len(order), self._lanes):
-            chosen = order[start : start + self._lanes]
-            for place, result in zip(chosen, self._score_lanes([texts[i] for i in chosen]),
-                                     strict=True):  # fmt: skip
-                results[place] = result
+        for start in range(0, len(order), self._batch_size):
+            chosen = order[start : start + self._batch_size]
+            scored = self._score_together([texts[i] for i in chosen])
+            for index, result in zip(chosen, scored, strict=True):
+                results[index] = result
         return results
 
     @torch.inference_mode()
-    def _score_lanes(self, texts: Sequence[Scored]) -> Iterator[tuple[float, bool]]:
-        model, device = self._trained.model, self._trained.device
+    def _score_together(self, texts: Sequence[Scored]) -> Iterator[tuple[float, bool]]:
+        model = self._trained.model
         rows = [[*read, *scored] for read, scored in texts]
         length = max(map(len, rows)) - 1
-        ids = torch.zeros(len(rows), length + 1, dtype=torch.long)
+        targets = torch.zeros(len(rows), length, dtype=torch.long)
         counts = torch.zeros(len(rows), length, dtype=torch.bool)
-        for lane, (row, (read, _)) in enumerate(zip(rows, texts, strict=True)):
-            ids[lane, : len(row)] = torch.tensor(row)
-            counts[lane, len(read) - 1 : len(row) - 1] = True
-        valid = torch.arange(length) < torch.tensor([[len(row) - 1] for row in rows])
+        for number, (row, (read, _)) in enumerate(zip(rows, texts, strict=True)):
+            targets[number, : len(row) - 1] = torch.tensor(row[1:])
+            counts[number, len(read) - 1 : len(row) - 1] = True
         total = torch.zeros(len(rows), dtype=torch.float64)
         greedy = torch.ones(len(rows), dtype=torch.bool)
         state = model.initial_state(len(rows))
-        for start in range(0, length, READ_TOKENS):
-            part = slice(start, start + READ_TOKENS)
-            hidden, state = model(
-                ids[:, :-1][:, part].to(device), state, None, valid[:, part].to(device)
-            )
-            targets, here = ids[:, 1:][:, part], counts[:, part]
-            lanes = here.nonzero()[:, 0]
-            logits = model.logits(hidden[here.to(device)]).float().cpu()
-            nats = F.cross_entropy(logits, targets[here], reduction="none").double()
-            total.index_add_(0, lanes, -nats)
-            greedy[lanes[logits.argmax(dim=-1) != targets[here]]] = False
+        chunks = read_chunks(model, [row[:-1] for row in rows], state, READ_TOKENS)
+        for part, hidden, _ in chunks:
+            here = counts[:, part]
+            numbers, wanted = here.nonzero()[:, 0], targets[:, part][here]
+            logits = model.logits(hidden[here.to(self._device)]).float().cpu()
+            nats = F.cross_entropy(logits, wanted, reduction="none").double()
+            total.index_add_(0, numbers, -nats)
+            greedy[numbers[logits.argmax(dim=-1) != wanted]] = False
         yield from zip(total.tolist(), greedy.tolist(), strict=True)
 
 

@@ -1,10 +1,11 @@
-"""Many answers at once: a thread that takes requests in and lets them go between two tokens.
+"""Many answers at once, written by one thread; answers begin and end between two tokens.
 
-In every round the engine reads a bounded piece of the waiting prompts and then writes one token of
-every answer: a long prompt delays the others by one piece at a time. With a fixed-size state that
-is all there is to continuous batching (Yu et al. 2022, Orca): no blocks of keys and values to find
-room for. `Lanes` takes the step of all answers together; models without it step one after another.
-Either way an answer does not depend, to the bit, on which others are written beside it.
+In every round the engine reads a bounded part of the waiting prompts and then writes one token of
+every answer: a long prompt delays the others by one part at a time. With a state of fixed size that
+is all there is to continuous batching (Yu et al. 2022, Orca): no blocks of keys and values to
+allocate. Each answer has a slot of one decoder. The fused step takes all slots together; the plain
+module takes one after another. Either way an answer does not depend, to the bit, on which others
+are written beside it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import Any, Literal
 import numpy as np
 
 from newllm.inference.answer_text import AnswerText
-from newllm.inference.sampling import Draws, Point, Sampler, Stream
-from newllm.model import ContextLM, LanguageModel, State
-from newllm.model.context.decode import Lanes, can_step
+from newllm.inference.decoder import Decoder, Snapshot, Stream
+from newllm.inference.sampler import RngState, Sampler
+from newllm.model import State
 
 PREFILL_TOKENS = 256
-"""Prompt tokens read in a round: how long others wait for a prompt."""
+"""Prompt tokens read in a round: how long other answers wait for a prompt."""
 
 _PICTURE_NUMBERS = 64
 """Numbers of each layer in a picture of the state."""
@@ -54,11 +55,15 @@ class Piece:
 
 
 class Job:
-    """One answer to write. After it finished, `reason`, `point` and `draws` tell how it ended."""
+    """One answer to write, as whoever asks for it sees it.
+
+    The engine adds to `pieces` and `written` and sets the rest of the outcome when the answer has
+    ended, `reason` last.
+    """
 
     def __init__(
         self,
-        start: Point,
+        start: Snapshot,
         ids: Sequence[int],
         sampler: Sampler,
         answer: AnswerText,
@@ -79,46 +84,57 @@ class Job:
             top_logprobs: tell the log-probabilities of each token and so many others.
             pictures: tell what the state looks like.
         """
-        self.start, self.sampler, self.answer = start, sampler, answer
+        self.start, self.ids, self.sampler, self.answer = start, ids, sampler, answer
         self.max_tokens, self.min_tokens = max_tokens, min_tokens
         self.top_logprobs, self.pictures = top_logprobs, pictures
-        self.prompt_tokens, self.written = len(ids), 0
-        self.pieces: deque[Piece] = deque()
-        """What was written and not yet taken by whoever waits for it."""
-        self.reason: FinishReason | None = None
-        self.point: Point | None = None
-        """Where the text stands after the answer; None if the prompt was not read to its end."""
         self.cancelled = False
+        """Set by whoever asked, from any thread: the answer ends where it is."""
         self.news: Callable[[], None] = lambda: None
-        """Called by whoever is notified, on a thread of theirs."""
-        self._unread: Sequence[int] = ids
-        self._stream: Stream | None = None
-        self._prompt: Point | None = None
-        """Where the answer began."""
-        self._logits: np.ndarray | None = None
-        self._lane, self._last = -1, -1
+        """Called, by the function that the engine notifies, when something below has changed."""
+        self.pieces: deque[Piece] = deque()
+        """What was written and not yet taken by whoever asked."""
+        self.written = 0
+        """Tokens of the answer so far."""
+        self.snapshot: Snapshot | None = None
+        """Where the text stands after the answer; None if the prompt was not read to its end."""
+        self.reason: FinishReason | None = None
+        """How the answer ended; None while it has not."""
 
     @property
-    def draws(self) -> Draws:
-        """Where the random numbers are after the answer."""
-        return self.sampler.draws
+    def rng_state(self) -> RngState:
+        """State of the random numbers after the answer."""
+        return self.sampler.rng_state
+
+
+class _Running:
+    """What the engine knows of a job: it is read in a stream, then written in a slot.
+
+    While the answer is written, the stream stays where the answer began.
+    """
+
+    def __init__(self, job: Job, stream: Stream) -> None:
+        self.job, self.stream = job, stream
+        self.unread: Sequence[int] = job.ids
+        self.slot, self.last_token = -1, -1
+        self.logits: np.ndarray | None = None
+        """Scores of the next token, fp32 [V]."""
 
 
 class Engine:
     """Writes the answers of all jobs on one thread, together."""
 
     def __init__(
-        self, model: LanguageModel, end: int, max_jobs: int, notify: Callable[[list[Job]], None]
+        self, decoder: Decoder, end: int, max_jobs: int, notify: Callable[[list[Job]], None]
     ) -> None:
         """An engine that is not running yet.
 
         Args:
-            model: in evaluation mode.
+            decoder: of the model; the engine works with an empty copy of it.
             end: the token that ends an answer.
             max_jobs: jobs at the same time.
             notify: is told on the engine's thread, once a round, which jobs have news.
         """
-        self._model, self._end, self._max_jobs, self._notify = model, end, max_jobs, notify
+        self._decoder, self._end, self._max_jobs, self._notify = decoder, end, max_jobs, notify
         self._arrivals: SimpleQueue[Job | None] = SimpleQueue()
         self._count, self._lock = 0, threading.Lock()
         self._news: list[Job] = []
@@ -140,7 +156,7 @@ class Engine:
         self._thread.join()
 
     def submit(self, job: Job) -> bool:
-        """Take a job in; False if there are too many already."""
+        """Accept a job; False if there are too many already."""
         with self._lock:
             if self._count >= self._max_jobs:
                 return False
@@ -152,26 +168,26 @@ class Engine:
         while self._take_arrivals():
             try:
                 self._round()
-            except Exception:  # a fault of ours: these answers are lost, later ones are not
+            except Exception:  # a bug: the answers in progress are lost, later ones are not
                 log.exception("all answers were given up")
-                for job in [*self._reading, *self._writing]:
-                    self._finish(job, "error", None)
+                for running in [*self._reading, *self._writing]:
+                    self._finish(running.job, "error", None)
                 self._begin()
             self._tell()
         while not self._arrivals.empty():
             if job := self._arrivals.get():
                 self._finish(job, "cancelled", None)
-        for job in self._reading:
-            self._finish(job, "cancelled", None)
-        for job in list(self._writing):
-            self._end_writing(job, "cancelled")
+        for running in self._reading:
+            self._finish(running.job, "cancelled", None)
+        for running in list(self._writing):
+            self._end_writing(running, "cancelled")
         self._tell()
 
     def _begin(self) -> None:
-        model = self._model
-        self._lanes = Lanes(model) if isinstance(model, ContextLM) and can_step(model) else None
-        self._reading: deque[Job] = deque()
-        self._writing: list[Job] = []
+        """Start without any job, on slots that no earlier job has touched."""
+        self._decoder = self._decoder.empty_copy()
+        self._reading: deque[_Running] = deque()
+        self._writing: list[_Running] = []
 
     def _take_arrivals(self) -> bool:
         """Wait for something to do; False to end."""
@@ -180,13 +196,12 @@ class Engine:
             job = self._arrivals.get()
             if job is None:
                 return False
-            job._stream = Stream(self._model, job.start)
-            self._reading.append(job)
+            self._reading.append(_Running(job, Stream(self._decoder, job.start)))
             idle = False
         return True
 
     def _round(self) -> None:
-        self._leave()
+        self._end_cancelled()
         self._read()
         if self._writing:
             self._write()
@@ -196,22 +211,23 @@ class Engine:
             news, self._news = self._news, []
             self._notify(news)
 
-    def _leave(self) -> None:
-        """End the jobs that nobody waits for any more."""
-        for job in [job for job in self._reading if job.cancelled and not job.answer.stopped]:
-            self._reading.remove(job)
-            self._finish(job, "cancelled", None)
-        for job in [job for job in self._writing if job.cancelled]:
-            self._end_writing(job, "cancelled")
+    def _end_cancelled(self) -> None:
+        """End the answers that were cancelled since the last round."""
+        for running in [*self._reading]:
+            # One that met its stop string is complete: only its state is still to be made.
+            if running.job.cancelled and not running.job.answer.stopped:
+                self._reading.remove(running)
+                self._finish(running.job, "cancelled", None)
+        for running in [running for running in self._writing if running.job.cancelled]:
+            self._end_writing(running, "cancelled")
 
     def _read(self) -> None:
-        """Read a piece of the prompts, in turn; whose prompt is read begins to write."""
+        """Read a part of the prompts, in turn; a job whose prompt is read begins to write."""
         budget = PREFILL_TOKENS
         while self._reading and budget > 0:
-            job = self._reading.popleft()
-            stream = job._stream
-            assert stream is not None
-            part, job._unread = job._unread[:PREFILL_TOKENS], job._unread[PREFILL_TOKENS:]
+            running = self._reading.popleft()
+            job, stream, unread = running.job, running.stream, running.unread
+            part, running.unread = unread[:PREFILL_TOKENS], unread[PREFILL_TOKENS:]
             budget -= len(part)
             try:
                 stream.read(part)
@@ -219,105 +235,81 @@ class Engine:
                 log.exception("a prompt could not be read")
                 self._finish(job, "error", None)
                 continue
-            if job._unread:
-                self._reading.append(job)
+            if running.unread:
+                self._reading.append(running)
             elif job.answer.stopped:  # what was said before the stop string is read now
-                self._finish(job, "stop", stream.point)
+                self._finish(job, "stop", stream.snapshot)
             else:
-                self._begin_writing(job, stream)
-
-    def _begin_writing(self, job: Job, stream: Stream) -> None:
-        job._prompt, job._logits = stream.point, stream.logits
-        if self._lanes is not None:
-            job._lane, job._stream = self._lanes.add(job._prompt.state), None
-        job.sampler.begin_answer()
-        self._writing.append(job)
+                running.slot, running.logits = self._decoder.add(stream.state), stream.logits
+                job.sampler.begin_answer()
+                self._writing.append(running)
 
     def _write(self) -> None:
         """Draw a token of every answer, and read it."""
-        drawn: list[tuple[Job, int, Chosen | None]] = []
-        for job in list(self._writing):
-            assert job._logits is not None
+        drawn: list[tuple[_Running, int, Chosen | None]] = []
+        for running in list(self._writing):
+            job = running.job
+            assert running.logits is not None
             try:
                 forbidden = (self._end,) if job.written < job.min_tokens else ()
-                token = job.sampler.draw(job._logits, forbidden)
+                token = job.sampler.draw(running.logits, forbidden)
             except FloatingPointError as error:
                 log.error("an answer was given up: %s", error)
-                self._end_writing(job, "error")
+                self._end_writing(running, "error")
                 continue
             chosen = None
             if job.top_logprobs is not None:
-                chosen = _how_likely(job._logits, token, job.top_logprobs)
-            drawn.append((job, token, chosen))
+                chosen = _how_likely(running.logits, token, job.top_logprobs)
+            drawn.append((running, token, chosen))
         if not drawn:
             return
-        if self._lanes is not None:
-            rows = self._lanes.step([job._lane for job, *_ in drawn], [t for _, t, _ in drawn])
-            for (job, *_), row in zip(drawn, rows, strict=True):
-                job._logits = row
-        else:
-            for job, token, _ in drawn:
-                assert job._stream is not None
-                job._stream.read([token])
-                job._logits = job._stream.logits
-        for job, token, chosen in drawn:
-            self._take_token(job, token, chosen)
+        logits = self._decoder.step([r.slot for r, *_ in drawn], [token for _, token, _ in drawn])
+        for (running, token, chosen), row in zip(drawn, logits, strict=True):
+            running.logits = row
+            self._take_token(running, token, chosen)
 
-    def _take_token(self, job: Job, token: int, chosen: Chosen | None) -> None:
+    def _take_token(self, running: _Running, token: int, chosen: Chosen | None) -> None:
+        job = running.job
         job.written += 1
-        job._last = token
+        running.last_token = token
         if token == self._end:
-            self._end_writing(job, "stop")
+            self._end_writing(running, "stop")
             return
         text = job.answer.add(token)
         if text or chosen:
-            picture = state_picture(self._state(job)) if job.pictures else None
+            picture = state_picture(self._decoder.state(running.slot)) if job.pictures else None
             job.pieces.append(Piece(text, chosen, picture))
             self._news.append(job)
         if job.answer.stopped:
-            self._read_again(job)
+            self._read_again(running)
         elif job.written >= job.max_tokens:
-            self._end_writing(job, "length")
+            self._end_writing(running, "length")
 
-    def _read_again(self, job: Job) -> None:
+    def _read_again(self, running: _Running) -> None:
         """Read the answer up to its stop string: the state then is of what was said, no more."""
-        assert job._prompt is not None
-        self._writing.remove(job)
-        self._free_lane(job)
-        said = job.answer.tokens()
-        job._stream = Stream(self._model, job._prompt)
-        if said:
-            job._unread = said
-            self._reading.append(job)
+        self._writing.remove(running)
+        self._decoder.remove(running.slot)
+        running.unread = running.job.answer.tokens()
+        if running.unread:
+            self._reading.append(running)
         else:
-            self._finish(job, "stop", job._prompt)
+            self._finish(running.job, "stop", running.stream.snapshot)
 
-    def _state(self, job: Job) -> State:
-        if self._lanes is not None:
-            return self._lanes.state(job._lane)
-        assert job._stream is not None
-        assert job._stream.state is not None
-        return job._stream.state
+    def _end_writing(self, running: _Running, reason: FinishReason) -> None:
+        self._writing.remove(running)
+        stream, written = running.stream, running.job.written
+        after = stream.snapshot
+        if written:
+            state = self._decoder.state(running.slot)
+            after = Snapshot(state, running.last_token, stream.tokens_read + written)
+        self._decoder.remove(running.slot)
+        self._finish(running.job, reason, after)
 
-    def _end_writing(self, job: Job, reason: FinishReason) -> None:
-        """Let a job go."""
-        assert job._prompt is not None
-        self._writing.remove(job)
-        point = job._prompt
-        if job.written:
-            point = Point(self._state(job), job._last, point.tokens_read + job.written)
-        self._free_lane(job)
-        self._finish(job, reason, point)
-
-    def _free_lane(self, job: Job) -> None:
-        if self._lanes is not None:
-            self._lanes.remove(job._lane)
-
-    def _finish(self, job: Job, reason: FinishReason, point: Point | None) -> None:
+    def _finish(self, job: Job, reason: FinishReason, snapshot: Snapshot | None) -> None:
         rest = job.answer.finish()
         if rest:
             job.pieces.append(Piece(rest))
-        job.point, job.reason = point, reason
+        job.snapshot, job.reason = snapshot, reason
         with self._lock:
             self._count -= 1
         self._news.append(job)

@@ -6,7 +6,7 @@ ordinary `ContextLM`, so its price is measured by the ordinary evaluation.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,11 @@ class RoundedLM(ContextLM):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 module.weight.copy_(rounded(module.weight, weights))
+
+
+def can_round(model: nn.Module) -> TypeGuard[ContextLM]:
+    """Whether :class:`RoundedLM` takes a model: other architectures have no step that gains."""
+    return isinstance(model, ContextLM)
 
 
 def rounded(matrix: Tensor, weights: WeightFormat) -> Tensor:

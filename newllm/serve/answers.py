@@ -85,7 +85,7 @@ class Form:
 def usage(reply: Reply) -> dict[str, Any]:
     """Tokens of the whole conversation, and how many of them did not have to be read."""
     job = reply.job
-    known, total = job.start.tokens_read, job.start.tokens_read + job.prompt_tokens
+    known, total = job.start.tokens_read, job.start.tokens_read + len(job.ids)
     return {
         "prompt_tokens": total,
         "completion_tokens": job.written,

@@ -13,8 +13,9 @@ from starlette.routing import Route
 import newllm
 from newllm.chat.dialogue import knows_system, model_state_bytes, prompt_ids
 from newllm.datasets.conversations import Conversation
+from newllm.inference.decoder import START
 from newllm.inference.engine import Job
-from newllm.inference.sampling import START, Sampling
+from newllm.inference.sampler import Sampling
 from newllm.serve.answers import AnswerStream, Form, whole_answer
 from newllm.serve.browser import BrowserPage
 from newllm.serve.errors import ApiError, invalid_body
@@ -78,9 +79,9 @@ class Api:
         ids = await asyncio.to_thread(prompt_ids, renderer, messages[known:], start)
 
         def finished(job: Job) -> None:
-            if job.point is not None:
+            if job.snapshot is not None:
                 answer: Conversation = [{"role": "assistant", "content": job.answer.text}]
-                service.cache.add(messages + answer, job.point)
+                service.cache.add(messages + answer, job.snapshot)
 
         top = (asked.top_logprobs or 0) if asked.logprobs else None
         sampling = asked.sampling(Sampling())

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from newllm.errors import Stopped, UserError
-from newllm.inference.sampling import Sampling
+from newllm.inference.sampler import Sampling
 from newllm.serve.api import Api
 from newllm.serve.errors import ApiError
 from newllm.serve.protect import Guard

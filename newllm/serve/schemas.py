@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from newllm.datasets.conversations import Conversation
-from newllm.inference.sampling import Sampling
+from newllm.inference.sampler import Sampling
 
 _MOST_STOPS = 4
 

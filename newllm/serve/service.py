@@ -11,8 +11,9 @@ from pathlib import Path
 from newllm.chat.session import MAX_NEW_TOKENS
 from newllm.data.tokenizers import never_written
 from newllm.inference.answer_text import AnswerText
+from newllm.inference.decoder import Snapshot
 from newllm.inference.engine import Engine, Job, Piece
-from newllm.inference.sampling import Draws, Point, Sampler, Sampling
+from newllm.inference.sampler import RngState, Sampler, Sampling
 from newllm.serve.errors import ApiError
 from newllm.serve.metrics import Metrics
 from newllm.serve.schemas import AnswerRequest
@@ -89,7 +90,7 @@ class Service:
         self.model, self.name, self.limits = model, name, limits
         self.created = int(time.time())
         tokenizer = model.tokenizer
-        self.engine = Engine(model.model, tokenizer.end, limits.requests, self._notify)
+        self.engine = Engine(model.decoder, tokenizer.end, limits.requests, self._notify)
         self.store = SessionStore(model, limits.sessions, limits.stored_sessions, sessions_dir)
         self.cache = PrefixCache(model)
         self.metrics = Metrics(lambda: self.engine.jobs, lambda: len(self.store))
@@ -109,12 +110,12 @@ class Service:
 
     def begin(
         self,
-        start: Point,
+        start: Snapshot,
         ids: Sequence[int],
         asked: AnswerRequest,
         sampling: Sampling,
         finished: Callable[[Job], None],
-        draws: Draws | None = None,
+        rng_state: RngState | None = None,
         top_logprobs: int | None = None,
         pictures: bool = False,
         trim: bool = True,
@@ -127,7 +128,7 @@ class Service:
             asked: its limits and stop strings.
             sampling: how its tokens are drawn.
             finished: called when the answer has ended, whether or not anybody waits for it.
-            draws: where the random numbers are, if not at the seed.
+            rng_state: of the random numbers, if they do not start at the seed.
             top_logprobs: tell the log-probabilities of each token and so many others.
             pictures: tell what the state looks like.
             trim: leave out white space at the start.
@@ -157,7 +158,7 @@ class Service:
         job = Job(
             start,
             ids,
-            Sampler(sampling, self._forbidden, draws),
+            Sampler(sampling, self._forbidden, rng_state),
             AnswerText(self.model.tokenizer, asked.stops, trim),
             most,
             asked.min_tokens,

@@ -13,7 +13,7 @@ from newllm.chat import session_file
 from newllm.chat.dialogue import Dialogue, knows_system, model_state_bytes
 from newllm.errors import UserError
 from newllm.inference.engine import Job
-from newllm.inference.sampling import Sampling
+from newllm.inference.sampler import Sampling
 from newllm.serve.answers import Form
 from newllm.serve.api import body_as, form, respond
 from newllm.serve.errors import ApiError
@@ -92,24 +92,24 @@ class SessionRoutes:
         service = self._service
         asked = await body_as(TurnRequest, request, service)
         session, dialogue = self._find(request, idle=True)
-        place = dialogue.place
+        start = dialogue.next_turn
         session.busy = True
         try:
             ids = await asyncio.to_thread(dialogue.prompt, service.model.renderer, asked.content)
 
             def finished(job: Job) -> None:
                 session.busy = False
-                if job.point is not None:
-                    dialogue.add_turn(asked.content, job.answer.text, job.point, job.draws)
+                if job.snapshot is not None:
+                    dialogue.add_turn(asked.content, job.answer.text, job.snapshot, job.rng_state)
                     service.store.changed(session)
 
             reply = service.begin(
-                place.point,
+                start.snapshot,
                 ids,
                 asked,
                 asked.sampling(dialogue.sampling),
                 finished,
-                draws=place.draws if asked.seed is None else None,
+                rng_state=start.rng_state if asked.seed is None else None,
                 pictures=asked.context,
             )
         except BaseException:

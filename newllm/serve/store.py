@@ -22,7 +22,7 @@ from newllm.chat.dialogue import Dialogue, model_state_bytes
 from newllm.datasets.conversations import Conversation
 from newllm.errors import UserError
 from newllm.files import write_bytes
-from newllm.inference.sampling import START, Point
+from newllm.inference.decoder import START, Snapshot
 from newllm.serve.errors import ApiError
 from newllm.trained import TrainedModel
 
@@ -206,15 +206,15 @@ def _facts(dialogue: Dialogue) -> dict[str, Any]:
     questions = [m["content"] for m in dialogue.transcript if m["role"] == "user"]
     return {
         "title": " ".join(questions[0].split())[:_TITLE] if questions else None,
-        "tokens_read": dialogue.place.point.tokens_read,
-        "messages": dialogue.place.messages,
+        "tokens_read": dialogue.next_turn.snapshot.tokens_read,
+        "messages": dialogue.next_turn.messages,
         "messages_dropped": dialogue.dropped,
-        "undo_turns": len(dialogue.before),
+        "undo_turns": len(dialogue.past_turns),
     }
 
 
 class PrefixCache:
-    """The state after every answer of late, by what was said: a longer conversation goes on there.
+    """The states after recent answers, by what was said: a longer conversation goes on from there.
 
     Bounded in memory; the entries used longest ago leave first.
     """
@@ -222,25 +222,25 @@ class PrefixCache:
     def __init__(self, model: TrainedModel) -> None:
         size = max(1, model_state_bytes(model.model))
         self._most = max(1, min(_CACHE_ENTRIES, _CACHE_BYTES // size))
-        self._points: OrderedDict[bytes, Point] = OrderedDict()
+        self._snapshots: OrderedDict[bytes, Snapshot] = OrderedDict()
 
-    def find(self, messages: Conversation) -> tuple[Point, int]:
-        """The longest beginning that is known: the point after it, and its number of messages."""
+    def find(self, messages: Conversation) -> tuple[Snapshot, int]:
+        """The longest beginning that is known: the state after it, and its number of messages."""
         keys = _keys(messages)
         for count in range(len(messages) - 1, 0, -1):
-            point = self._points.get(keys[count - 1])
-            if point is not None:
-                self._points.move_to_end(keys[count - 1])
-                return point, count
+            snapshot = self._snapshots.get(keys[count - 1])
+            if snapshot is not None:
+                self._snapshots.move_to_end(keys[count - 1])
+                return snapshot, count
         return START, 0
 
-    def add(self, messages: Conversation, point: Point) -> None:
-        """Keep the point after these messages, the last of them an answer."""
+    def add(self, messages: Conversation, snapshot: Snapshot) -> None:
+        """Keep the state after these messages, the last of them an answer."""
         key = _keys(messages)[-1]
-        self._points[key] = point
-        self._points.move_to_end(key)
-        while len(self._points) > self._most:
-            self._points.popitem(last=False)
+        self._snapshots[key] = snapshot
+        self._snapshots.move_to_end(key)
+        while len(self._snapshots) > self._most:
+            self._snapshots.popitem(last=False)
 
 
 def _keys(messages: Conversation) -> list[bytes]:

@@ -39,7 +39,8 @@ from newllm.device import cpu_model, give_back_freed_memory, keep_freed_memory, 
 from newllm.errors import Stopped, UserError
 from newllm.evaluate.floor import ngram_floor
 from newllm.files import write_text
-from newllm.inference.sampling import Sampling
+from newllm.inference.decoder import make_decoder
+from newllm.inference.sampler import Sampling
 from newllm.model import LanguageModel
 from newllm.model.kernels import active_kernel
 from newllm.recipes import resolve
@@ -491,10 +492,11 @@ def answer_prompts(
     """
     was_training = model.training
     model.eval()
+    decoder = make_decoder(model)  # the weights as they are now
     answers = []
     repeated = total = 0
     for prompt in prompts:
-        session = ChatSession(model, renderer, Sampling(temperature=0))
+        session = ChatSession(decoder, renderer, Sampling(temperature=0))
         answer = session.say(prompt, max_new_tokens=_ANSWER_TOKENS)
         answers.append({"prompt": prompt, "answer": answer})
         again, runs = count_repetitions(answer)

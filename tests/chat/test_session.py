@@ -13,9 +13,9 @@ from newllm.chat.session import ChatSession
 from newllm.data.render import ProtocolRenderer
 from newllm.data.tokenizers import Word1000, never_written
 from newllm.datasets.conversations import ROW_FORMATS
-from newllm.inference.sampling import Sampler, Sampling, Stream, write_tokens
+from newllm.inference.decoder import Stream, make_decoder, write_tokens
+from newllm.inference.sampler import Sampler, Sampling
 from newllm.model import build_model
-from newllm.model.context.decode import Lanes
 
 GREEDY = Sampling(temperature=0)
 
@@ -32,15 +32,15 @@ def test_a_conversation_equals_rereading_it(model, renderer, limit: int, monkeyp
             super().read(ids)
 
     monkeypatch.setattr("newllm.chat.session.Stream", Recording)
-    session = ChatSession(model, renderer, Sampling(seed=4), system="Be brief.")
+    session = ChatSession(make_decoder(model), renderer, Sampling(seed=4), system="Be brief.")
     for text in ("hello", "and now?", "bye"):
         session.say(text, max_new_tokens=limit)
     assert session.tokens_read == len(read)
     assert read.count(renderer.tokenizer.bos) == 1
     assert read.count(renderer.tokenizer.roles["assistant"]) == 3
-    again = Stream(model)
+    again = Stream(make_decoder(model))
     again.read(read)
-    state = session.dialogue.place.point.state
+    state = session.dialogue.next_turn.snapshot.state
     assert state is not None
     assert again.state is not None
     for name, part in again.state.items():
@@ -49,7 +49,7 @@ def test_a_conversation_equals_rereading_it(model, renderer, limit: int, monkeyp
 
 def test_one_pass_and_token_by_token_give_the_same_opinion(model, renderer) -> None:
     ids = renderer.prompt([{"role": "user", "content": "hello there, how are you?"}])
-    whole, steps = Stream(model), Stream(model)
+    whole, steps = Stream(make_decoder(model)), Stream(make_decoder(model))
     whole.read(ids)
     for token in ids:
         steps.read([token])
@@ -64,7 +64,7 @@ def test_read_in_any_pieces(model, renderer, kernel, cuts, monkeypatch) -> None:
     """Single tokens take the fused step, pieces the module; the state goes along."""
     monkeypatch.setenv("NEWLLM_KERNEL", kernel)
     ids = (renderer.prompt([{"role": "user", "content": "hello there, how are you?"}]) * 4)[:41]
-    whole, pieces = Stream(model), Stream(model)
+    whole, pieces = Stream(make_decoder(model)), Stream(make_decoder(model))
     whole.read(ids)
     edges = [0, *sorted(cuts), 41]
     for start, stop in zip(edges[:-1], edges[1:], strict=True):
@@ -81,13 +81,13 @@ def test_read_in_any_pieces(model, renderer, kernel, cuts, monkeypatch) -> None:
 
 def test_a_stream_begins_from_a_state_and_leaves_it(model, renderer) -> None:
     ids = renderer.prompt([{"role": "user", "content": "hello"}])
-    before = Stream(model)
+    before = Stream(make_decoder(model))
     before.read(ids)
     assert before.state is not None
     kept = {name: part.clone() for name, part in before.state.items()}
     answers = []
     for _ in range(2):
-        stream = Stream(model, before.point)
+        stream = Stream(make_decoder(model), before.snapshot)
         for token in (7, 8, 9):
             stream.read([token])
         assert stream.logits is not None
@@ -97,13 +97,13 @@ def test_a_stream_begins_from_a_state_and_leaves_it(model, renderer) -> None:
 
 
 def test_conversations_side_by_side_say_what_they_say_alone(model, renderer) -> None:
-    """Lanes come and go; every one has its own sampler, and gets its own text, token for token."""
+    """Slots come and go; every one has its own sampler, and gets its own text, token for token."""
     prompts = [renderer.prompt([{"role": "user", "content": f"say {i}!"}]) for i in range(9)]
     end, limit = renderer.tokenizer.end, 40
     forbidden = never_written(renderer.tokenizer)
 
     def begin(number: int) -> tuple[Stream, Sampler]:
-        stream = Stream(model)
+        stream = Stream(make_decoder(model))
         stream.read(prompts[number])
         return stream, Sampler(Sampling(1.0, 0.95, seed=number), forbidden)
 
@@ -111,32 +111,36 @@ def test_conversations_side_by_side_say_what_they_say_alone(model, renderer) -> 
     assert min(map(len, alone)) < limit, "some end early"
 
     together: list[list[int]] = [[] for _ in prompts]
-    lanes, waiting, running = Lanes(model, 2), list(range(9)), dict[int, tuple[int, Sampler]]()
+    decoder, waiting, running = (
+        make_decoder(model),
+        list(range(9)),
+        dict[int, tuple[int, Sampler]](),
+    )
     drawn: dict[int, int] = {}
     while waiting or running:
         while waiting and len(running) < 4:
             stream, sampler = begin(waiting[0])
             assert stream.logits is not None
-            lane = lanes.add(stream.state)
-            running[lane] = (waiting.pop(0), sampler)
-            drawn[lane] = sampler.draw(stream.logits)
-        for lane in list(running):
-            number = running[lane][0]
-            if drawn[lane] == end or len(together[number]) == limit:
-                lanes.remove(lane)
-                del running[lane], drawn[lane]
+            slot = decoder.add(stream.state)
+            running[slot] = (waiting.pop(0), sampler)
+            drawn[slot] = sampler.draw(stream.logits)
+        for slot in list(running):
+            number = running[slot][0]
+            if drawn[slot] == end or len(together[number]) == limit:
+                decoder.remove(slot)
+                del running[slot], drawn[slot]
             else:
-                together[number].append(drawn[lane])
-        logits = lanes.step(list(running), [drawn[lane] for lane in running])
-        for row, (lane, (_, sampler)) in zip(logits, running.items(), strict=True):
-            drawn[lane] = sampler.draw(row)
+                together[number].append(drawn[slot])
+        logits = decoder.step(list(running), [drawn[slot] for slot in running])
+        for row, (slot, (_, sampler)) in zip(logits, running.items(), strict=True):
+            drawn[slot] = sampler.draw(row)
     assert together == alone
 
 
 def test_interleaved_sessions_do_not_touch(model, renderer) -> None:
-    alone = ChatSession(model, renderer, Sampling(seed=5))
+    alone = ChatSession(make_decoder(model), renderer, Sampling(seed=5))
     expected = [alone.say(text, max_new_tokens=8) for text in ("a", "b", "c")]
-    first, other = (ChatSession(model, renderer, Sampling(seed=5)) for _ in range(2))
+    first, other = (ChatSession(make_decoder(model), renderer, Sampling(seed=5)) for _ in range(2))
     said = []
     for text in ("a", "b", "c"):
         said.append(first.say(text, max_new_tokens=8))
@@ -145,14 +149,14 @@ def test_interleaved_sessions_do_not_touch(model, renderer) -> None:
 
 
 def test_streamed_pieces_are_the_answer(model, renderer) -> None:
-    session = ChatSession(model, renderer, Sampling(seed=2))
+    session = ChatSession(make_decoder(model), renderer, Sampling(seed=2))
     pieces = list(session.stream("hi", max_new_tokens=30))
     assert "".join(pieces) == session.transcript[-1]["content"]
     assert [m["role"] for m in session.transcript] == ["user", "assistant"]
 
 
 def test_reader_that_stops_reading_leaves_a_usable_session(model, renderer) -> None:
-    session = ChatSession(model, renderer, Sampling(seed=2), system="Be brief.")
+    session = ChatSession(make_decoder(model), renderer, Sampling(seed=2), system="Be brief.")
     stream = session.stream("hi", max_new_tokens=30, min_new_tokens=30)
     next(stream)
     stream.close()
@@ -163,7 +167,7 @@ def test_reader_that_stops_reading_leaves_a_usable_session(model, renderer) -> N
 
 
 def test_only_text_is_written(model, renderer) -> None:
-    stream = Stream(model)
+    stream = Stream(make_decoder(model))
     stream.read(renderer.prompt([{"role": "user", "content": "x"}]))
     sampler = Sampler(
         Sampling(temperature=5.0, top_p=1.0, seed=0), never_written(renderer.tokenizer)
@@ -184,14 +188,14 @@ def test_word1000_never_says_unk(tiny_model_settings) -> None:
     tokenizer = Word1000.train(["the cat sat on the mat"])
     renderer = ProtocolRenderer(tokenizer, ROW_FORMATS["dolly"], 128)
     model = build_model(tiny_model_settings(), 1000).eval()
-    answer = ChatSession(model, renderer, Sampling(5.0, 1.0, 0)).say("hi", min_new_tokens=40,
-                                                                     max_new_tokens=40)  # fmt: skip
+    session = ChatSession(make_decoder(model), renderer, Sampling(5.0, 1.0, 0))
+    answer = session.say("hi", min_new_tokens=40, max_new_tokens=40)
     assert "<UNK>" not in answer
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(model, renderer) -> None:
-    session = ChatSession(model, renderer, Sampling(seed=0))
+    session = ChatSession(make_decoder(model), renderer, Sampling(seed=0))
     for _ in session.stream("go", max_new_tokens=1000, min_new_tokens=1000):
         pass
     before, size = psutil.Process().memory_info().rss, session.state_bytes

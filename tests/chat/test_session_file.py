@@ -19,7 +19,8 @@ from newllm.data.render import ProtocolRenderer
 from newllm.data.tokenizers import Word1000
 from newllm.datasets.conversations import ROW_FORMATS
 from newllm.errors import UserError
-from newllm.inference.sampling import Sampling, Stream
+from newllm.inference.decoder import Stream, make_decoder
+from newllm.inference.sampler import Sampling
 from newllm.model import build_model
 
 SAMPLINGS = [Sampling(0), Sampling(1.0, 0.95, seed=3), Sampling(1.2, 1.0, None, 1.3)]
@@ -28,9 +29,9 @@ SAMPLINGS = [Sampling(0), Sampling(1.0, 0.95, seed=3), Sampling(1.2, 1.0, None, 
 def same(first: ChatSession, second: ChatSession) -> None:
     a, b = first.dialogue, second.dialogue
     assert a.transcript == b.transcript
-    assert a.place.draws == b.place.draws
-    assert a.place.point.tokens_read == b.place.point.tokens_read
-    states = a.place.point.state, b.place.point.state
+    assert a.next_turn.rng_state == b.next_turn.rng_state
+    assert a.next_turn.snapshot.tokens_read == b.next_turn.snapshot.tokens_read
+    states = a.next_turn.snapshot.state, b.next_turn.snapshot.state
     assert states[0] is not None
     assert states[1] is not None
     assert all(torch.equal(part, states[1][name]) for name, part in states[0].items())
@@ -41,12 +42,12 @@ def same(first: ChatSession, second: ChatSession) -> None:
 def test_go_on_after_loading_is_never_having_stopped(
     model, renderer, sampling, limit, tmp_path
 ) -> None:
-    session = ChatSession(model, renderer, sampling, system="Be brief.")
+    session = ChatSession(make_decoder(model), renderer, sampling, system="Be brief.")
     path = tmp_path / "a.session"
     for turn in ("hello", "and 你好?", "bye"):
         session.say(turn, limit)
         session.save(path)
-        loaded = ChatSession.load(path, model, renderer)
+        loaded = ChatSession.load(path, make_decoder(model), renderer)
         same(session, loaded)
         # Both go on; the loaded one goes first.
         texts = [other.say("more", limit) for other in (loaded, session)]
@@ -62,10 +63,10 @@ def test_every_architecture_has_sessions(
     widths = {"context_dim": 16, "embed_dim": 16, "hidden_dim": 16}
     settings = tiny_model_settings(architecture=architecture, **widths)
     model = build_model(settings, renderer.tokenizer.vocab_size).eval().requires_grad_(False)
-    session = ChatSession(model, renderer, Sampling(seed=1))
+    session = ChatSession(make_decoder(model), renderer, Sampling(seed=1))
     session.say("hello", 5)
     session.save(tmp_path / "a.session")
-    loaded = ChatSession.load(tmp_path / "a.session", model, renderer)
+    loaded = ChatSession.load(tmp_path / "a.session", make_decoder(model), renderer)
     assert loaded.say("and?", 5) == session.say("and?", 5)
     same(session, loaded)
 
@@ -81,12 +82,15 @@ def test_a_turn_from_a_saved_state_equals_reading_everything(
             super().read(ids)
 
     monkeypatch.setattr("newllm.chat.session.Stream", Recording)
-    session = ChatSession(model, renderer, Sampling(seed=2))
+    session = ChatSession(make_decoder(model), renderer, Sampling(seed=2))
     session.say("hello", 30)
     session.save(tmp_path / "a.session")
-    loaded = ChatSession.load(tmp_path / "a.session", model, renderer).dialogue
+    loaded = ChatSession.load(tmp_path / "a.session", make_decoder(model), renderer).dialogue
     ids = loaded.prompt(renderer, "a question of many tokens?")
-    stream, again = Stream(model, loaded.place.point), Stream(model)
+    stream, again = (
+        Stream(make_decoder(model), loaded.next_turn.snapshot),
+        Stream(make_decoder(model)),
+    )
     stream.read(ids)
     again.read(read + ids)
     assert again.tokens_read == stream.tokens_read > 30
@@ -96,11 +100,11 @@ def test_a_turn_from_a_saved_state_equals_reading_everything(
 
 
 def test_undo_and_fork_are_exact(model, renderer) -> None:
-    session = ChatSession(model, renderer, Sampling(1.0, 0.95, seed=8))
+    session = ChatSession(make_decoder(model), renderer, Sampling(1.0, 0.95, seed=8))
     session.say("one", 9)
     fork = session.fork()
     same(session, fork)
-    state = session.dialogue.place.point.state
+    state = session.dialogue.next_turn.snapshot.state
     assert state is not None
     kept = {name: part.clone() for name, part in state.items()}
     first = session.say("two", 9)
@@ -110,7 +114,7 @@ def test_undo_and_fork_are_exact(model, renderer) -> None:
     fork.undo()
     fork.say("something else", 9)
     fork.undo()
-    state = fork.dialogue.place.point.state
+    state = fork.dialogue.next_turn.snapshot.state
     assert state is not None
     assert all(torch.equal(part, state[name]) for name, part in kept.items())
     fork.undo()
@@ -121,7 +125,7 @@ def test_undo_and_fork_are_exact(model, renderer) -> None:
 
 
 def test_without_a_seed_a_second_try_is_another(model, renderer) -> None:
-    session = ChatSession(model, renderer, Sampling(2.0, 1.0))
+    session = ChatSession(make_decoder(model), renderer, Sampling(2.0, 1.0))
     answers = set()
     for _ in range(3):
         answers.add(session.say("hello", 20, 20))
@@ -130,30 +134,30 @@ def test_without_a_seed_a_second_try_is_another(model, renderer) -> None:
 
 
 def test_files_are_small_and_stay_so(model, renderer) -> None:
-    session = ChatSession(model, renderer, Sampling(seed=1))
+    session = ChatSession(make_decoder(model), renderer, Sampling(seed=1))
     session.say("hello", 20)
     small = len(session_file.encode(session.dialogue, model, renderer))
     assert small < session.state_bytes + 2000
     for _ in range(3 * UNDO_TURNS):
         session.say("many words " * 500, 5)
     dialogue = session.dialogue
-    assert len(dialogue.before) == UNDO_TURNS
+    assert len(dialogue.past_turns) == UNDO_TURNS
     content = session_file.encode(dialogue, model, renderer)
     assert len(content) < small + TRANSCRIPT_BYTES + 2000
     assert dialogue.dropped > 0
-    assert dialogue.place.messages == 2 * (3 * UNDO_TURNS + 1)
+    assert dialogue.next_turn.messages == 2 * (3 * UNDO_TURNS + 1)
     size = session_file.largest_file(model)
     everything = session_file.encode(dialogue, model, renderer, undo=True)
     assert len(content) < len(everything) < size
     loaded = session_file.decode(everything, model, renderer, "x")
     for _ in range(UNDO_TURNS):
         loaded.undo()
-    assert loaded.place.messages == dialogue.place.messages - 2 * UNDO_TURNS
+    assert loaded.next_turn.messages == dialogue.next_turn.messages - 2 * UNDO_TURNS
     assert loaded.transcript == dialogue.transcript[: len(loaded.transcript)]
 
 
 def content_of(model, renderer) -> bytes:
-    session = ChatSession(model, renderer, Sampling(seed=1))
+    session = ChatSession(make_decoder(model), renderer, Sampling(seed=1))
     session.say("hello", 5)
     return session_file.encode(session.dialogue, model, renderer)
 
@@ -223,14 +227,14 @@ def test_other_files_and_models_are_refused(model, renderer, tiny_model_settings
     torch.manual_seed(2)
     other = build_model(tiny_model_settings(), renderer.tokenizer.vocab_size).eval()
     with pytest.raises(UserError, match="with another model"):
-        ChatSession.load(path, other, renderer)
+        ChatSession.load(path, make_decoder(other), renderer)
     with pytest.raises(UserError, match="no such session file"):
-        ChatSession.load(tmp_path / "none", model, renderer)
+        ChatSession.load(tmp_path / "none", make_decoder(model), renderer)
     with pytest.raises(UserError, match="cannot be read"):
-        ChatSession.load(tmp_path, model, renderer)
+        ChatSession.load(tmp_path, make_decoder(model), renderer)
     path.write_bytes(b"PK\x03\x04 a checkpoint")
     with pytest.raises(UserError, match="not a New-LLM session"):
-        ChatSession.load(path, model, renderer)
+        ChatSession.load(path, make_decoder(model), renderer)
 
 
 def test_a_fingerprint_knows_the_weights_and_the_form_of_prompts(
@@ -252,7 +256,7 @@ def test_a_fingerprint_knows_the_weights_and_the_form_of_prompts(
 
 
 def test_export_is_a_row_to_train_on(model, renderer, tmp_path) -> None:
-    session = ChatSession(model, renderer, Sampling(0), system="Be brief.")
+    session = ChatSession(make_decoder(model), renderer, Sampling(0), system="Be brief.")
     session.say("hello", 8, 8)
     session.export(tmp_path / "a.jsonl")
     (line,) = (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()
@@ -260,7 +264,7 @@ def test_export_is_a_row_to_train_on(model, renderer, tmp_path) -> None:
 
 
 def test_lone_surrogates_and_long_system_messages(model, renderer) -> None:
-    session = ChatSession(model, renderer, Sampling(0), system="a\ud800")
+    session = ChatSession(make_decoder(model), renderer, Sampling(0), system="a\ud800")
     session.say("b\udfff", 4)
     assert session.transcript[1]["content"] == "b\ufffd"
     assert session_file.encode(session.dialogue, model, renderer)
@@ -269,7 +273,7 @@ def test_lone_surrogates_and_long_system_messages(model, renderer) -> None:
 
 
 def test_a_full_disk_leaves_the_old_file(model, renderer, tmp_path, monkeypatch) -> None:
-    session = ChatSession(model, renderer, Sampling(0))
+    session = ChatSession(make_decoder(model), renderer, Sampling(0))
     session.say("hello", 4)
     path: Path = tmp_path / "a.session"
     session.save(path)

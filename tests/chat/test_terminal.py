@@ -13,13 +13,14 @@ from prompt_toolkit.output import DummyOutput
 
 from newllm.chat.session import ChatSession
 from newllm.chat.terminal import Terminal, _line_editor, converse
-from newllm.inference.sampling import Sampling
+from newllm.inference.decoder import make_decoder
+from newllm.inference.sampler import Sampling
 
 
 @pytest.fixture
 def terminal(model, renderer, tmp_path, monkeypatch) -> Terminal:
     monkeypatch.chdir(tmp_path)
-    return Terminal(ChatSession(model, renderer, Sampling(1.0, 0.95, seed=1)), 12, 12)
+    return Terminal(ChatSession(make_decoder(model), renderer, Sampling(1.0, 0.95, seed=1)), 12, 12)
 
 
 def run(terminal: Terminal, capsys, *lines: str) -> list[str]:
@@ -109,7 +110,7 @@ def test_quit_and_the_end_of_the_input(terminal, capsys, monkeypatch) -> None:
 
 
 def test_ctrl_c_stops_the_answer_alone(model, renderer, capsys, monkeypatch) -> None:
-    session = ChatSession(model, renderer, Sampling(seed=1))
+    session = ChatSession(make_decoder(model), renderer, Sampling(seed=1))
     terminal = Terminal(session, 400, 400)
     stream = session.stream
 

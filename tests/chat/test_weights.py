@@ -11,7 +11,8 @@ import torch
 
 from newllm.cli import cli, main
 from newllm.errors import UserError
-from newllm.inference.sampling import Sampling, Stream
+from newllm.inference.decoder import FusedDecoder, Stream
+from newllm.inference.sampler import Sampling
 from newllm.model.quantize import RoundedLM, WeightFormat
 from newllm.trained import TrainedModel
 from tests.untrained import save_model, untrained
@@ -65,10 +66,10 @@ def test_chat_takes_the_option(file: str, capsys, monkeypatch) -> None:
 def test_a_loaded_model_steps_with_its_weights(file: str) -> None:
     loaded = TrainedModel.load(file, "cpu", weights="int8")
     assert isinstance(loaded.model, RoundedLM)
-    stream = Stream(loaded.model)
+    stream = Stream(loaded.decoder)
     stream.read([5])
-    assert stream._lanes is not None
-    assert stream._lanes._weights.matrices.dtype == "int8"
+    assert isinstance(stream._decoder, FusedDecoder)
+    assert stream._decoder._slots._weights.matrices.dtype == "int8"
     assert loaded.chat(Sampling(temperature=0)).say("hi", 5) == loaded.chat(
         Sampling(temperature=0)
     ).say("hi", 5)

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from newllm.chat import session_file
 from newllm.chat.session import ChatSession
-from newllm.inference.sampling import Sampling
+from newllm.inference.sampler import Sampling
 from newllm.trained import TrainedModel
 from tests.examples.talking import GREEDY, TOKENS, choose, needs_both, saved, session, shown
 from tests.export.conftest import Save
@@ -36,9 +36,9 @@ def test_a_seed_draws_the_same_text(page: Page, trained: TrainedModel, tmp_path:
     assert ask(page, "a river") == shown(python.say("a river", TOKENS))
     choose(page, temperature=0.8, top_p=0.9, repetition_penalty=1.2, max_tokens=TOKENS)
     assert ask(page, "and on") == shown(python.say("and on", TOKENS))
-    ours = session(trained, saved(page, tmp_path / "drawn.session")).dialogue.place
-    assert ours.draws == python.dialogue.place.draws
-    assert ours.point.tokens_read == python.tokens_read
+    ours = session(trained, saved(page, tmp_path / "drawn.session")).dialogue.next_turn
+    assert ours.rng_state == python.dialogue.next_turn.rng_state
+    assert ours.snapshot.tokens_read == python.tokens_read
 
 
 def test_a_file_of_the_page_goes_on_in_python_and_back(

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page
 
-from newllm.chat.dialogue import Dialogue, Place
+from newllm.chat.dialogue import Dialogue, TurnStart
 from newllm.data.render import ChatRenderer
 from newllm.data.tokenizers import BPE
 from newllm.export.onnx_folder import open_graph, read
-from newllm.inference.sampling import Point, Sampling
+from newllm.inference.decoder import Snapshot
+from newllm.inference.sampler import Sampling
 from newllm.trained import TrainedModel
 from tests.examples.talking import exported, needs_both, started
 
@@ -82,7 +83,7 @@ def test_prompts_are_those_of_python(
 ) -> None:
     dialogue = Dialogue(Sampling(), "Say little.")
     if last_token is not None:
-        dialogue.place = Place(Point(None, last_token, 7), None, 2)
+        dialogue.next_turn = TurnStart(Snapshot(None, last_token, 7), None, 2)
     assert isinstance(trained.tokenizer, BPE)
     expected = dialogue.prompt(ChatRenderer(trained.tokenizer, plain_text), "a river\ud800")
     found = modules.evaluate(

@@ -16,7 +16,8 @@ from newllm.cli import main
 from newllm.data.tokenizers import never_written
 from newllm.export.hf import our_logits
 from newllm.export.hf_tokenizer import MARK
-from newllm.inference.sampling import Sampler, Sampling, Stream, write_tokens
+from newllm.inference.decoder import Stream, write_tokens
+from newllm.inference.sampler import Sampler, Sampling
 from newllm.trained import TrainedModel
 from tests.export.conftest import Save, random_ids
 
@@ -210,7 +211,7 @@ def test_a_pipeline_chats(folder: Path, trained: TrainedModel, theirs: Any, toke
 
 
 def our_greedy(trained: TrainedModel, ids: list[int], count: int) -> list[int]:
-    stream = Stream(trained.model)
+    stream = Stream(trained.decoder)
     stream.read(ids)
     sampler = Sampler(Sampling(temperature=0), never_written(trained.tokenizer))
     return list(write_tokens(stream, sampler, trained.tokenizer.end, count))

@@ -16,7 +16,7 @@ import torch
 
 from newllm.cli import main
 from newllm.curriculum.climb import Route, climb
-from newllm.inference.sampling import Sampling
+from newllm.inference.sampler import Sampling
 from newllm.results.marks import Mark, add_marks
 from newllm.train.trainer import Trainer
 from newllm.trained import TrainedModel

@@ -29,7 +29,7 @@ from newllm.data.rows import Malformed, read_file
 from newllm.data.tokenizers import BPE
 from newllm.datasets.conversations import ROW_FORMATS, LeftOut
 from newllm.errors import UserError
-from newllm.inference.sampling import Sampling
+from newllm.inference.sampler import Sampling
 from newllm.recipes import resolve
 from newllm.results.climb import read_climb
 from newllm.results.marks import _read as read_marks

@@ -8,8 +8,9 @@ import torch
 from newllm.chat.session import ChatSession
 from newllm.data.render import ChatRenderer
 from newllm.data.tokenizers import BPE
+from newllm.inference.decoder import make_decoder
 from newllm.inference.greedy import Answer, greedy_answers
-from newllm.inference.sampling import Sampling
+from newllm.inference.sampler import Sampling
 from newllm.model import LanguageModel, build_model
 
 QUESTIONS = ["a", "some words", "some more words, and more words still " * 9, "words?", "more"]
@@ -44,7 +45,7 @@ def test_side_by_side_as_one_by_one(
     prompts = [renderer.prompt([{"role": "user", "content": text}]) for text in QUESTIONS]
     expected = []
     for text in QUESTIONS:
-        session = ChatSession(model, renderer, Sampling(temperature=0))
+        session = ChatSession(make_decoder(model), renderer, Sampling(temperature=0))
         expected.append(session.say(text, max_new_tokens=LIMIT))
     assert len(set(expected)) > 1
     for lanes in (1, 2, 8):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from newllm.inference.nucleus import draw, work_space
-from newllm.inference.sampling import PENALTY_WINDOW, Sampler, Sampling
+from newllm.inference.sampler import PENALTY_WINDOW, Sampler, Sampling
 
 GRID = 2000
 NONE = np.empty(0, np.int64)
@@ -159,6 +159,6 @@ def test_a_sampler_goes_on_where_another_stopped(seed) -> None:
     first = Sampler(Sampling(1.0, 0.95, seed), [])
     for _ in range(5):
         first.draw(logits)
-    second = Sampler(Sampling(1.0, 0.95, seed), [], first.draws)
+    second = Sampler(Sampling(1.0, 0.95, seed), [], first.rng_state)
     assert [first.draw(logits) for _ in range(20)] == [second.draw(logits) for _ in range(20)]
-    assert first.draws == second.draws
+    assert first.rng_state == second.rng_state

@@ -1,4 +1,4 @@
-"""The fused step: equal to the module, lane by lane, in any order and company."""
+"""The fused step: equal to the module, slot by slot, in any order and company."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from newllm.config import ModelSettings
 from newllm.model import ContextLM, State, build_model
-from newllm.model.context.decode import Lanes, can_step
+from newllm.model.context.decode import ContextSlots, can_step
 from newllm.model.quantize import RoundedLM, int8_rows, rounded
 
 VOCAB = 130
@@ -44,28 +44,28 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 4])
-@pytest.mark.parametrize("lanes", [1, 2, 7])
-def test_equals_the_module(layers: int, lanes: int) -> None:
-    """100 steps; every now and then a lane ends and another begins, in the middle of a text."""
+@pytest.mark.parametrize("slots", [1, 2, 7])
+def test_equals_the_module(layers: int, slots: int) -> None:
+    """100 steps; every now and then a slot ends and another begins, in the middle of a text."""
     model = make_model(num_layers=layers)
-    random = np.random.default_rng(lanes)
-    side_by_side = Lanes(model)
-    states: dict[int, State | None] = {side_by_side.add(): None for _ in range(lanes)}
+    random = np.random.default_rng(slots)
+    side_by_side = ContextSlots(model)
+    states: dict[int, State | None] = {side_by_side.add(): None for _ in range(slots)}
     for number in range(100):
-        chosen = random.permutation(list(states))[: random.integers(1, lanes + 1)].tolist()
+        chosen = random.permutation(list(states))[: random.integers(1, slots + 1)].tolist()
         tokens = random.integers(0, VOCAB, len(chosen)).tolist()
         logits = side_by_side.step(chosen, tokens)
         assert logits.shape == (len(chosen), VOCAB)
-        for row, lane, token in zip(logits, chosen, tokens, strict=True):
-            expected, states[lane] = read(model, [token], states[lane])
+        for row, slot, token in zip(logits, chosen, tokens, strict=True):
+            expected, states[slot] = read(model, [token], states[slot])
             assert_close(row, expected)
         if number % 10 == 9:
-            lane = chosen[0]
-            after = states.pop(lane)
+            slot = chosen[0]
+            after = states.pop(slot)
             assert after is not None
-            for name, part in side_by_side.state(lane).items():
+            for name, part in side_by_side.state(slot).items():
                 torch.testing.assert_close(part, after[name], rtol=1e-4, atol=1e-4)
-            side_by_side.remove(lane)
+            side_by_side.remove(slot)
             begin = [None, read(model, [3, 1, 4], None)[1], after][number // 10 % 3]
             states[side_by_side.add(begin)] = begin
 
@@ -74,36 +74,36 @@ def test_equals_the_module(layers: int, lanes: int) -> None:
 @pytest.mark.parametrize("context_dim", [64, 24])  # groups of 64 and of 8 channels
 def test_equals_the_module_for_other_shapes(context_dim: int, pair_rows: int) -> None:
     model = make_model(context_dim, pair_rows=pair_rows)
-    lanes, state = Lanes(model), None
-    lane = lanes.add()
+    slots, state = ContextSlots(model), None
+    slot = slots.add()
     for token in range(20):
         expected, state = read(model, [token], state)
-        assert_close(lanes.step([lane], [token])[0], expected)
+        assert_close(slots.step([slot], [token])[0], expected)
 
 
 @given(cuts=st.lists(st.integers(1, 30), max_size=6), seed=st.integers(0, 100))
 def test_module_and_steps_go_on_from_each_other(cuts: list[int], seed: int) -> None:
     model = make_model()
     tokens = np.random.default_rng(seed).integers(0, VOCAB, 31).tolist()
-    lanes, edges = Lanes(model), sorted({0, 31, *cuts})
-    lane, logits, state = lanes.add(), np.zeros(0), None
+    slots, edges = ContextSlots(model), sorted({0, 31, *cuts})
+    slot, logits, state = slots.add(), np.zeros(0), None
     for number, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
         if number % 2:
-            logits, state = read(model, tokens[start:stop], lanes.state(lane))
-            lanes.set_state(lane, state)
+            logits, state = read(model, tokens[start:stop], slots.state(slot))
+            slots.set_state(slot, state)
         else:
             for token in tokens[start:stop]:
-                logits = lanes.step([lane], [token])[0]
+                logits = slots.step([slot], [token])[0]
     whole, last = read(model, tokens, None)
     assert_close(logits, whole)
-    for name, part in lanes.state(lane).items():
+    for name, part in slots.state(slot).items():
         torch.testing.assert_close(part, last[name], rtol=1e-4, atol=1e-4)
 
 
-def test_a_lane_does_not_depend_on_its_company() -> None:
+def test_a_slot_does_not_depend_on_its_company() -> None:
     """To the bit, also when one of the others has gone mad."""
     model = make_model()
-    alone, together = Lanes(model), Lanes(model, 7)
+    alone, together = ContextSlots(model), ContextSlots(model, 7)
     single = alone.add()
     mad = {
         name: part * torch.nan if part.is_floating_point() else part
@@ -113,29 +113,29 @@ def test_a_lane_does_not_depend_on_its_company() -> None:
     numbers = [together.add() for _ in range(6)]
     for token in range(30):
         expected = alone.step([single], [token])[0]
-        others = [lane for lane in numbers if (lane * token) % 3 == 0]
-        company = [0, *(lane for lane in others if lane != 4), 4]
+        others = [slot for slot in numbers if (slot * token) % 3 == 0]
+        company = [0, *(slot for slot in others if slot != 4), 4]
         logits = together.step(company, [*(7 for _ in company[1:]), token])
         assert np.array_equal(logits[-1], expected)
     together.remove(0)
-    new = Lanes(model)
+    new = ContextSlots(model)
     assert np.array_equal(together.step([together.add()], [5]), new.step([new.add()], [5])), (
-        "nothing of the mad lane is left"
+        "nothing of the mad slot is left"
     )
 
 
 def test_a_state_taken_or_given_is_a_copy() -> None:
     model = make_model()
-    lanes = Lanes(model)
+    slots = ContextSlots(model)
     given_state = read(model, [1, 2], None)[1]
     before = {name: part.clone() for name, part in given_state.items()}
-    lane = lanes.add(given_state)
-    taken = lanes.state(lane)
-    lanes.step([lane], [3])
+    slot = slots.add(given_state)
+    taken = slots.state(slot)
+    slots.step([slot], [3])
     for name, part in before.items():
         assert torch.equal(given_state[name], part)
         assert torch.equal(taken[name], part)
-        assert not torch.equal(lanes.state(lane)[name], part)
+        assert not torch.equal(slots.state(slot)[name], part)
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
@@ -144,13 +144,13 @@ def test_small_weights_agree_with_the_rounded_model(weights) -> None:
     before = copy.deepcopy(original.state_dict())
     model = RoundedLM(original, weights)
     assert all(torch.equal(before[name], part) for name, part in original.state_dict().items())
-    lanes, plain = Lanes(model), Lanes(original)
-    numbers = [lanes.add() for _ in range(3)]
+    slots, plain = ContextSlots(model), ContextSlots(original)
+    numbers = [slots.add() for _ in range(3)]
     single, state = plain.add(), None
     exact = expected = np.zeros(0)
     for token in range(60):
         expected, state = read(model, [token], state)
-        for row in lanes.step(numbers, [token] * 3):
+        for row in slots.step(numbers, [token] * 3):
             assert_close(row, expected)
         exact = plain.step([single], [token])[0]
     assert 1e-4 < np.abs(exact - expected).max() / np.abs(exact).max() < 0.3
@@ -174,8 +174,8 @@ def test_int8_rows_are_the_nearest_codes() -> None:
 
 def test_weights_that_change_are_packed_again() -> None:
     def first_logits(model: ContextLM) -> np.ndarray:
-        lanes = Lanes(model)
-        return lanes.step([lanes.add()], [9])[0]
+        slots = ContextSlots(model)
+        return slots.step([slots.add()], [9])[0]
 
     model = make_model()
     before = first_logits(model)
@@ -193,22 +193,26 @@ def test_weights_that_change_are_packed_again() -> None:
 
 
 def test_weights_are_packed_once() -> None:
-    model = make_model().requires_grad_(False)
-    assert Lanes(model)._weights.matrices is Lanes(model)._weights.matrices
+    slots = ContextSlots(make_model())
+    first = slots.add()
+    other = slots.empty_copy()
+    assert other._weights is slots._weights
+    assert np.array_equal(slots.step([first], [9]), other.step([other.add()], [9]))
+    assert slots.step([first], [9]) is not other.step([0], [9]), "each has buffers of its own"
 
 
 @pytest.mark.parametrize(
-    ("lanes", "tokens"),
+    ("slots", "tokens"),
     [([1], [0]), ([0, 0], [1, 2]), ([-1], [0]), ([0], [VOCAB]), ([0], [-1]), ([2], [0])],
 )
-def test_wrong_lanes_and_tokens_are_refused(lanes: list[int], tokens: list[int]) -> None:
-    side_by_side = Lanes(make_model(), 3)
+def test_wrong_slots_and_tokens_are_refused(slots: list[int], tokens: list[int]) -> None:
+    side_by_side = ContextSlots(make_model(), 3)
     for _ in range(2):
         side_by_side.add()
     side_by_side.remove(1)
     with pytest.raises(IndexError):
-        side_by_side.step(lanes, tokens)
-    with pytest.raises(ValueError, match="2 tokens for 1 lanes"):
+        side_by_side.step(slots, tokens)
+    with pytest.raises(ValueError, match="2 tokens for 1 slots"):
         side_by_side.step([0], [1, 2])
 
 
@@ -223,18 +227,18 @@ def test_where_the_module_has_to_do_it(tiny_model_settings, monkeypatch) -> None
     assert not can_step(make_model())
 
 
-def test_no_lanes_no_logits() -> None:
-    lanes = Lanes(make_model(), 0)
-    assert lanes.step([], []).shape == (0, VOCAB)
-    assert lanes.add() == 0
+def test_no_slots_no_logits() -> None:
+    slots = ContextSlots(make_model(), 0)
+    assert slots.step([], []).shape == (0, VOCAB)
+    assert slots.add() == 0
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_tokens() -> None:
-    lanes = Lanes(make_model(num_layers=1))
-    lane = lanes.add()
+    slots = ContextSlots(make_model(num_layers=1))
+    slot = slots.add()
     token, before = 0, 0
     for number in range(100_000):
-        token = int(lanes.step([lane], [token])[0].argmax())
+        token = int(slots.step([slot], [token])[0].argmax())
         before = psutil.Process().memory_info().rss if number == 1000 else before
     assert psutil.Process().memory_info().rss < before + 1e6

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from newllm.cli import main
-from newllm.inference.sampling import Sampling
+from newllm.inference.sampler import Sampling
 from newllm.model import ContextLM
 from tests.serve.serving import NAME, Running, Start, tiny_model
 from tests.untrained import save_model
@@ -182,14 +182,13 @@ def test_a_model_that_breaks(start: Start) -> None:
 
 def test_a_fault_in_a_round_ends_these_answers_alone(start: Start, monkeypatch) -> None:
     server = start()
-    lanes = server.service.engine._lanes
-    assert lanes is not None
+    decoder = server.service.engine._decoder
 
     def broken(*arguments):
         raise RuntimeError("broken")
 
     with server.http() as http:
-        monkeypatch.setattr(lanes, "step", broken)
+        monkeypatch.setattr(decoder, "step", broken)
         assert http.post(CHAT, json=body()).status_code == 500
     alive(server)
 

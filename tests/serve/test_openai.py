@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from newllm.inference.sampling import Sampling
+from newllm.inference.sampler import Sampling
 from tests.serve.serving import NAME, Running, Start, tiny_model
 
 HELLO: Any = [{"role": "user", "content": "hello"}]

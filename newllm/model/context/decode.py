@@ -1,4 +1,4 @@
-"""One token at a time: the whole stack of `ContextLM` in one call, for one or many lanes.
+"""One token at a time: the whole stack of `ContextLM` in one call, for one or many texts.
 
 The module (`ContextLM.forward`) reads prompts; this writes. Both have the same state, and one may
 go on where the other stopped.
@@ -6,24 +6,24 @@ go on where the other stopped.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from newllm.model.context.lm import ContextBlock, ContextLM
-from newllm.model.context.pairs import PairTable
+from newllm.model.context.pairs import PAIR_DIM
 from newllm.model.kernels import CONV_TAPS, active_kernel, group_size
 from newllm.model.quantize import RoundedLM, WeightFormat, int8_rows
 from newllm.model.residual import State
 
 
-def can_step(model: nn.Module) -> bool:
-    """Whether :class:`Lanes` computes what the module would: our architecture on a CPU, in fp32."""
+def can_step(model: nn.Module) -> TypeGuard[ContextLM]:
+    """Whether :class:`ContextSlots` computes what the module would: `ContextLM` on a CPU, fp32."""
     if not isinstance(model, ContextLM) or model.embedding.weight.dtype != torch.float32:
         return False
     if any(type(block) is not ContextBlock for block in model.blocks):
@@ -32,89 +32,98 @@ def can_step(model: nn.Module) -> bool:
     return not drops and active_kernel(model.embedding.weight.device) == "numba"
 
 
-class Lanes:
-    """Texts that a model writes side by side, each with its own state, in a lane of its own.
+class ContextSlots:
+    """Texts that a model writes side by side, the state of each in a slot of its own.
 
-    A lane's numbers do not depend, to the bit, on which other lanes take a step with it. Memory is
-    allocated for the most lanes there ever were, and for nothing else; a step allocates nothing.
+    A slot's numbers do not depend, to the bit, on which other slots take a step with it. Memory is
+    allocated for the most slots there ever were, and for nothing else; a step allocates nothing.
     """
 
     def __init__(self, model: ContextLM, capacity: int = 1) -> None:
-        """Take the model's weights as they are now, and memory for so many lanes at first."""
+        """Pack the model's weights as they are now, and take memory for so many slots at first."""
         assert can_step(model)
         self._settings, self._vocab_size = model.settings, model.vocab_size
-        self._weights = _packed_weights(model)
+        self._weights = _pack(model)
         self._kernel = _kernel_module().step_kernel(group_size(model.settings.context_dim))
+        self._clear(capacity)
+
+    def empty_copy(self, capacity: int = 1) -> ContextSlots:
+        """Slots of their own for the same packed weights, which are shared."""
+        other = copy.copy(self)
+        other._clear(capacity)
+        return other
+
+    def _clear(self, capacity: int) -> None:
         self._free: list[int] = []
         self._open: set[int] = set()
         self._context, self._tail, self._previous = self._zeros(0)
         self._grow(capacity)
 
     def add(self, state: State | None = None) -> int:
-        """Open a lane and return its number.
+        """Open a slot and return its number.
 
         Args:
-            state: of one lane, copied ("context" [L, 1, C], "tail" [L, 1, 3, C], with a table of
+            state: of one text, copied ("context" [L, 1, C], "tail" [L, 1, 3, C], with a table of
                 pairs "previous" [1, 1]); None for the start of a text.
         """
         if not self._free:
             self._grow(max(1, 2 * self._context.shape[1]))
-        lane = self._free.pop()
-        self._open.add(lane)
-        self.set_state(lane, state)
-        return lane
+        slot = self._free.pop()
+        self._open.add(slot)
+        self.set_state(slot, state)
+        return slot
 
-    def remove(self, lane: int) -> None:
-        """Close a lane; its number may be given to another."""
-        self._open.remove(lane)
-        self._free.append(lane)
+    def remove(self, slot: int) -> None:
+        """Close a slot; its number may be given to another."""
+        self._open.remove(slot)
+        self._free.append(slot)
 
-    def state(self, lane: int) -> State:
-        """A copy of a lane's state, as the module takes and returns it."""
-        self._check([lane])
-        place = slice(lane, lane + 1)
+    def state(self, slot: int) -> State:
+        """A copy of a slot's state, as the module takes and returns it."""
+        self._check([slot])
+        own = slice(slot, slot + 1)
         parts = {"context": self._context, "tail": self._tail}
         if self._settings.pair_rows:
             parts["previous"] = self._previous
-        return {name: torch.from_numpy(part[:, place].copy()) for name, part in parts.items()}
+        return {name: torch.from_numpy(part[:, own].copy()) for name, part in parts.items()}
 
-    def set_state(self, lane: int, state: State | None) -> None:
+    def set_state(self, slot: int, state: State | None) -> None:
         """Go on from another state (None: from the start of a text), which is copied."""
-        self._check([lane])
-        self._context[:, lane] = 0 if state is None else state["context"][:, 0].numpy(force=True)
-        self._tail[:, lane] = 0 if state is None else state["tail"][:, 0].numpy(force=True)
-        self._previous[:, lane] = 0
+        self._check([slot])
+        self._context[:, slot] = 0 if state is None else state["context"][:, 0].numpy(force=True)
+        self._tail[:, slot] = 0 if state is None else state["tail"][:, 0].numpy(force=True)
+        self._previous[:, slot] = 0
         if state is not None and self._settings.pair_rows:
-            self._previous[:, lane] = state["previous"][:, 0].numpy(force=True)
+            self._previous[:, slot] = state["previous"][:, 0].numpy(force=True)
 
-    def step(self, lanes: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
-        """Read one token in each of these lanes (a selection, in any order).
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+        """Read one token in each of these slots (a selection, in any order).
 
         Returns:
-            scores of every next token, fp32 [len(lanes), V], overwritten by the next step.
+            scores of every next token, fp32 [len(slots), V], overwritten by the next step.
         """
-        self._check(lanes)
-        count = len(lanes)
+        self._check(slots)
+        count = len(slots)
         if len(tokens) != count:
-            raise ValueError(f"{len(tokens)} tokens for {count} lanes")
+            raise ValueError(f"{len(tokens)} tokens for {count} slots")
         for token in tokens:
             if not 0 <= token < self._vocab_size:
                 raise IndexError(f"token {token} is not in 0..{self._vocab_size - 1}")
-        all_tokens, all_lanes, *_, all_logits = self._buffers
+        all_tokens, all_slots, *_, all_logits = self._buffers
         chosen = self._views.get(count)
         if chosen is None:
-            chosen = (all_tokens[:count], all_lanes[:count], all_logits[:count, : self._vocab_size])
+            chosen = (all_tokens[:count], all_slots[:count], all_logits[:count, : self._vocab_size])
             self._views[count] = chosen
-        chosen[0][:], chosen[1][:] = tokens, lanes
+        chosen[0][:], chosen[1][:] = tokens, slots
         self._kernel(
             chosen[0], chosen[1], *self._weights,
             self._context, self._tail, self._previous, *self._buffers[2:],
         )  # fmt: skip
         return chosen[2]
 
-    def _check(self, lanes: Sequence[int]) -> None:
-        if not self._open.issuperset(lanes) or len(set(lanes)) < len(lanes):
-            raise IndexError(f"lanes {list(lanes)}: not open, or one of them twice")
+    def _check(self, slots: Sequence[int]) -> None:
+        if not self._open.issuperset(slots) or len(set(slots)) < len(slots):
+            raise IndexError(f"slots {list(slots)}: not open, or one of them twice")
 
     def _zeros(self, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """States, laid out as the module's: [L, N, C], [L, N, 3, C] and [1, N]."""
@@ -142,7 +151,7 @@ class Lanes:
 
 
 class _Packed(NamedTuple):
-    """A model's weights as the kernel reads them."""
+    """A model's weights as the kernel reads them: a copy, but for the embedding and the table."""
 
     embedding: np.ndarray  # [V, D], the model's own memory
     table: np.ndarray  # [P, 16], likewise: of pairs, without rows where there is none
@@ -151,25 +160,6 @@ class _Packed(NamedTuple):
     scales: np.ndarray  # one factor for each row of all matrices
     norms: np.ndarray  # [1 + 2 L + 1, D]: the embedding's, two a layer, the last one
     channels: np.ndarray  # [L, 7, C]: four filter taps, forget and read-out bias, read-out scale
-
-
-_packed: WeakKeyDictionary[ContextLM, tuple[Any, _Packed]] = WeakKeyDictionary()
-
-
-def _packed_weights(model: ContextLM) -> _Packed:
-    """The model's weights, packed once for all lanes of a frozen model (no gradients).
-
-    Those of a model in training are packed for every object: fused optimizers change them without
-    a trace.
-    """
-    parameters = list(model.parameters())
-    if any(parameter.requires_grad for parameter in parameters):
-        return _pack(model)
-    version = [None if p.is_inference() else p._version for p in parameters]
-    stored = _packed.get(model)
-    if stored is None or stored[0] != version:
-        stored = _packed[model] = (version, _pack(model))
-    return stored[1]
 
 
 @torch.no_grad()
@@ -188,11 +178,13 @@ def _pack(model: ContextLM) -> _Packed:
         [*block.conv_weight, block.forget_bias, block.read_bias, block.read_scale]
         for block in blocks
     ]
-    pairs = PairTable(0, model.settings.embed_dim, 0.0) if model.pairs is None else model.pairs
+    table, widen = torch.zeros(0, PAIR_DIM), torch.zeros(PAIR_DIM, model.settings.embed_dim)
+    if model.pairs is not None:
+        table, widen = model.pairs.table.detach(), model.pairs.widen.detach()
     return _Packed(
         model.embedding.weight.detach().numpy(),
-        pairs.table.detach().numpy(),
-        pairs.widen.detach().numpy(),
+        table.numpy(),
+        widen.numpy(),
         torch.from_numpy(np.concatenate(words)).clone().numpy().view(dtype),  # a clone is aligned
         np.concatenate(scales),
         torch.stack([model.embedding_norm, *norms, model.norm]).numpy(),
@@ -223,8 +215,8 @@ def _panels(matrix: Tensor, weights: WeightFormat) -> tuple[np.ndarray, np.ndarr
     vectors = kernel.PANEL // kernel.WIDTH // per_word
     parts = full.reshape(-1, vectors, per_word, kernel.WIDTH, full.shape[1])
     words = np.zeros_like(parts[:, :, 0])
-    for place in range(per_word):
-        words |= parts[:, :, place] << np.uint32(32 - (place + 1) * 32 // per_word)
+    for part in range(per_word):
+        words |= parts[:, :, part] << np.uint32(32 - (part + 1) * 32 // per_word)
     return words.transpose(0, 3, 1, 2).reshape(-1).view(np.int32), scales
 
 

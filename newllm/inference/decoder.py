@@ -1,0 +1,281 @@
+"""Reading and writing texts with a model: the one prefill loop, the one-token step, one interface.
+
+`read` takes in prompts with the module, as in training. `step` takes in single tokens: by the fused
+step where there is one (`newllm/model/context/decode.py`), else with the module too. `make_decoder`
+decides which, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from newllm.inference.sampler import Sampler
+from newllm.model import LanguageModel, State
+from newllm.model.context.decode import ContextSlots, can_step
+
+PROMPT_TOKENS = 4096
+"""Prompt tokens read at a time, where nothing else is said: bounds the memory of long prompts."""
+
+
+class Decoder:
+    """Texts read and written side by side, each in a slot: its state, carried from token to token.
+
+    This class takes every step with the module. The states of its slots are the tensors that the
+    module returned, which nothing changes afterwards.
+    """
+
+    def __init__(self, model: LanguageModel, batched: bool = False) -> None:
+        """No slots yet; see :func:`make_decoder`."""
+        self.model = model
+        self._batched = batched
+        self._states: dict[int, tuple[State, int]] = {}
+        """Of each slot: the state of the texts it was last read with, and its number among them."""
+        self._numbers = count()
+
+    def empty_copy(self) -> Decoder:
+        """A decoder of the same weights (shared, not packed again) that has no slots yet.
+
+        Decoders share nothing that changes: each may be used on a thread of its own.
+        """
+        return Decoder(self.model, self._batched)
+
+    def add(self, state: State | None = None) -> int:
+        """Open a slot and return its number.
+
+        Args:
+            state: of one text (1 in dimension 1 of each part), on any device; not changed. None
+                for the start of a text.
+        """
+        slot = next(self._numbers)
+        self.set_state(slot, state)
+        return slot
+
+    def remove(self, slot: int) -> None:
+        """Close a slot; its number may be given to another."""
+        del self._states[slot]
+
+    def state(self, slot: int) -> State:
+        """The state of a slot, for :meth:`add`; it stays as it is when the slot reads on."""
+        return _row(*self._states[slot])
+
+    def set_state(self, slot: int, state: State | None) -> None:
+        """Go on from another state (None: from the start of a text)."""
+        device = next(self.model.parameters()).device
+        state = state or self.model.initial_state(1)
+        self._states[slot] = {name: part.to(device) for name, part in state.items()}, 0
+
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+        """Read one token in each of these slots (a selection, in any order).
+
+        Returns:
+            scores of every next token, fp32 [len(slots), V]; the next step may overwrite them.
+        """
+        ids = [[token] for token in tokens]
+        if self._batched or len(slots) == 1:
+            return self.read(slots, ids, 1)
+        parts = [self.read([slot], [own], 1) for slot, own in zip(slots, ids, strict=True)]
+        return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def read(
+        self, slots: Sequence[int], texts: Sequence[Sequence[int]], chunk: int = PROMPT_TOKENS
+    ) -> np.ndarray:
+        """Read one text in each of these slots, all of them together, with the module.
+
+        Args:
+            slots: a selection, in any order.
+            texts: ids for each slot, none empty.
+            chunk: tokens of each text in one call of the module.
+
+        Returns:
+            scores of every next token, fp32 [len(slots), V].
+        """
+        lengths = [len(text) for text in texts]
+        logits = np.empty((len(slots), self.model.vocab_size), np.float32)
+        state = self._join(slots)
+        for part, hidden, after in read_chunks(self.model, texts, state, chunk):
+            state = after
+            ended = [row for row, length in enumerate(lengths) if part.start < length <= part.stop]
+            if len(ended) == len(slots) and min(lengths) == part.stop:  # no padding: every step
+                logits = self.model.logits(hidden[:, -1]).float().numpy(force=True)
+            elif ended:
+                last = hidden[ended, [lengths[row] - 1 - part.start for row in ended]]
+                logits[ended] = self.model.logits(last).float().numpy(force=True)
+        self._split(slots, state)
+        return logits
+
+    def _join(self, slots: Sequence[int]) -> State:
+        """The states of these slots as one, without a copy where they were last read together."""
+        first, _ = self._states[slots[0]]
+        rows = [row for state, row in map(self._states.__getitem__, slots) if state is first]
+        if len(rows) < len(slots):
+            return _joined([self.state(slot) for slot in slots])
+        if rows == list(range(next(iter(first.values())).shape[1])):
+            return first
+        return {name: part[:, rows] for name, part in first.items()}
+
+    def _split(self, slots: Sequence[int], state: State) -> None:
+        """Give each of these slots its part of a state."""
+        for row, slot in enumerate(slots):
+            self._states[slot] = state, row
+
+
+class FusedDecoder(Decoder):
+    """The same, with steps by one call of a numba kernel for the whole stack and all slots.
+
+    What a slot computes does not depend, to the bit, on which others take a step with it.
+    """
+
+    def __init__(self, model: LanguageModel, slots: ContextSlots) -> None:
+        super().__init__(model)
+        self._slots = slots
+
+    def empty_copy(self) -> Decoder:
+        return FusedDecoder(self.model, self._slots.empty_copy())
+
+    def add(self, state: State | None = None) -> int:
+        return self._slots.add(state)
+
+    def remove(self, slot: int) -> None:
+        self._slots.remove(slot)
+
+    def state(self, slot: int) -> State:
+        return self._slots.state(slot)
+
+    def set_state(self, slot: int, state: State | None) -> None:
+        self._slots.set_state(slot, state)
+
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+        return self._slots.step(slots, tokens)
+
+    def _join(self, slots: Sequence[int]) -> State:
+        return _joined([self.state(slot) for slot in slots])
+
+    def _split(self, slots: Sequence[int], state: State) -> None:
+        for row, slot in enumerate(slots):
+            self.set_state(slot, _row(state, row))
+
+
+def _joined(states: Sequence[State]) -> State:
+    """The states of single texts, side by side."""
+    if len(states) == 1:
+        return states[0]
+    return {name: torch.cat([state[name] for state in states], dim=1) for name in states[0]}
+
+
+def _row(state: State, row: int) -> State:
+    """The state of one of the texts that were read together."""
+    return {name: part[:, row : row + 1] for name, part in state.items()}
+
+
+def make_decoder(model: LanguageModel, batched: bool = False) -> Decoder:
+    """A decoder for the weights that a model has now; make it once for a loaded model.
+
+    The fused step (`context` on a CPU, in fp32) takes a packed copy of the weights, so that weights
+    that change later need a new decoder.
+
+    Args:
+        model: in evaluation mode.
+        batched: let the module, where there is no fused step, take the steps of several slots in
+            one call. That is faster, but the last bits of what is computed for a slot then depend
+            on how many others take the step with it.
+    """
+    if can_step(model):
+        return FusedDecoder(model, ContextSlots(model))
+    return Decoder(model, batched)
+
+
+def read_chunks(
+    model: LanguageModel, texts: Sequence[Sequence[int]], state: State, chunk: int
+) -> Iterator[tuple[slice, Tensor, State]]:
+    """Read texts of any lengths side by side with the module, some positions of each at a time.
+
+    Args:
+        model: in evaluation mode; call this in inference mode.
+        texts: B of them, none empty.
+        state: of B texts, from which they go on.
+        chunk: positions in one call of the module.
+
+    Yields:
+        which positions were read, hidden [B, t, D] (zeros beyond the end of a text), and the state
+        after them.
+    """
+    device = next(model.parameters()).device
+    longest = max(map(len, texts))
+    ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts])
+    valid = None
+    if min(map(len, texts)) < longest:
+        valid = torch.arange(longest) < torch.tensor([[len(text)] for text in texts])
+    for start in range(0, longest, chunk):
+        part = slice(start, min(start + chunk, longest))
+        real = None if valid is None else valid[:, part].to(device)
+        hidden, state = model(ids[:, part].to(device), state, None, real)
+        yield part, hidden, state
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a text stands: one can go on from it as often as one likes."""
+
+    state: State | None = None
+    """Of one text; None at its start."""
+    last_token: int | None = None
+    tokens_read: int = 0
+
+
+START = Snapshot()
+"""Nothing is read yet."""
+
+
+class Stream:
+    """A single text: its state, and the scores of its next token."""
+
+    def __init__(self, decoder: Decoder, start: Snapshot = START) -> None:
+        """Go on from `start`, which is not changed; a slot in an empty copy of the decoder."""
+        self.logits: np.ndarray | None = None
+        """Scores of every next token, fp32 [V]; overwritten by the next read."""
+        self.tokens_read = start.tokens_read
+        self.last_token = start.last_token
+        self._decoder = decoder.empty_copy()
+        self._slots = (self._decoder.add(start.state),)
+
+    @property
+    def state(self) -> State | None:
+        """What was read, as the model keeps it; it stays as it is when the stream reads on."""
+        return self._decoder.state(self._slots[0]) if self.tokens_read else None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Where the text stands, to go on from."""
+        return Snapshot(self.state, self.last_token, self.tokens_read)
+
+    def read(self, ids: Sequence[int]) -> None:
+        """Read tokens (a single one by a step) in time and memory that no earlier ones add to."""
+        if not ids:
+            return
+        if len(ids) == 1:
+            self.logits = self._decoder.step(self._slots, ids)[0]
+        else:
+            self.logits = self._decoder.read(self._slots, (ids,))[0]
+        self.tokens_read += len(ids)
+        self.last_token = ids[-1]
+
+
+def write_tokens(
+    stream: Stream, sampler: Sampler, end: int, max_new_tokens: int, min_new_tokens: int = 0
+) -> Iterator[int]:
+    """Yield new tokens until `end` (which is read, not yielded) or the limit."""
+    sampler.begin_answer()
+    for number in range(max_new_tokens):
+        assert stream.logits is not None, "read a prompt first"
+        token = sampler.draw(stream.logits, (end,) if number < min_new_tokens else ())
+        stream.read((token,))
+        if token == end:
+            return
+        yield token

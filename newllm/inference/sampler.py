@@ -1,0 +1,95 @@
+"""Choosing the next token: temperature, nucleus, repetition penalty, and the random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+PENALTY_WINDOW = 64
+"""The repetition penalty is on so many tokens, the last ones of the answer."""
+
+RngState = dict[str, int]
+"""State of numpy's PCG64 generator, from which a sampler takes its random numbers."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 0.7
+    """0 takes the likeliest token; higher values even out the probabilities."""
+    top_p: float = 0.9
+    """Sample from the likeliest tokens that together have this probability (arXiv:1904.09751)."""
+    seed: int | None = None
+    """None: another text every time."""
+    repetition_penalty: float = 1.0
+    """Scores of the tokens written last are divided by it, >= 1; 1 leaves them as they are."""
+
+
+class Sampler:
+    """Draws tokens from logits; same seed, same draws."""
+
+    def __init__(
+        self, sampling: Sampling, forbidden: Sequence[int], rng_state: RngState | None = None
+    ) -> None:
+        """Begin at the seed, or go on from the `rng_state` of an earlier sampler."""
+        from newllm.inference import nucleus
+
+        self.sampling = sampling
+        self._nucleus = nucleus
+        self._generator = np.random.PCG64(sampling.seed)
+        if rng_state is not None:
+            self.rng_state = rng_state
+        self._uniform = np.random.Generator(self._generator).random
+        self._temperature = np.float32(sampling.temperature)
+        self._top_p = np.float32(sampling.top_p)
+        self._penalty = np.float32(sampling.repetition_penalty)
+        self._forbidden = tuple(forbidden)
+        self._forbidden_ids: dict[tuple[int, ...], np.ndarray] = {}
+        self._recent, self._written = np.zeros(PENALTY_WINDOW, np.int64), 0
+        self._entries, self._space = 0, nucleus.work_space(0)
+
+    @property
+    def rng_state(self) -> RngState:
+        """State of the random numbers; a sampler that is given it goes on the same way."""
+        stored: Any = self._generator.state
+        return {**stored["state"], **{name: stored[name] for name in ("has_uint32", "uinteger")}}
+
+    @rng_state.setter
+    def rng_state(self, state: RngState) -> None:
+        self._generator.state = {
+            "bit_generator": "PCG64",
+            "state": {"state": state["state"], "inc": state["inc"]},
+            "has_uint32": state["has_uint32"],
+            "uinteger": state["uinteger"],
+        }
+
+    def begin_answer(self) -> None:
+        """Forget which tokens were written last: what an answer repeats is its own words."""
+        self._written = 0
+
+    def draw(self, logits: np.ndarray, also_forbidden: tuple[int, ...] = ()) -> int:
+        """The next token for logits, fp32 [V].
+
+        Raises:
+            FloatingPointError: the logits are not finite, or forbid every token.
+        """
+        forbidden = self._forbidden_ids.get(also_forbidden)
+        if forbidden is None:
+            forbidden = np.array([*self._forbidden, *also_forbidden], np.int64)
+            self._forbidden_ids[also_forbidden] = forbidden
+        if self._entries != len(logits):
+            self._entries, self._space = len(logits), self._nucleus.work_space(len(logits))
+        recent = self._recent[: self._written if self._penalty != 1 else 0]
+        token = self._nucleus.draw(
+            logits, forbidden, recent, self._penalty, self._temperature, self._top_p,
+            self._uniform(), *self._space,
+        )  # fmt: skip
+        if token < 0:
+            raise FloatingPointError("no token can be drawn: the model's scores are not finite")
+        self._recent[self._written % PENALTY_WINDOW] = token
+        self._written += 1
+        return token
