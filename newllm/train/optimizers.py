@@ -10,9 +10,9 @@ from torch import Tensor
 
 from newllm.config import Settings
 from newllm.device import fast_bf16
-from newllm.model import ContextLM, LanguageModel, OriginalLM
+from newllm.model import LanguageModel
 from newllm.model.residual import ResidualLM
-from newllm.train.schedule import EPOCHS_UNREGULARISED
+from newllm.model.spec import EPOCHS_UNREGULARISED, find_spec
 
 MUON_RATE = 10.0
 """Muon's rate as a multiple of the learning rate (an update of Muon has unit spectral norm)."""
@@ -21,14 +21,16 @@ MUON_MOMENTUM = 0.7
 """Short, as our runs are: 0.95 cost 2% over 200 steps, and over 700 still 1%."""
 
 VECTOR_RATE = 3.0
-"""That of norms, filters, gates' biases and the table of pairs; the embedding has the plain one."""
+"""That of norms, filters, gates' biases and the bigram hash embedding; the token embedding has the
+plain one."""
 
 ADAM_BETAS = (0.7, 0.98)
 """As short a momentum as Muon's; over 300 steps 0.9% fewer bits per byte than with (0.9, 0.95)."""
 
 PAIR_DECAY = 4.0
-"""Weight decay of the table of pairs, times its rate, once rows are read again and again: pairs
-that do not come back fade. Without it six epochs ended 4% higher in bits per byte (docs/LOG.md)."""
+"""Weight decay of the bigram hash embedding, times its rate, once rows are read again and again:
+pairs that do not come back fade. Without it six epochs ended 4% higher in bits per byte
+(docs/LOG.md)."""
 
 _POLAR_EXPRESS = (
     (8.2193, -23.3375, 16.6266),
@@ -124,12 +126,13 @@ class Muon(torch.optim.Optimizer):
 
 def make_optimizers(model: LanguageModel, settings: Settings) -> list[torch.optim.Optimizer]:
     """The optimizers of a run; each group remembers its peak rate as `peak_lr`."""
-    if isinstance(model, OriginalLM):
+    if find_spec(settings.architecture).optimizer == "adam":
         adam = torch.optim.Adam(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         optimizers: list[torch.optim.Optimizer] = [adam]
     else:
+        assert isinstance(model, ResidualLM)
         optimizers = _muon_and_adamw(model, settings)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -166,7 +169,8 @@ def _muon_and_adamw(model: ResidualLM, settings: Settings) -> list[torch.optim.O
 
 
 def decay_pairs(model: LanguageModel, settings: Settings, epoch: int, rate_factor: float) -> None:
-    """Shrink the table of pairs, decoupled from its gradient as in AdamW, from a third epoch on.
+    """Shrink the bigram hash embedding, decoupled from its gradient as in AdamW, from a third epoch
+    on.
 
     Args:
         model: in training.
@@ -174,11 +178,12 @@ def decay_pairs(model: LanguageModel, settings: Settings, epoch: int, rate_facto
         epoch: how many are finished.
         rate_factor: of the schedule, at this step.
     """
-    if epoch < EPOCHS_UNREGULARISED or not isinstance(model, ContextLM) or model.pairs is None:
+    if epoch < EPOCHS_UNREGULARISED:
         return
     rate = settings.learning_rate * VECTOR_RATE * rate_factor
     with torch.no_grad():
-        model.pairs.table.mul_(max(0.0, 1 - rate * PAIR_DECAY))
+        for table in model.late_decaying():
+            table.mul_(max(0.0, 1 - rate * PAIR_DECAY))
 
 
 def step_all(

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from newllm.config import Settings
 from newllm.evaluate.metrics import Metrics, Record
 
 MIN_IMPROVEMENT = 0.001
@@ -72,13 +71,6 @@ class Progress:
             "seconds": self.epoch_seconds,
             "total_seconds": self.seconds,
         }
-
-
-def clip_norm(settings: Settings, epoch: int) -> float:
-    """Gradient norm above which gradients are scaled down; `original` loosens it as published."""
-    if settings.architecture != "original":
-        return 1.0
-    return 0.5 if epoch < 10 else 1.0 if epoch < 30 else 2.0
 
 
 def differences(stored: Mapping[str, Any], processes: int) -> Iterator[str]:

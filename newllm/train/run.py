@@ -15,7 +15,14 @@ from typing import Any, NoReturn
 import torch
 
 import newllm
-from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, Settings, option_name, parse, to_yaml
+from newllm.config import (
+    WITHOUT_EFFECT_ON_WEIGHTS,
+    Settings,
+    is_own_block,
+    option_name,
+    parse,
+    to_yaml,
+)
 from newllm.data.encode import Accounting
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.render import make_renderer
@@ -24,11 +31,12 @@ from newllm.datasets.base import find_level
 from newllm.datasets.conversations import ROW_FORMATS
 from newllm.errors import Stopped, UserError
 from newllm.files import write_text
+from newllm.model import OwnBlock
 from newllm.model.kernels import active_kernel
-from newllm.recipes import resolve
+from newllm.model.own_block import block_of_checkpoint, load_given
 from newllm.results.run_files import RunFiles, set_aside
 from newllm.results.summary import save_summary, summary_lines
-from newllm.sizes import shape_of_size
+from newllm.settings import SHAPE, resolve
 from newllm.train import checkpoint
 from newllm.train.answers import answer_prompts
 from newllm.train.conclude import summarize
@@ -71,12 +79,13 @@ def train(
         held.callback(log.close)
         stored = None
         with processes.main_first():
-            if params is not None:
-                flags = {**flags, **shape_of_size(params, flags, file)}
             given = {**(file or {}), **flags}
-            if given.get("init_from") is not None:
-                flags = {**shape_of(given["init_from"]), **given}
-            settings = resolve(dataset, flags, file)
+            own = flags.get("architecture")  # what may be run as a block of one's own
+            if params is None and given.get("init_from") is not None:
+                flags = {**shape_of(given["init_from"], own), **given}
+            settings = resolve(dataset, flags, file, params)
+            if params is not None:
+                given |= settings.model_dump(include=set(SHAPE))
             files = RunFiles(Path(settings.out), settings.run_name)
             if processes.main:
                 held.enter_context(run_lock(files.folder, files.name, log.note))
@@ -85,9 +94,12 @@ def train(
         with processes.main_first():
             if stored is not None:
                 settings = _settings_of_resumed(stored, given, settings)
-            elif processes.main:
-                set_aside(files, log.note)
-            run = _Run(settings, files, log, advise, processes)
+                block = block_of_checkpoint(files.resume, stored, own)
+            else:
+                block = load_given(settings.architecture)
+                if processes.main:
+                    set_aside(files, log.note)
+            run = _Run(settings, files, log, advise, processes, block)
             held.callback(run.metrics_file.close)
             trainer = run.prepare(stored)
         return run.train(trainer)
@@ -103,9 +115,10 @@ class _Run:
         log: EpochLog,
         advise: bool,
         processes: Processes,
+        block: OwnBlock | None,
     ) -> None:
         self.settings, self.files, self.log, self.advise = settings, files, log, advise
-        self.processes = processes
+        self.processes, self.block = processes, block
         self.level = find_level(settings.dataset)
         self.start = Start.read(settings)
         self.data = self._encode()
@@ -126,6 +139,7 @@ class _Run:
             rehearsed=[data.splits["train"] for data in self.rehearsed.values()],
             frozen=self.start.frozen,
             processes=self.processes,
+            block=self.block,
         )
         if stored is not None:
             self._refuse_changed_data(stored)
@@ -230,6 +244,10 @@ class _Run:
             "rehearsed": {name: data.fingerprint for name, data in self.rehearsed.items()},
         }
 
+    def _describe_block(self, trainer: Trainer) -> dict[str, Any]:
+        """What a file says of a block of one's own; nothing for the package's architectures."""
+        return {} if self.block is None else {"block": self.block.facts(trainer.model)}
+
     def _save(self, trainer: Trainer) -> None:
         content = {
             "kind": "resume",
@@ -237,6 +255,7 @@ class _Run:
             "trainer": trainer.state_dict(),
             "data": self._describe_data(),
             "newllm_version": newllm.__version__,
+            **self._describe_block(trainer),
         }
         if self.processes.main:
             checkpoint.save(self.files.resume, content, keep_previous=True)
@@ -281,6 +300,7 @@ class _Run:
             "newllm_version": newllm.__version__,
             "torch_version": str(torch.__version__),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **self._describe_block(trainer),
             **(more or {}),
         }
         checkpoint.save(path, content)
@@ -315,12 +335,15 @@ def _settings_of_resumed(
 ) -> Settings:
     """The stored settings; a given one may differ only where it cannot change the weights."""
     before = parse(stored["settings"]).model_dump()  # with defaults for what is newer
+    both_own = is_own_block(before["architecture"]) and is_own_block(resolved.architecture)
     changed = [
         f"{option_name(name)} {before[name]} -> {getattr(resolved, name)}"
         for name in given
         if name not in WITHOUT_EFFECT_ON_WEIGHTS
         and name != "dataset"
         and getattr(resolved, name) != before[name]
+        # A block's file may have moved: what is in it is compared by its SHA-256.
+        and not (name == "architecture" and both_own)
     ]
     if changed:
         raise UserError(
@@ -329,6 +352,7 @@ def _settings_of_resumed(
         )
     # `out` and `name` found the run, so they are right even where they are the defaults.
     free = {*(WITHOUT_EFFECT_ON_WEIGHTS & set(given)), "out", "name"}
+    free |= {"architecture"} if both_own else set()
     return parse({**before, **{name: getattr(resolved, name) for name in free}})
 
 

@@ -4,27 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from newllm.model import LanguageModel
-from newllm.model.residual import ResidualLM
-
-EPOCHS_UNREGULARISED = 2
-"""Rows that were read once or twice are not known by heart yet: there dropout, and decay of the
-table of pairs, only slow."""
-
-
-def set_dropout(model: LanguageModel, epoch: int) -> None:
-    """Dropout sets in when rows are read again and again (`original` has it always, as published).
-
-    Dropping late: Liu et al. 2023, "Dropout Reduces Underfitting", arXiv:2303.01500, found it to
-    regularise as well as dropping all the time.
-
-    Args:
-        model: in training.
-        epoch: how many are finished.
-    """
-    if isinstance(model, ResidualLM):
-        model.dropout = model.settings.dropout if epoch >= EPOCHS_UNREGULARISED else 0.0
-
 
 @dataclass
 class Schedule:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newllm.config import ModelSettings, Settings, option_name, parse
+from newllm.config import ModelSettings, Settings, is_own_block, option_name, parse
 from newllm.data import joint_tokenizer
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
 from newllm.datasets.base import find_level
 from newllm.errors import UserError
+from newllm.model.own_block import block_of_checkpoint
 from newllm.train import checkpoint
 from newllm.train.optimizers import set_moments
 from newllm.train.trainer import Trainer
@@ -82,13 +83,20 @@ class Start:
             set_moments(trainer.model, trainer.optimizers, self.content.get("moments", {}))
 
 
-def shape_of(path: str) -> dict[str, Any]:
+def shape_of(path: str, architecture: str | None = None) -> dict[str, Any]:
     """Settings that a run inherits from the model of --from, unless they are given.
 
+    Args:
+        path: the file.
+        architecture: the one that was given, which a block of one's own needs.
+
     Raises:
-        UserError: the file is missing, damaged, or no model.
+        UserError: the file is missing, damaged, or no model; its block was not given.
     """
-    stored = parse(checkpoint.load_model(Path(path))["settings"])
+    content = checkpoint.load_model(Path(path))
+    stored = parse(content["settings"])
+    if is_own_block(stored.architecture):
+        block_of_checkpoint(path, content, architecture)
     inherited = set(ModelSettings.model_fields) - {"dropout"} | {"tokenizer", "vocab_size"}
     return stored.model_dump(include=inherited)
 
@@ -116,10 +124,12 @@ def prepare_rehearsal(settings: Settings, tokenizer: Tokenizer) -> dict[str, Enc
 
 def _refuse_other_shape(place: str, content: Mapping[str, Any], settings: Settings) -> None:
     stored = parse(content["settings"])
+    # The file of a block may have moved: its SHA-256 was compared (`shape_of`).
+    both_own = is_own_block(stored.architecture) and is_own_block(settings.architecture)
     differing = [
         f"{option_name(name)} {getattr(stored, name)}"
         for name, value in settings.model_settings().model_dump(exclude={"dropout"}).items()
-        if getattr(stored, name) != value
+        if getattr(stored, name) != value and not (name == "architecture" and both_own)
     ]
     if differing:
         raise UserError(

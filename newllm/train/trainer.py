@@ -32,15 +32,16 @@ from newllm.device import (
 )
 from newllm.errors import UserError
 from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
-from newllm.model import State, build_model
+from newllm.model import OwnBlock, State, build_model
 from newllm.model.kernels import Noise
+from newllm.model.spec import find_spec
 from newllm.train.distributed import Processes
 from newllm.train.freezing import Frozen
 from newllm.train.log import EpochLog, validation_line
 from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, step_trial
 from newllm.train.optimizers import decay_pairs, make_optimizers, step_all
-from newllm.train.progress import Progress, clip_norm, describe_expectation, differences
-from newllm.train.schedule import Schedule, set_dropout
+from newllm.train.progress import Progress, describe_expectation, differences
+from newllm.train.schedule import Schedule
 from newllm.train.signals import MAX_NONFINITE_STEPS, StopRequest, all_finite
 
 
@@ -56,6 +57,7 @@ class Trainer:
         rehearsed: earlier training rows, of which every epoch has some.
         frozen: shape of the part of a grown model that does not train.
         processes: those that train together (default: this one alone).
+        block: the loaded block, where the architecture is a block of one's own.
     """
 
     def __init__(
@@ -68,10 +70,12 @@ class Trainer:
         rehearsed: Sequence[Documents] = (),
         frozen: ModelSettings | None = None,
         processes: Processes | None = None,
+        block: OwnBlock | None = None,
     ) -> None:
         self._rehearsed = rehearsed
         self.processes = processes or Processes()
         self.settings, self.data, self.log = settings, data, log
+        self.spec = find_spec(settings.architecture)
         self._save, self._finish_epoch = save, finish_epoch
         device = self.processes.device(pick_device(settings.device))
         if device.type == "cuda":
@@ -88,7 +92,7 @@ class Trainer:
         self.device = self.accelerator.device
         torch.manual_seed(settings.seed)
         # Not wrapped by accelerate: validation calls the same model in fp32.
-        self.model = build_model(settings.model_settings(), data.tokenizer.vocab_size)
+        self.model = build_model(settings.model_settings(), data.tokenizer.vocab_size, block)
         self.model.to(self.device)
         if not self.processes.main:  # the dropout of `original` draws from torch's generator
             torch.manual_seed(settings.seed + (self.processes.rank << 32))
@@ -101,7 +105,7 @@ class Trainer:
         self.progress = Progress()
         self._lanes = range(settings.batch_size)[self.processes.lanes(settings.batch_size)]
         self.state: State = self.model.initial_state(len(self._lanes))
-        self._apart = settings.architecture == "original"
+        self._apart = self.spec.one_document_per_row
         """One document a row: the published recipe counts its batch in documents."""
         self.micro_batch = 0
         """Rows computed at once; found when training starts, and part of the run from then on."""
@@ -122,7 +126,7 @@ class Trainer:
         self._last_save = time.monotonic()
         while not progress.finished:
             loader = self._loader(progress.epoch)
-            set_dropout(self.model, progress.epoch)
+            self.model.set_dropout(self.spec.dropout_at(progress.epoch, self.settings.dropout))
             self.log.start_epoch(
                 progress.epoch + 1, self.settings.epochs, progress.step / len(loader)
             )
@@ -288,7 +292,7 @@ class Trainer:
         if self._frozen is not None:
             self._frozen.mask_gradients()
         norm: Tensor = self.accelerator.clip_grad_norm_(  # type: ignore[assignment]
-            self.model.parameters(), clip_norm(self.settings, progress.epoch)
+            self.model.parameters(), self.spec.clip_norm(progress.epoch)
         )
         finite = all_finite(nats, norm)
         # With fp16 the scaler must see an overflow to lower its scale; it skips the step itself.

@@ -7,7 +7,7 @@ import torch
 
 from newllm.model import build_model
 from newllm.model.kernels import Noise
-from newllm.train.schedule import EPOCHS_UNREGULARISED, set_dropout
+from newllm.model.spec import EPOCHS_UNREGULARISED, find_spec
 
 
 @pytest.mark.parametrize("architecture", ["context", "gru", "original"])
@@ -22,6 +22,6 @@ def test_dropout_sets_in_when_rows_are_read_again(tiny_model_settings, architect
         return model(ids, noise=Noise(0, step))[0]
 
     for epoch in range(EPOCHS_UNREGULARISED + 2):
-        set_dropout(model, epoch)
+        model.set_dropout(find_spec(architecture).dropout_at(epoch, settings.dropout))
         drops = architecture == "original" or epoch >= EPOCHS_UNREGULARISED
         assert torch.equal(read(1), read(2)) != drops

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from newllm.model.context.lm import ContextBlock, ContextLM
-from newllm.model.context.pairs import PairTable
+from newllm.model.context.lm import BigramHashEmbedding, ContextBlock, ContextLM
 from newllm.model.kernels import CONV_TAPS, active_kernel, group_size
 from newllm.model.quantize import RoundedLM, WeightFormat, int8_rows
 from newllm.model.residual import State
 
 
-def can_step(model: nn.Module) -> bool:
+def can_step(model: nn.Module) -> TypeGuard[ContextLM]:
     """Whether :class:`Lanes` computes what the module would: our architecture on a CPU, in fp32."""
     if not isinstance(model, ContextLM) or model.embedding.weight.dtype != torch.float32:
         return False
@@ -188,7 +187,9 @@ def _pack(model: ContextLM) -> _Packed:
         [*block.conv_weight, block.forget_bias, block.read_bias, block.read_scale]
         for block in blocks
     ]
-    pairs = PairTable(0, model.settings.embed_dim, 0.0) if model.pairs is None else model.pairs
+    pairs = model.pairs
+    if pairs is None:
+        pairs = BigramHashEmbedding(0, model.settings.embed_dim, 0.0)
     return _Packed(
         model.embedding.weight.detach().numpy(),
         pairs.table.detach().numpy(),
