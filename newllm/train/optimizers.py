@@ -1,4 +1,7 @@
-"""Muon for the weight matrices, AdamW for everything else; Adam as published for `original`."""
+"""Muon for the weight matrices, AdamW for everything else; Adam as published for `original`.
+
+Also what surrounds their step: the scaler of fp16, entries that do not train, moments by name.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from newllm.config import Settings
+from newllm.config import ModelSettings, Settings
 from newllm.device import fast_bf16
-from newllm.model import LanguageModel
+from newllm.model import LanguageModel, OriginalLM
+from newllm.model.growth import old_entries
 from newllm.model.residual import ResidualLM
-from newllm.model.spec import EPOCHS_UNREGULARISED, find_spec
 
 MUON_RATE = 10.0
 """Muon's rate as a multiple of the learning rate (an update of Muon has unit spectral norm)."""
@@ -21,16 +24,10 @@ MUON_MOMENTUM = 0.7
 """Short, as our runs are: 0.95 cost 2% over 200 steps, and over 700 still 1%."""
 
 VECTOR_RATE = 3.0
-"""That of norms, filters, gates' biases and the bigram hash embedding; the token embedding has the
-plain one."""
+"""That of norms, filters, gates' biases and the table of pairs; the embedding has the plain one."""
 
 ADAM_BETAS = (0.7, 0.98)
 """As short a momentum as Muon's; over 300 steps 0.9% fewer bits per byte than with (0.9, 0.95)."""
-
-PAIR_DECAY = 4.0
-"""Weight decay of the bigram hash embedding, times its rate, once rows are read again and again:
-pairs that do not come back fade. Without it six epochs ended 4% higher in bits per byte
-(docs/LOG.md)."""
 
 _POLAR_EXPRESS = (
     (8.2193, -23.3375, 16.6266),
@@ -126,13 +123,12 @@ class Muon(torch.optim.Optimizer):
 
 def make_optimizers(model: LanguageModel, settings: Settings) -> list[torch.optim.Optimizer]:
     """The optimizers of a run; each group remembers its peak rate as `peak_lr`."""
-    if find_spec(settings.architecture).optimizer == "adam":
+    if isinstance(model, OriginalLM):
         adam = torch.optim.Adam(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         optimizers: list[torch.optim.Optimizer] = [adam]
     else:
-        assert isinstance(model, ResidualLM)
         optimizers = _muon_and_adamw(model, settings)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -168,39 +164,16 @@ def _muon_and_adamw(model: ResidualLM, settings: Settings) -> list[torch.optim.O
     return [muon, adamw]
 
 
-def decay_pairs(model: LanguageModel, settings: Settings, epoch: int, rate_factor: float) -> None:
-    """Shrink the bigram hash embedding, decoupled from its gradient as in AdamW, from a third epoch
-    on.
+def step_all(optimizers: Iterable[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> None:
+    """Step every optimizer through the scaler of fp16, whose scale then changes once for all.
 
     Args:
-        model: in training.
-        settings: of the run.
-        epoch: how many are finished.
-        rate_factor: of the schedule, at this step.
-    """
-    if epoch < EPOCHS_UNREGULARISED:
-        return
-    rate = settings.learning_rate * VECTOR_RATE * rate_factor
-    with torch.no_grad():
-        for table in model.late_decaying():
-            table.mul_(max(0.0, 1 - rate * PAIR_DECAY))
-
-
-def step_all(
-    optimizers: Iterable[torch.optim.Optimizer], scaler: torch.amp.GradScaler | None
-) -> None:
-    """Step every optimizer; with fp16 through its scaler, whose scale changes once for all.
-
-    The step of an accelerated optimizer ends with an update of the scaler, which then unscales
-    the gradients of the next optimizer a second time.
+        optimizers: their gradients are unscaled already.
+        scaler: skips the step of an optimizer whose gradients overflowed; disabled, it only steps.
     """
     for optimizer in optimizers:
-        if scaler is None:
-            optimizer.step()
-        else:
-            scaler.step(getattr(optimizer, "optimizer", optimizer))
-    if scaler is not None:
-        scaler.update()
+        scaler.step(optimizer)
+    scaler.update()
 
 
 def get_moments(
@@ -232,3 +205,41 @@ def set_moments(
                     part: value.to(parameter.device) if isinstance(value, Tensor) else value
                     for part, value in parts.items()
                 }
+
+
+class Frozen:
+    """With --freeze-old only what growing added trains: the old entries stay as they are."""
+
+    def __init__(self, model: nn.Module, before: ModelSettings) -> None:
+        """Wholly old parameters stop asking for gradients.
+
+        Args:
+            model: the grown model.
+            before: its shape before it grew.
+        """
+        self._partly: list[tuple[Tensor, Tensor]] = []  # parameter, where it is old
+        self._held: list[Tensor] = []
+        for name, parameter in model.named_parameters():
+            old = old_entries(name, parameter.detach(), before)
+            if bool(old.all()):
+                parameter.requires_grad_(False)
+            elif bool(old.any()):
+                self._partly.append((parameter, old))
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """From now on the old entries are what they are at this moment."""
+        self._held = [parameter[old].clone() for parameter, old in self._partly]
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Before clipping and stepping: no part of the step is spent on the old entries."""
+        for parameter, old in self._partly:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(old, 0.0)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """After a step: undo what momentum and weight decay did to the old entries."""
+        for (parameter, old), held in zip(self._partly, self._held, strict=True):
+            parameter[old] = held
