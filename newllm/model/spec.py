@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from newllm.model.build import LanguageModel
 
 EPOCHS_UNREGULARISED = 2
-"""Passes over the rows without dropout, and without decay of the bigram hash embedding: a model
-overfits only to rows that it has read more than twice, and until then both only slow it."""
+"""Epochs without dropout, and without decay of the bigram hash embedding. A model does not overfit
+rows that it has read once or twice: there both would only slow the training."""
 
 PAIR_ROWS = 128
 """Rows of the bigram hash embedding of `context`, for each number of its context vector."""
@@ -69,26 +69,13 @@ class ModelSpec:
     """Muon and AdamW, or Adam alone."""
     clip_norm: Callable[[int], float] = lambda epoch: 1.0
     """Gradient norm above which gradients are scaled down, by the epochs that are finished."""
-    dropout_from: int = EPOCHS_UNREGULARISED
-    """Epochs that pass before dropout sets in."""
+    epochs_without_dropout: int = EPOCHS_UNREGULARISED
     one_document_per_row: bool = False
     """Whether a row of a batch holds one document alone."""
     can_grow: bool = False
     can_export: bool = False
     can_round: bool = False
     """Whether its matrices can be rounded to bfloat16 or int8 (`--weights`)."""
-
-    def dropout_at(self, epoch: int, p: float) -> float:
-        """Probability of dropout in an epoch: none in the first ones, unless published otherwise.
-
-        Dropping late: Liu et al. 2023, "Dropout Reduces Underfitting", arXiv:2303.01500, found it
-        to regularise as well as dropping all the time.
-
-        Args:
-            epoch: how many are finished.
-            p: the setting.
-        """
-        return p if epoch >= self.dropout_from else 0.0
 
     def proportions(self, num_layers: int, width: int, pairs: bool) -> dict[str, int]:
         """Widths of a model whose context has `width` numbers.
@@ -243,7 +230,7 @@ SPECS: dict[str, ModelSpec] = {
             widths="published",
             optimizer="adam",
             clip_norm=_published_clipping,
-            dropout_from=0,
+            epochs_without_dropout=0,
             one_document_per_row=True,
         ),
         ModelSpec("gru", _gru, widths="one"),
