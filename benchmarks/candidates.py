@@ -2,33 +2,32 @@
 
 They are no part of the package: `python -m benchmarks.candidates NAME train ...` is `newllm
 train ...` with the blocks of `--architecture context` replaced by the candidate's. All share its
-widths, read-out (normalised, gated, gates open at birth), convolution, feed-forward and table of
-pairs.
+widths, read-out (normalised, gated, gates open at initialization), convolution, feed-forward and
+bigram hash embedding.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import newllm.model
 from benchmarks import candidate_kernels
 from newllm.cli import main
 from newllm.config import ModelSettings
 from newllm.model.context.lm import LONGEST_MEMORY, SHORTEST_MEMORY, ContextBlock, ContextLM
 from newllm.model.kernels import CONV_TAPS, EPSILON, group_size
+from newllm.model.residual import Boundaries
+from newllm.model.spec import SPECS
 
 KEYS, VALUES = 16, 32
 """Rows and columns of a head's matrix memory: half as many keys as values, so that query, key,
 value and gate have together the three context sizes that `context` projects to."""
-
-Places = tuple[Tensor | None, Tensor | None]
 
 
 class _Block(ContextBlock):
@@ -37,16 +36,18 @@ class _Block(ContextBlock):
     MATRIX = False
     """Whether a head's memory is a matrix."""
 
+    def carries(self) -> dict[str, tuple[int, ...]]:
+        carried = super().carries()
+        (channels,) = carried["context"]
+        matrix = {"context": (channels // VALUES, KEYS, VALUES)} if self.MATRIX else {}
+        return {**carried, **matrix}
+
     def mix(
-        self, normed: Tensor, carried: list[Tensor], places: Places
+        self, normed: Tensor, carried: list[Tensor], boundaries: Boundaries
     ) -> tuple[Tensor, list[Tensor]]:
         memory, tail = carried
         batch, time, _ = normed.shape
-        reset, lengths = places
-        if reset is None:
-            reset = torch.zeros(batch, time, dtype=torch.bool)
-        if lengths is None:
-            lengths = torch.full((batch,), time)
+        reset, lengths = boundaries.starts(), boundaries.ends()
         projected = self.in_proj(normed).float()
         write, middle, gate = projected.chunk(3, dim=2)
         value, tail = convolve(write, self.conv_weight, reset, lengths, tail)
@@ -65,7 +66,7 @@ class _Block(ContextBlock):
             value: what is written, [B, T, C].
             middle: what `in_proj` gives besides writes and gates, [B, T, C].
             reset: True where a document starts, [B, T].
-            lengths: tokens of each lane, [B].
+            lengths: tokens of each sequence, [B].
             memory: before the first token.
         """
         raise NotImplementedError
@@ -119,11 +120,11 @@ class GatedDelta(_Block):
         self.forget_bias = nn.Parameter(torch.linspace(shortest, longest, heads))
 
     def mix(
-        self, normed: Tensor, carried: list[Tensor], places: Places
+        self, normed: Tensor, carried: list[Tensor], boundaries: Boundaries
     ) -> tuple[Tensor, list[Tensor]]:
         bias = torch.cat([self.forget_bias, torch.zeros_like(self.forget_bias)])
         self._rates = torch.sigmoid(F.linear(normed, self.rates_proj).float() + bias)
-        return super().mix(normed, carried, places)
+        return super().mix(normed, carried, boundaries)
 
     def remember(
         self, value: Tensor, middle: Tensor, reset: Tensor, lengths: Tensor, memory: Tensor
@@ -159,11 +160,9 @@ class CandidateLM(ContextLM):
 
     def __init__(self, block: type[ContextBlock], settings: ModelSettings, vocab_size: int) -> None:
         super().__init__(settings, vocab_size)
-        channels = settings.context_dim
-        widths = settings.embed_dim, channels, settings.hidden_dim
-        self.blocks = nn.ModuleList(block(*widths) for _ in range(settings.num_layers))
-        if issubclass(block, _Block) and block.MATRIX:
-            self._carried = {**self._carried, "context": (channels // VALUES, KEYS, VALUES)}
+        widths = settings.embed_dim, settings.context_dim, settings.hidden_dim
+        blocks = [block(*widths) for _ in range(settings.num_layers)]
+        self.blocks, self._carried = nn.ModuleList(blocks), blocks[0].carries()
 
 
 def by_head(value: Tensor) -> Tensor:
@@ -196,8 +195,8 @@ def convolve(
 
 def install(name: str) -> None:
     """Let `--architecture context` build a candidate in this process."""
-    classes: Any = newllm.model._CLASSES
-    classes["context"] = partial(CandidateLM, CANDIDATES[name])
+    build = partial(CandidateLM, CANDIDATES[name])
+    SPECS["context"] = replace(SPECS["context"], load=lambda: build)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from newllm.data.tokenizers import BPE, Tokenizer, replace_surrogates
 from newllm.datasets.base import find_level
 from newllm.datasets.conversations import ROW_FORMATS
 from newllm.errors import UserError
-from newllm.recipes import resolve
+from newllm.settings import resolve
 
 _BATCH_ROWS = 512
 _LOADER_BATCHES = 500

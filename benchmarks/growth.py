@@ -14,8 +14,8 @@ import click
 
 from benchmarks.measure import Report, Row, progress, report_options
 from benchmarks.trials import run_module, train_trial
+from newllm.model.spec import PAIR_ROWS, default_widths
 from newllm.results.summary import Summary, load_summary
-from newllm.widths import PAIR_ROWS, default_widths
 
 COMMON = {"dropout": 0, "epochs": 1000, "patience": 1000}
 

@@ -23,7 +23,7 @@ from newllm.cli.options import SeveralWords
 from newllm.cli.progression import data_dir_option, levels_option
 from newllm.curriculum.climb import Route, named_levels
 from newllm.device import cpu_model
-from newllm.model import matched_widths
+from newllm.model.shape import matched_widths
 from newllm.results.marks import Mark, add_marks
 from newllm.results.summary import load_summary
 

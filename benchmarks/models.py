@@ -12,7 +12,7 @@ from benchmarks.measure import Row
 from newllm.cli.options import setting_options
 from newllm.config import Settings
 from newllm.model import LanguageModel, build_model
-from newllm.recipes import resolve
+from newllm.settings import resolve
 from newllm.trained import TrainedModel
 
 _SHAPE = ("architecture", "num_layers", "context_dim", "embed_dim", "hidden_dim", "vocab_size")

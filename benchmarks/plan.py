@@ -20,7 +20,7 @@ from benchmarks.measure import PeakMemory, Report, Row, progress, report_options
 from benchmarks.trials import run_module
 from newllm.planning.plan import ROW, machine_of, make_plan
 from newllm.planning.speed import timed_step
-from newllm.recipes import resolve
+from newllm.settings import resolve
 
 SHAPES = (
     (1, 256, 32), (2, 128, 32), (4, 256, 32), (4, 256, 128), (4, 512, 32), (8, 512, 32),

@@ -10,7 +10,7 @@ import torch
 
 from newllm.evaluate.probes import Task
 from newllm.model import LanguageModel, build_model
-from newllm.recipes import resolve
+from newllm.settings import resolve
 from newllm.train.optimizers import make_optimizers
 from newllm.train.schedule import Schedule
 

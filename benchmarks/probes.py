@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 import numpy as np
@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.measure import Report, Row, progress, report_options
 from benchmarks.probe_plot import save_plot
 from benchmarks.probe_training import Lesson, train_on
-from newllm.config import ModelSettings
+from newllm.config import ARCHITECTURES
 from newllm.data.loader import IGNORED
 from newllm.data.render import ChatRenderer
 from newllm.data.rows import Located
@@ -36,7 +36,6 @@ from newllm.evaluate import probes
 from newllm.model import LanguageModel
 from newllm.trained import TrainedModel
 
-ARCHITECTURES: tuple[str, ...] = get_args(ModelSettings.model_fields["architecture"].annotation)
 PROBES = ("recall", "parity", "turns")
 DISTANCES = (8, 16, 32, 64, 128)
 DISTANCE_PAIRS = 4

@@ -39,9 +39,9 @@ from newllm.data.sources import open_source
 from newllm.datasets.base import find_level
 from newllm.device import fast_bf16, keep_freed_memory
 from newllm.evaluate.metrics import nats_by_document
-from newllm.model import matched_widths
-from newllm.recipes import resolve
+from newllm.model.shape import matched_widths
 from newllm.results.summary import load_summary
+from newllm.settings import resolve
 from newllm.trained import TrainedModel
 
 DEPTHS = {

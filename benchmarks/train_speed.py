@@ -26,9 +26,11 @@ from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.datasets.base import find_level
 from newllm.device import fast_bf16, keep_freed_memory
-from newllm.model import LanguageModel, build_model, matched_widths
+from newllm.model import LanguageModel, build_model
 from newllm.model.kernels import Noise
-from newllm.recipes import resolve
+from newllm.model.shape import matched_widths
+from newllm.model.spec import find_spec
+from newllm.settings import resolve
 from newllm.train.optimizers import make_optimizers
 
 PUBLISHED_PARAMETERS = 1_426_152
@@ -55,7 +57,11 @@ def stepper(
     model = build_model(settings.model_settings(), data.tokenizer.vocab_size)
     optimizers = make_optimizers(model, settings)
     loader = EpochLoader(
-        data.splits["train"], 128, ROWS, (0, 0), settings.architecture != "original"
+        data.splits["train"],
+        128,
+        ROWS,
+        (0, 0),
+        not find_spec(settings.architecture).one_document_per_row,
     )
     batches = [loader.batch(step) for step in range(min(8, len(loader)))]
     upcoming = cycle(batches)

@@ -23,17 +23,23 @@ __all__ = ["__version__", "load"]
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
-def load(path: str, device: str = "auto", weights: WeightFormat = "fp32") -> TrainedModel:
+def load(
+    path: str,
+    device: str = "auto",
+    weights: WeightFormat = "fp32",
+    architecture: str | None = None,
+) -> TrainedModel:
     """Load a `best_*.pt` or `*_final.pt` checkpoint for use.
 
     Args:
         path: the checkpoint file.
         device: auto, cpu, cuda or cuda:N.
         weights: fp32, or bf16 or int8 (on a CPU): less to read for every token, so faster.
+        architecture: `FILE.py:CLASS` of a model with a block of one's own, whose file is run.
 
     Raises:
         newllm.errors.UserError: the file is missing, damaged, or not a model of ours.
     """
     from newllm.trained import TrainedModel
 
-    return TrainedModel.load(path, device, weights)
+    return TrainedModel.load(path, device, weights, architecture)

@@ -6,12 +6,21 @@ from these classes; nothing else defines an option. What a level recommends stan
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from newllm.errors import UserError, did_you_mean
 
@@ -51,10 +60,19 @@ class DataSettings(_Settings):
     )
 
 
+ARCHITECTURES = ("context", "original", "gru", "lstm", "mingru", "transformer")
+"""Those of the package; what each one is stands in `model/spec.py`."""
+
+
+def is_own_block(architecture: str) -> bool:
+    """Whether it is `FILE.py:CLASS`, a block of one's own (docs/OWN_BLOCK.md)."""
+    return re.fullmatch(r"[^\n]+\.py:[^\W\d]\w*", architecture) is not None
+
+
 class ModelSettings(_Settings):
     """The shape of the model."""
 
-    architecture: Literal["context", "original", "gru", "lstm", "mingru", "transformer"] = Field(
+    architecture: str = Field(
         "context",
         description="our stack of context blocks, the first published architecture, or a peer",
     )
@@ -75,6 +93,25 @@ class ModelSettings(_Settings):
         description="share of activations dropped in training, from the third epoch on "
         "(original: from the first)",
     )
+
+    @field_validator("architecture")
+    @classmethod
+    def known_architecture(cls, name: str) -> str:
+        """The name, if it is an architecture's or that of a block of one's own."""
+        if name not in ARCHITECTURES and not is_own_block(name):
+            near = did_you_mean(name, ARCHITECTURES)
+            raise PydanticCustomError(
+                "architecture",
+                "no such architecture{near}; there are {names}, and FILE.py:CLASS, a block of your "
+                "own",
+                {"near": near if "mean" in near else "", "names": ", ".join(ARCHITECTURES)},
+            )
+        return name
+
+    @property
+    def architecture_label(self) -> str:
+        """The architecture in names of files: a block of one's own by its class."""
+        return self.architecture.rpartition(":")[2].lower()
 
 
 class TrainingSettings(_Settings):
@@ -154,7 +191,8 @@ class Settings(RunSettings, TrainingSettings, ModelSettings, DataSettings):
             return self.name
         subset = "" if self.subset == "all" else f"_{self.subset}"
         name = f"new_llm_{self.dataset}{subset}_layers{self.num_layers}"
-        name += "" if self.architecture == "context" else f"_{self.architecture}"
+        default = ModelSettings.model_fields["architecture"].default
+        name += "" if default == self.architecture else f"_{self.architecture_label}"
         return name + ("_bpe" if self.tokenizer == "bpe" else "")
 
 

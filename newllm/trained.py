@@ -29,7 +29,9 @@ from newllm.evaluate.skills import SKILL_ROWS, skill_check
 from newllm.inference.decoder import Decoder, make_decoder
 from newllm.inference.sampler import Sampling
 from newllm.model import LanguageModel, build_model
-from newllm.model.quantize import RoundedLM, WeightFormat, can_round
+from newllm.model.own_block import block_of_checkpoint
+from newllm.model.quantize import WeightFormat, round_weights
+from newllm.model.spec import find_spec
 from newllm.train import checkpoint
 
 
@@ -50,7 +52,11 @@ class TrainedModel:
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "auto", weights: WeightFormat = "fp32"
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        weights: WeightFormat = "fp32",
+        architecture: str | None = None,
     ) -> TrainedModel:
         """Read a checkpoint.
 
@@ -58,23 +64,29 @@ class TrainedModel:
             path: the file.
             device: auto, cpu, cuda or cuda:N.
             weights: round the matrices to a smaller format; see :mod:`newllm.model.quantize`.
+            architecture: `FILE.py:CLASS` of a model with a block of one's own, whose file is run.
 
         Raises:
-            UserError: missing, damaged, or a resume file; smaller weights where nothing uses them.
+            UserError: missing, damaged, or a resume file; smaller weights where nothing uses them;
+                a block of one's own that was not given, or another one.
         """
         content = checkpoint.load_model(Path(path))
         where = pick_device(device)
         settings = parse(content["settings"])
         tokenizer = from_dict(content["tokenizer"])
-        model = build_model(settings.model_settings(), tokenizer.vocab_size)
-        model.load_state_dict(content["model"])
+        block = block_of_checkpoint(path, content, architecture)
+        model = build_model(settings.model_settings(), tokenizer.vocab_size, block)
+        try:
+            model.load_state_dict(content["model"])
+        except RuntimeError:  # only the file of a block of one's own says which weights it has
+            raise UserError(f"{path}: damaged or edited; its weights are not its block's") from None
         if weights != "fp32":
-            if not can_round(model) or where.type != "cpu":
+            if not find_spec(settings.architecture).can_round or where.type != "cpu":
                 raise UserError(
                     f"--weights {weights}: only for the context architecture on a CPU, and this is "
                     f"{settings.architecture} on {where}; use --weights fp32"
                 )
-            model = RoundedLM(model, weights)
+            model = round_weights(model, weights)
         return cls(
             model=model.to(where).eval().requires_grad_(False),
             tokenizer=tokenizer,

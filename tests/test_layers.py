@@ -13,12 +13,11 @@ PACKAGE = Path(newllm.__file__).parent
 
 LAYERS = [
     {"errors", "files"},
-    {"config", "device", "widths"},
+    {"config", "device"},
     {"datasets"},
-    {"recipes"},
     {"data"},
     {"model"},
-    {"sizes"},
+    {"settings"},
     {"inference"},
     {"evaluate"},
     {"chat"},

@@ -11,7 +11,8 @@ import pytest
 from benchmarks import quality
 from benchmarks.measure import markdown_table
 from newllm.config import ModelSettings
-from newllm.model import count_parameters, matched_widths
+from newllm.model import count_parameters
+from newllm.model.shape import matched_widths
 
 
 @pytest.mark.parametrize("millions", [1.4, 5.0])

@@ -9,7 +9,7 @@ import torch
 
 from newllm.data.tokenizers import BPE
 from newllm.model import build_model
-from newllm.recipes import resolve
+from newllm.settings import resolve
 from newllm.train import checkpoint
 from newllm.trained import TrainedModel
 

@@ -18,6 +18,7 @@ import newllm
 from newllm import __version__
 from newllm.cli import exchange, help_pages, planning, progression, report, talk
 from newllm.cli.options import (
+    architecture_option,
     dataset_argument,
     file_argument,
     json_option,
@@ -85,6 +86,7 @@ def train(
 )  # fmt: skip
 @click.option("--batch-size", default=None, type=click.IntRange(min=1), help="Rows scored at once.")
 @weights_option
+@architecture_option
 @click.option("--skills", is_flag=True, help="Check answers too: code, MATH results, preferences.")
 @click.option(
     "--skill-rows",
@@ -104,6 +106,7 @@ def evaluate(
     dataset: str | None,
     batch_size: int | None,
     weights: WeightFormat,
+    architecture: str | None,
     skills: bool,
     skill_rows: int | None,
     run_code: bool,
@@ -119,7 +122,7 @@ def evaluate(
     from newllm.report.tables import evaluation_table
     from newllm.trained import TrainedModel
 
-    model = TrainedModel.load(file, device or "auto", weights)
+    model = TrainedModel.load(file, device or "auto", weights, architecture)
     if skills:
         require_skills(dataset or model.settings.dataset, run_code)
     size = {} if batch_size is None else {"lanes": batch_size}

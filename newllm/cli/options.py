@@ -11,17 +11,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
+from pydantic_core import PydanticCustomError
 
 from newllm.cli.help_pages import Command
-from newllm.config import Settings, option_name
+from newllm.config import ARCHITECTURES, ModelSettings, Settings, option_name
 from newllm.datasets.base import LEVELS
-from newllm.recipes import RECIPES, resolve
+from newllm.model.spec import SPECS
+from newllm.settings import resolve
 
 _PATHS = {"data", "tokenizer_file", "out", "init_from"}
 """Settings that may name a file or folder: shells complete them."""
 
 _FOLLOWING = {"embed_dim", "hidden_dim", "pair_rows"}
-"""Settings that `recipes.resolve` makes of others."""
+"""Settings that `settings.resolve` makes of others."""
 
 
 def setting_options(
@@ -48,10 +51,11 @@ def setting_options(
 
 
 def _default_of_training(field: str) -> str:
-    """What a training takes where a setting is not given, as `recipes.resolve` decides it."""
+    """What a training takes where a setting is not given, as `settings.resolve` decides it."""
     info = Settings.model_fields[field]
-    if field in RECIPES["context"]:
-        return f"{RECIPES['context'][field]}; original: {getattr(_published(), field)}"
+    recipe = SPECS["context"].recipe
+    if field in recipe:
+        return f"{recipe[field]}; original: {getattr(_published(), field)}"
     if field in _FOLLOWING:
         return "follows from depth and context size"
     if info.is_required():
@@ -78,6 +82,8 @@ def _setting_option(field: str, several: bool, default: str) -> Callable[[Any], 
         options |= {"multiple": True, "callback": lambda _context, _option, values: values or None}
     if kind is bool:
         options["is_flag"] = True
+    elif field == "architecture":
+        options["type"] = Architecture()
     elif field in _PATHS:
         options["type"] = click.Path()
     elif get_origin(kind) is Literal:
@@ -122,6 +128,32 @@ def params_option(text: str, required: bool = False) -> Callable[[Any], Any]:
     return click.option("--params", type=Count(), required=required, help=text)
 
 
+class Architecture(click.ParamType):
+    """One of the package's architectures, or `FILE.py:CLASS`, a block of one's own."""
+
+    name = "architecture"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """The name as it is.
+
+        Raises:
+            BadParameter: no architecture has it, and it names no class in a file.
+        """
+        try:
+            return ModelSettings.known_architecture(str(value))
+        except PydanticCustomError as error:
+            self.fail(f"{value}: {error.message()}", param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The package's architectures, and files."""
+        names = [name for name in ARCHITECTURES if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
+
+
 dataset_argument = click.argument("dataset", type=click.Choice(list(LEVELS)), metavar="DATASET")
 file_argument = click.argument("file", type=click.Path(), metavar="FILE")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -131,6 +163,13 @@ weights_option = click.option(
     default="fp32",
     show_default=True,
     help="Round the matrices to a smaller format, which is faster to read (CPU only).",
+)
+
+architecture_option = click.option(
+    "--architecture",
+    type=Architecture(),
+    metavar="FILE.py:CLASS",
+    help="The block of your own that FILE was trained with: a checkpoint runs no code by itself.",
 )
 
 

@@ -56,11 +56,11 @@ def plan(
     Example: newllm plan --params 350M --tokens 10B --device l4x8
     """
     from newllm.planning.plan import machine_of, make_plan, plan_table
-    from newllm.recipes import resolve
-    from newllm.sizes import shape_of_size
+    from newllm.settings import resolve
 
-    chosen = {"vocab_size": vocab_size, "num_layers": num_layers}
-    settings = resolve("ultrachat", {**chosen, **shape_of_size(params, chosen)})
+    chosen = {"vocab_size": vocab_size}
+    chosen |= {} if num_layers is None else {"num_layers": num_layers}
+    settings = resolve("ultrachat", chosen, params=params)
     found = make_plan(settings, tokens, machine_of(device, utilisation, price), batch_tokens)
     click.echo(json.dumps(found.facts()) if as_json else plan_table(found))
 

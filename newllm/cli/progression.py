@@ -137,7 +137,7 @@ def train_tokenizer(
     Example: newllm tokenizer train --data-dir sample -o tokenizer.json
     """
     from newllm.curriculum.climb import Route, named_levels, train_tokenizer
-    from newllm.recipes import resolve
+    from newllm.settings import resolve
 
     given = {} if vocab_size is None else {"vocab_size": vocab_size}
     size = resolve("dolly", given).vocab_size

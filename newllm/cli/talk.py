@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from newllm.cli.help_pages import Command
 from newllm.cli.options import (
+    architecture_option,
     file_argument,
     sampling_options,
     serving_options,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @sampling_options
 @setting_options("device")
 @weights_option
+@architecture_option
 def generate(
     file: str,
     prompt: str,
@@ -35,6 +37,7 @@ def generate(
     min_new_tokens: int,
     device: str | None,
     weights: WeightFormat,
+    architecture: str | None,
     **sampling: Any,
 ) -> None:
     """Print the answer of checkpoint FILE to a prompt.
@@ -44,7 +47,7 @@ def generate(
     from newllm.inference.sampler import Sampling
     from newllm.trained import TrainedModel
 
-    model = TrainedModel.load(file, device or "auto", weights)
+    model = TrainedModel.load(file, device or "auto", weights, architecture)
     for piece in model.generate(prompt, Sampling(**sampling), max_new_tokens, min_new_tokens):
         click.echo(piece, nl=False)
     click.echo()
@@ -57,6 +60,7 @@ def generate(
 @sampling_options
 @setting_options("device")
 @weights_option
+@architecture_option
 def chat(
     file: str,
     system: str | None,
@@ -65,6 +69,7 @@ def chat(
     min_new_tokens: int,
     device: str | None,
     weights: WeightFormat,
+    architecture: str | None,
     **sampling: Any,
 ) -> None:
     """Talk to checkpoint FILE; the conversation is held in its fixed-size state.
@@ -75,7 +80,7 @@ def chat(
     from newllm.inference.sampler import Sampling
     from newllm.trained import TrainedModel
 
-    model = TrainedModel.load(file, device or "auto", weights)
+    model = TrainedModel.load(file, device or "auto", weights, architecture)
     given = click.get_current_context().get_parameter_source
     for name in ("system", *sampling):
         if load and given(name) is ParameterSource.COMMANDLINE:
@@ -89,6 +94,7 @@ def chat(
 @serving_options
 @setting_options("device")
 @weights_option
+@architecture_option
 def serve(file: str, **options: Any) -> None:
     """Serve checkpoint FILE over HTTP: OpenAI's API, and conversations kept as their state.
 

@@ -22,15 +22,15 @@ from newllm.errors import UserError, did_you_mean
 from newllm.evaluate.metrics import evaluate
 from newllm.evaluate.skills import require_skills
 from newllm.files import write_text
-from newllm.recipes import resolve
+from newllm.model.spec import default_widths
 from newllm.results.forgetting import backward_transfer, forgetting_matrix
 from newllm.results.run_files import RunFiles
 from newllm.results.summary import Summary, load_summary
+from newllm.settings import resolve
 from newllm.train.distributed import refuse_several
 from newllm.train.run import shape_of, train
 from newllm.train.signals import run_lock
 from newllm.trained import TrainedModel
-from newllm.widths import default_widths
 
 RECORD, TOKENIZER = "climb.json", "tokenizer.json"
 

@@ -18,11 +18,10 @@ from typing import Any
 from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, Settings, option_name
 from newllm.errors import Stopped, UserError
 from newllm.files import previous_path
-from newllm.recipes import resolve
 from newllm.report.comparison import Comparison, write_comparison
 from newllm.results.run_files import RunFiles
 from newllm.results.summary import Summary, load_summary
-from newllm.sizes import shape_of_size
+from newllm.settings import resolve
 from newllm.train.run import shape_of
 
 IN_THE_NAME = frozenset({"dataset", "subset", "num_layers", "architecture", "tokenizer"})
@@ -55,7 +54,7 @@ def compare(
         dataset: name of the data set.
         sweeps: setting -> the values to compare; one value is simply the setting.
         single: further settings.
-        params: size of every model; see :func:`newllm.sizes.shape_of_size`.
+        params: size of every model; see :func:`newllm.settings.resolve`.
         note: where lines go.
 
     Raises:
@@ -102,11 +101,9 @@ def plan(
     for values in itertools.product(*grid.values()):
         swept = dict(zip(grid, values, strict=True))
         given = {**single, **fixed, **swept}
-        if params is not None:
-            given |= shape_of_size(params, given)
-        if given.get("init_from") is not None:
-            given = {**shape_of(given["init_from"]), **given}
-        settings = resolve(dataset, given)
+        if params is None and given.get("init_from") is not None:
+            given = {**shape_of(given["init_from"], given.get("architecture")), **given}
+        settings = resolve(dataset, given, params=params)
         parts = [
             f"_{name}{re.sub(r'[^A-Za-z0-9.-]+', '-', str(value))}"
             for name, value in swept.items()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from newllm import __version__
 
-TRAINING_ALONE = frozenset({"loss", "matrices", "mixing_matrices"})
+TRAINING_ALONE = frozenset({"late_decaying", "loss", "matrices", "mixing_matrices"})
 """Methods of models that only our own training calls; they are left out."""
 
 REFERENCE = {"newllm.model.kernels": "newllm.model.kernels.reference"}

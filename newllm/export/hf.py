@@ -22,6 +22,7 @@ from newllm.export.folder import new_folder
 from newllm.export.hf_tokenizer import SPECIAL, chat_template, from_fast, require_bpe, to_fast
 from newllm.files import write_text
 from newllm.model import ContextLM
+from newllm.model.spec import find_spec
 from newllm.results.summary import Summary, load_summary
 from newllm.train.checkpoint import FORMAT_VERSION
 from newllm.trained import TrainedModel
@@ -69,7 +70,7 @@ def exportable(model: TrainedModel) -> BPE:
     Raises:
         UserError: another architecture than ours, or the word-1000 vocabulary.
     """
-    if model.settings.architecture != "context":
+    if not find_spec(model.settings.architecture).can_export:
         raise UserError(
             f"{model.path}: the architecture is {model.settings.architecture}, and only context "
             "can be taken elsewhere"

@@ -14,6 +14,7 @@ from newllm.errors import UserError, require_packages
 from newllm.export.hf import PREFIX, SHAPE
 from newllm.export.hf_tokenizer import from_fast
 from newllm.model import build_model
+from newllm.model.spec import find_spec
 from newllm.train import checkpoint
 
 _LARGEST_TEXT = 2**26
@@ -106,7 +107,7 @@ def _weights(
     """The weights as fp32, once every name and shape is what the settings ask for."""
     from safetensors import SafetensorError, safe_open
 
-    if settings.architecture != "context":
+    if not find_spec(settings.architecture).can_export:
         raise UserError(f"{path}: architecture {settings.architecture}; only context can come back")
     with torch.device("meta"):
         model = build_model(settings.model_settings(), tokenizer.vocab_size)

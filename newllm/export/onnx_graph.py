@@ -16,8 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from newllm.model import ContextLM
-from newllm.model.context.lm import ContextBlock
-from newllm.model.context.pairs import HASH_SHIFT, PREVIOUS_FACTOR, TOKEN_FACTOR, PairTable
+from newllm.model.context.lm import (
+    HASH_SHIFT,
+    PREVIOUS_FACTOR,
+    TOKEN_FACTOR,
+    BigramHashEmbedding,
+    ContextBlock,
+)
 from newllm.model.kernels import CONV_TAPS, EPSILON, group_size
 
 OPSET, IR_VERSION = 18, 9
@@ -155,8 +160,8 @@ def _finish(
     return finished
 
 
-def _pairs(graph: _Graph, pairs: PairTable, ids: str) -> str:
-    """What `PairTable` adds to the embedding of ids [B, T]: [B, T, D].
+def _pairs(graph: _Graph, pairs: BigramHashEmbedding, ids: str) -> str:
+    """What `BigramHashEmbedding` adds to the embedding of ids [B, T]: [B, T, D].
 
     ONNX shifts unsigned numbers alone; the hash is not negative, so a division does the same.
     """

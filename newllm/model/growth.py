@@ -23,6 +23,7 @@ from newllm.config import ModelSettings, option_name, parse_model
 from newllm.errors import UserError
 from newllm.model.context.lm import ContextLM
 from newllm.model.kernels import group_size
+from newllm.model.spec import find_spec
 
 GROWING = ("num_layers", "context_dim", "embed_dim", "hidden_dim")
 """Settings that may grow."""
@@ -61,7 +62,7 @@ def grown_settings(before: ModelSettings, sizes: Mapping[str, int]) -> ModelSett
     Raises:
         UserError: the shape cannot be grown to that without changing the function.
     """
-    if before.architecture != "context":
+    if not find_spec(before.architecture).can_grow:
         raise UserError(
             f"grow: this is a model of architecture {before.architecture}; only context can grow"
         )

@@ -6,7 +6,7 @@ ordinary `ContextLM`, so its price is measured by the ordinary evaluation.
 
 from __future__ import annotations
 
-from typing import Literal, TypeGuard
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,10 @@ class RoundedLM(ContextLM):
                 module.weight.copy_(rounded(module.weight, weights))
 
 
-def can_round(model: nn.Module) -> TypeGuard[ContextLM]:
-    """Whether :class:`RoundedLM` takes a model: other architectures have no step that gains."""
-    return isinstance(model, ContextLM)
+def round_weights(model: nn.Module, weights: WeightFormat) -> RoundedLM:
+    """A copy of a `ContextLM`, in which its spec says that this can be done."""
+    assert isinstance(model, ContextLM)
+    return RoundedLM(model, weights)
 
 
 def rounded(matrix: Tensor, weights: WeightFormat) -> Tensor:

@@ -1,13 +1,14 @@
-"""The residual stream: all that `ContextLM` and its peers share, and how to mix tokens is not.
+"""The residual stream: all that `ContextLM` and the baselines share; how they mix tokens is not.
 
-Shapes: B lanes of a batch, T time steps, D width of the stream (`embed_dim`), C size of a context
-vector (`context_dim`), F width of the feed-forward (`hidden_dim`), L layers, V vocabulary.
+Shapes: B sequences of a batch, T time steps, D width of the stream (`embed_dim`), C size of a
+context vector (`context_dim`), F width of the feed-forward (`hidden_dim`), L layers, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +19,45 @@ from newllm.model.kernels import EPSILON, Noise, active_kernel, add_norm, square
 from newllm.model.loss import compute_dtype, sum_of_nats
 
 State = dict[str, Tensor]
-"""Everything a model carries from token to token: plain tensors, the lanes in dimension 1."""
+"""Everything a model carries from token to token: plain tensors, the sequences in dimension 1."""
 
 EMBEDDING_STD = 0.02
-"""Small at birth: the head is tied, and a large embedding would first predict its own token."""
+"""Small at initialization: the head is tied, and a large embedding would first predict its own
+token."""
+
+BoundariesT = TypeVar("BoundariesT")
+"""How a model tells its blocks where documents start and sequences end."""
 
 
-class Block(nn.Module):
+@dataclass(frozen=True)
+class Boundaries:
+    """Where documents start and sequences end, in a batch of [B, T] tokens."""
+
+    reset: Tensor | None
+    """True where a document starts, and nothing of the state before it may pass, [B, T]; or None
+    for nowhere."""
+    lengths: Tensor | None
+    """Only the first so many tokens of each sequence count; the rest is padding, which leaves the
+    state as it is; [B], or None for all."""
+    ids: Tensor
+    """Any tensor [B, T] of the batch, for its shape and device."""
+
+    def starts(self) -> Tensor:
+        """`reset`, also where it is nowhere: bool [B, T]."""
+        return torch.zeros_like(self.ids, dtype=torch.bool) if self.reset is None else self.reset
+
+    def ends(self) -> Tensor:
+        """`lengths`, also where all tokens count: [B]."""
+        if self.lengths is not None:
+            return self.lengths
+        return torch.full_like(self.ids[:, 0], self.ids.shape[1], dtype=torch.long)
+
+    def counts(self) -> Tensor:
+        """True where a token counts, False where it is padding: bool [B, T]."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.ends()[:, None]
+
+
+class Block(nn.Module, Generic[BoundariesT]):
     """One layer: something that mixes tokens, then (with `hidden_dim`) a feed-forward.
 
     ::
@@ -32,29 +65,43 @@ class Block(nn.Module):
         x = x + mix(norm(x))
         x = x + W_down relu(W_up norm(x))^2
 
-    What is added is dropped out in training, and starts at zero: a new block is the identity.
+    What is added is dropped out in training, and should start at zero: a new block is the identity.
+    A block of one's own (docs/OWN_BLOCK.md) is made as `MyBlock(embed_dim, context_dim,
+    hidden_dim)`, calls `super().__init__(embed_dim, hidden_dim)`, and defines `carries` and `mix`,
+    whose `boundaries` are a :class:`Boundaries`.
     """
 
     def __init__(self, embed_dim: int, hidden_dim: int | None) -> None:
+        """The parts that all blocks have; `hidden_dim` None: no feed-forward."""
         super().__init__()
         self.mixer_norm = nn.Parameter(torch.ones(embed_dim))
         self.feed_forward = None if hidden_dim is None else FeedForward(embed_dim, hidden_dim)
 
+    def carries(self) -> Mapping[str, tuple[int, ...]]:
+        """What this layer carries from token to token, for one sequence: name -> shape."""
+        raise NotImplementedError
+
     def mix(
-        self, normed: Tensor, carried: list[Tensor], places: Any
+        self, normed: Tensor, carried: list[Tensor], boundaries: BoundariesT
     ) -> tuple[Tensor, list[Tensor]]:
         """What is added to the stream, [B, T, D], and what is carried on.
 
         Args:
             normed: the stream's norm, [B, T, D].
-            carried: this layer's parts of the state, lanes first.
-            places: where documents start and lanes end, as the model's `_read` made it.
+            carried: this layer's parts of the state, in the order of `carries`, [B, ...] each;
+                zeros before the first token.
+            boundaries: where documents start and sequences end.
         """
         raise NotImplementedError
 
     def mixing_matrices(self) -> Iterator[tuple[Tensor, int]]:
-        """Weight matrices of `mix`, and how many stacked matrices each one is."""
-        raise NotImplementedError
+        """Weight matrices of `mix`, which Muon trains, and how many stacked matrices each one is.
+
+        By default every matrix outside the feed-forward, as one.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2 and not name.startswith("feed_forward."):
+                yield parameter, 1
 
     def matrices(self) -> Iterator[tuple[Tensor, int]]:
         """All weight matrices, and how many stacked matrices each one is."""
@@ -65,7 +112,7 @@ class Block(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """W_down relu(W_up x)^2; zero at birth."""
+    """W_down relu(W_up x)^2; zero at initialization."""
 
     def __init__(self, embed_dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -79,13 +126,13 @@ class FeedForward(nn.Module):
 
 
 def projection(inputs: int, outputs: int, zero: bool = False) -> nn.Linear:
-    """A matrix at birth: it keeps unit variance, or (`zero`) adds nothing yet."""
+    """A fresh matrix: it keeps unit variance, or (`zero`) adds nothing yet."""
     linear = nn.Linear(inputs, outputs, bias=False)
     nn.init.normal_(linear.weight, std=0.0 if zero else inputs**-0.5)
     return linear
 
 
-class ResidualLM(nn.Module):
+class ResidualLM(nn.Module, Generic[BoundariesT]):
     """Language model with a stack of blocks and a tied head."""
 
     FIRST_REPLACES: ClassVar[bool] = False
@@ -95,34 +142,35 @@ class ResidualLM(nn.Module):
         self,
         settings: ModelSettings,
         vocab_size: int,
-        blocks: Sequence[Block],
-        carried: Mapping[str, tuple[int, ...]],
+        blocks: Sequence[Block[BoundariesT]],
     ) -> None:
         """Around finished blocks.
 
         Args:
             settings: shape of the model.
             vocab_size: V.
-            blocks: L of them.
-            carried: what every layer carries for a lane: name -> shape.
+            blocks: L of them, which all carry the same.
         """
         super().__init__()
         self.settings, self.vocab_size = settings, vocab_size
         self.dropout = settings.dropout
-        """Share of every branch that is dropped in training mode; may change from step to step."""
+        """Probability with which a branch's elements are dropped in training mode."""
         self.embedding = nn.Embedding(vocab_size, settings.embed_dim)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         self.embedding_norm = nn.Parameter(torch.ones(settings.embed_dim))
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.Parameter(torch.ones(settings.embed_dim))
-        self._carried = carried
+        self._carried = blocks[0].carries()
+
+    def set_dropout(self, p: float) -> None:
+        """Drop elements of every branch with this probability from now on, in training mode."""
+        self.dropout = p
 
     def initial_state(self, batch_size: int) -> State:
         """State before the first token: fp32 zeros, a tensor [L, B, ...] of each name."""
-        lanes = self.settings.num_layers, batch_size
-        zeros = self.embedding.weight.new_zeros
+        zeros, layers = self.embedding.weight.new_zeros, self.settings.num_layers
         return {
-            name: zeros(*lanes, *shape, dtype=torch.float32)
+            name: zeros(layers, batch_size, *shape, dtype=torch.float32)
             for name, shape in self._carried.items()
         }
 
@@ -131,6 +179,10 @@ class ResidualLM(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             yield from block.matrices()
+
+    def late_decaying(self) -> Iterator[nn.Parameter]:
+        """Parameters that would learn rows by heart, and decay once rows are read again."""
+        yield from ()
 
     def forward(
         self,
@@ -142,7 +194,7 @@ class ResidualLM(nn.Module):
     ) -> tuple[Tensor, State]:
         """Read tokens.
 
-        Token by token, the whole, any split, documents packed with resets and left-padded lanes
+        Token by token, the whole, any split, documents packed with resets and left-padded sequences
         all give the same values and gradients.
 
         Args:
@@ -162,13 +214,13 @@ class ResidualLM(nn.Module):
             return hidden, state
         if valid is None or bool(valid.all()):
             return self._read(ids, state, reset, None, noise)
-        # Move each lane's real tokens to the front; what follows them is ignored.
+        # Move each sequence's real tokens to the front; what follows them is ignored.
         lengths = valid.sum(dim=1)
         order = torch.argsort(~valid, dim=1, stable=True)[:, : int(lengths.max())]
         reset = None if reset is None else reset.gather(1, order)
         read, last = self._read(ids.gather(1, order), state, reset, lengths, noise)
-        place = order[:, :, None].expand_as(read)
-        return hidden.to(read.dtype).scatter(1, place, read) * valid[:, :, None], last
+        position = order[:, :, None].expand_as(read)
+        return hidden.to(read.dtype).scatter(1, position, read) * valid[:, :, None], last
 
     def _read(
         self,
@@ -178,39 +230,40 @@ class ResidualLM(nn.Module):
         lengths: Tensor | None,
         noise: Noise | None,
     ) -> tuple[Tensor, State]:
-        """The stack on tokens of which each lane's first `lengths` count."""
-        return self._run(ids, state, (reset, lengths), noise)
+        """`_run` on tokens of which each sequence's first `lengths` count, with the boundaries as
+        the blocks want them."""
+        raise NotImplementedError
 
     def _run(
-        self, ids: Tensor, state: State, places: Any, noise: Noise | None
+        self, ids: Tensor, state: State, boundaries: BoundariesT, noise: Noise | None
     ) -> tuple[Tensor, State]:
         """The residual stream through all blocks."""
         dtype = compute_dtype(self.embedding.weight)
-        share = self.dropout if self.training else 0.0
-        noise = (noise or Noise.drawn()) if share else None
+        p = self.dropout if self.training else 0.0
+        noise = (noise or Noise.drawn()) if p else None
         width = self.embedding_norm.shape
         x, site, parts = None, 0, []
-        embedded = self._embed(ids, state, places).to(self.embedding_norm.dtype)
+        embedded = self._embed(ids, state, boundaries).to(self.embedding_norm.dtype)
         branch = F.layer_norm(embedded, width, self.embedding_norm, eps=EPSILON)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            x, normed = add_norm(x, branch, block.mixer_norm, dtype, share, noise, site)
+            x, normed = add_norm(x, branch, block.mixer_norm, dtype, p, noise, site)
             carried = [state[name][layer] for name in self._carried]
-            branch, carried = block.mix(normed, carried, places)
+            branch, carried = block.mix(normed, carried, boundaries)
             parts.append(carried)
             site += 1
             if layer == 0 and self.FIRST_REPLACES:
                 x = None
             if block.feed_forward is not None:
                 weight = block.feed_forward.norm
-                x, normed = add_norm(x, branch, weight, dtype, share, noise, site)
+                x, normed = add_norm(x, branch, weight, dtype, p, noise, site)
                 branch = block.feed_forward(normed)
                 site += 1
-        _, hidden = add_norm(x, branch, self.norm, dtype, share, noise, site)
+        _, hidden = add_norm(x, branch, self.norm, dtype, p, noise, site)
         stacked = (torch.stack(layers) for layers in zip(*parts, strict=True))
         return hidden, dict(zip(self._carried, stacked, strict=True))
 
-    def _embed(self, ids: Tensor, state: State, places: Any) -> Tensor:
+    def _embed(self, ids: Tensor, state: State, boundaries: BoundariesT) -> Tensor:
         """What enters the stream, before its norm: [B, T, D]."""
         return self.embedding(ids)
 

@@ -15,7 +15,7 @@ from newllm.model import build_model
 from newllm.model.kernels import Noise
 from newllm.planning.devices import PASSES, Device
 from newllm.planning.work import work_of
-from newllm.recipes import resolve
+from newllm.settings import resolve
 from newllm.train.optimizers import make_optimizers
 
 REFERENCE = {"num_layers": 4, "context_dim": 512, "vocab_size": 4096}

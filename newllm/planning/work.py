@@ -13,7 +13,7 @@ from torch import Tensor
 
 from newllm.config import Settings
 from newllm.model import build_model
-from newllm.model.context.pairs import PAIR_DIM
+from newllm.model.context.lm import PAIR_DIM
 from newllm.model.residual import ResidualLM
 from newllm.train.optimizers import NEWTON_STEPS
 

@@ -5,32 +5,50 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from newllm.chat.dialogue import model_state_bytes
+from newllm.config import parse
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
-from newllm.data.tokenizers import Tokenizer
+from newllm.data.tokenizers import Tokenizer, from_dict
 from newllm.datasets.base import find_level
-from newllm.recipes import resolve
-from newllm.trained import TrainedModel
+from newllm.model import build_model
+from newllm.settings import resolve
+from newllm.train import checkpoint
 
 Facts = dict[str, Any]
 
 
 def checkpoint_facts(path: str) -> Facts:
     """What `newllm info` says of a checkpoint."""
-    model = TrainedModel.load(path, "cpu")
+    content = checkpoint.load_model(Path(path))
+    settings, tokenizer = parse(content["settings"]), from_dict(content["tokenizer"])
+    block = content.get("block")  # of one's own: its file is not run to be told about
+    if block is None:
+        with torch.device("meta"):
+            model = build_model(settings.model_settings(), tokenizer.vocab_size)
+            state_bytes = model_state_bytes(model)
+    else:
+        state_bytes = block["state_bytes"]
     return {
         "file": path,
-        "parameters": model.parameters,
-        "state_bytes": model_state_bytes(model.model),
-        "tokenizer": model.tokenizer.kind,
-        "vocab_size": model.tokenizer.vocab_size,
-        "metrics": model.metrics,
-        "data": model.data,
-        "settings": model.settings.model_dump(),
-        "versions": model.versions,
+        "parameters": sum(part.numel() for part in content["model"].values()),
+        "state_bytes": state_bytes,
+        "tokenizer": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "metrics": content["metrics"],
+        "data": content["data"],
+        "settings": settings.model_dump(),
+        **({} if block is None else {"block": block}),
+        "versions": {
+            "newllm": content["newllm_version"],
+            "torch": content["torch_version"],
+            "created": content["created"],
+        },
     }
 
 
@@ -51,6 +69,9 @@ def facts_table(facts: Mapping[str, Any]) -> str:
         "written": f"{facts['versions']['created']} by newllm {facts['versions']['newllm']}, "
         f"torch {facts['versions']['torch']}",
     }
+    if "block" in facts:
+        block = facts["block"]
+        lines["block"] = f"{block['class']} of {block['file']}, SHA-256 {block['sha256']}"
     lines |= {f"  {name}": value for name, value in facts["settings"].items()}
     return _columns(lines)
 

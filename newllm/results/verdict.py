@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from newllm.config import Settings, option_name
 from newllm.datasets.base import Advice, Level
-from newllm.recipes import resolve
+from newllm.settings import resolve
 
 if TYPE_CHECKING:  # these import torch, which showing a verdict does not need
     from newllm.evaluate.floor import Floor

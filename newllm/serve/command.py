@@ -21,6 +21,7 @@ def serve_checkpoint(
     max_sessions: int,
     device: str | None,
     weights: WeightFormat,
+    architecture: str | None,
 ) -> None:
     """Serve a checkpoint until SIGINT or SIGTERM.
 
@@ -32,6 +33,6 @@ def serve_checkpoint(
     from newllm.serve.app import serve
     from newllm.serve.service import Limits
 
-    model = TrainedModel.load(file, device or "auto", weights)
+    model = TrainedModel.load(file, device or "auto", weights, architecture)
     limits = Limits(requests=max_requests, sessions=max_sessions)
     serve(model, host, port, api_key, limits, Path(sessions_dir) if sessions_dir else None)

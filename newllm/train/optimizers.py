@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from newllm.config import ModelSettings, Settings
 from newllm.device import fast_bf16
-from newllm.model import LanguageModel, OriginalLM
+from newllm.model import LanguageModel
 from newllm.model.growth import old_entries
 from newllm.model.residual import ResidualLM
+from newllm.model.spec import find_spec
 
 MUON_RATE = 10.0
 """Muon's rate as a multiple of the learning rate (an update of Muon has unit spectral norm)."""
@@ -123,12 +124,13 @@ class Muon(torch.optim.Optimizer):
 
 def make_optimizers(model: LanguageModel, settings: Settings) -> list[torch.optim.Optimizer]:
     """The optimizers of a run; each group remembers its peak rate as `peak_lr`."""
-    if isinstance(model, OriginalLM):
+    if find_spec(settings.architecture).optimizer == "adam":
         adam = torch.optim.Adam(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         optimizers: list[torch.optim.Optimizer] = [adam]
     else:
+        assert isinstance(model, ResidualLM)
         optimizers = _muon_and_adamw(model, settings)
     for optimizer in optimizers:
         for group in optimizer.param_groups:

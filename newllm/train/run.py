@@ -23,6 +23,7 @@ from newllm.config import (
     WITHOUT_EFFECT_ON_WEIGHTS,
     ModelSettings,
     Settings,
+    is_own_block,
     option_name,
     parse,
     to_yaml,
@@ -41,14 +42,14 @@ from newllm.evaluate.floor import ngram_floor
 from newllm.files import write_text
 from newllm.inference.decoder import make_decoder
 from newllm.inference.sampler import Sampling
-from newllm.model import LanguageModel
+from newllm.model import LanguageModel, OwnBlock
 from newllm.model.kernels import active_kernel
-from newllm.recipes import resolve
+from newllm.model.own_block import block_of_checkpoint, load_given
 from newllm.results.marks import judge_bpb
 from newllm.results.run_files import RunFiles, set_aside
 from newllm.results.summary import Summary, save_summary, summary_lines
 from newllm.results.verdict import beats_floor, judge, next_steps
-from newllm.sizes import shape_of_size
+from newllm.settings import SHAPE, resolve
 from newllm.train import checkpoint
 from newllm.train.distributed import Processes, process_group
 from newllm.train.log import EpochLog, MetricsFile, SilentLog, make_log
@@ -91,12 +92,13 @@ def train(
         held.callback(log.close)
         stored = None
         with processes.main_first():
-            if params is not None:
-                flags = {**flags, **shape_of_size(params, flags, file)}
             given = {**(file or {}), **flags}
-            if given.get("init_from") is not None:
-                flags = {**shape_of(given["init_from"]), **given}
-            settings = resolve(dataset, flags, file)
+            own = flags.get("architecture")  # what may be run as a block of one's own
+            if params is None and given.get("init_from") is not None:
+                flags = {**shape_of(given["init_from"], own), **given}
+            settings = resolve(dataset, flags, file, params)
+            if params is not None:
+                given |= settings.model_dump(include=set(SHAPE))
             files = RunFiles(Path(settings.out), settings.run_name)
             if processes.main:
                 held.enter_context(run_lock(files.folder, files.name, log.note))
@@ -105,10 +107,13 @@ def train(
         with processes.main_first():
             if stored is not None:
                 settings = _settings_of_resumed(stored, given, settings)
+                block = block_of_checkpoint(files.resume, stored, own)
+            else:
+                block = load_given(settings.architecture)
             device = processes.take_device(pick_device(settings.device))
             if stored is None and processes.main:
                 set_aside(files, log.note)
-            run = _Run(settings, files, log, advise, processes, device)
+            run = _Run(settings, files, log, advise, processes, device, block)
             held.callback(run.metrics_file.close)
             trainer = run.prepare(stored)
         return run.train(trainer)
@@ -125,9 +130,10 @@ class _Run:
         advise: bool,
         processes: Processes,
         device: torch.device,
+        block: OwnBlock | None,
     ) -> None:
         self.settings, self.files, self.log, self.advise = settings, files, log, advise
-        self.processes, self.device = processes, device
+        self.processes, self.device, self.block = processes, device, block
         self.level = find_level(settings.dataset)
         self.start = Start.read(settings)
         self.data = self._encode()
@@ -149,6 +155,7 @@ class _Run:
             rehearsed=[data.splits["train"] for data in self.rehearsed.values()],
             frozen=self.start.frozen,
             processes=self.processes,
+            block=self.block,
         )
         if stored is not None:
             self._refuse_changed_data(stored)
@@ -258,6 +265,10 @@ class _Run:
             "rehearsed": {name: data.fingerprint for name, data in self.rehearsed.items()},
         }
 
+    def _describe_block(self, trainer: Trainer) -> dict[str, Any]:
+        """What a file says of a block of one's own; nothing for the package's architectures."""
+        return {} if self.block is None else {"block": self.block.facts(trainer.model)}
+
     def _save(self, trainer: Trainer) -> None:
         content = {
             "kind": "resume",
@@ -265,6 +276,7 @@ class _Run:
             "trainer": trainer.state_dict(),
             "data": self._describe_data(),
             "newllm_version": newllm.__version__,
+            **self._describe_block(trainer),
         }
         if self.processes.main:
             checkpoint.save(self.files.resume, content, keep_previous=True)
@@ -309,6 +321,7 @@ class _Run:
             "newllm_version": newllm.__version__,
             "torch_version": str(torch.__version__),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **self._describe_block(trainer),
             **(more or {}),
         }
         checkpoint.save(path, content)
@@ -343,12 +356,15 @@ def _settings_of_resumed(
 ) -> Settings:
     """The stored settings; a given one may differ only where it cannot change the weights."""
     before = parse(stored["settings"]).model_dump()  # with defaults for what is newer
+    both_own = is_own_block(before["architecture"]) and is_own_block(resolved.architecture)
     changed = [
         f"{option_name(name)} {before[name]} -> {getattr(resolved, name)}"
         for name in given
         if name not in WITHOUT_EFFECT_ON_WEIGHTS
         and name != "dataset"
         and getattr(resolved, name) != before[name]
+        # A block's file may have moved: what is in it is compared by its SHA-256.
+        and not (name == "architecture" and both_own)
     ]
     if changed:
         raise UserError(
@@ -357,6 +373,7 @@ def _settings_of_resumed(
         )
     # `out` and `name` found the run, so they are right even where they are the defaults.
     free = {*(WITHOUT_EFFECT_ON_WEIGHTS & set(given)), "out", "name"}
+    free |= {"architecture"} if both_own else set()
     return parse({**before, **{name: getattr(resolved, name) for name in free}})
 
 
@@ -430,13 +447,20 @@ class Start:
             set_moments(trainer.model, trainer.optimizers, self.content.get("moments", {}))
 
 
-def shape_of(path: str) -> dict[str, Any]:
+def shape_of(path: str, architecture: str | None = None) -> dict[str, Any]:
     """Settings that a run inherits from the model of --from, unless they are given.
 
+    Args:
+        path: the file.
+        architecture: the one that was given, which a block of one's own needs.
+
     Raises:
-        UserError: the file is missing, damaged, or no model.
+        UserError: the file is missing, damaged, or no model; its block was not given.
     """
-    stored = parse(checkpoint.load_model(Path(path))["settings"])
+    content = checkpoint.load_model(Path(path))
+    stored = parse(content["settings"])
+    if is_own_block(stored.architecture):
+        block_of_checkpoint(path, content, architecture)
     inherited = set(ModelSettings.model_fields) - {"dropout"} | {"tokenizer", "vocab_size"}
     return stored.model_dump(include=inherited)
 
@@ -464,10 +488,12 @@ def prepare_rehearsal(settings: Settings, tokenizer: Tokenizer) -> dict[str, Enc
 
 def _refuse_other_shape(option: str, content: Mapping[str, Any], settings: Settings) -> None:
     stored = parse(content["settings"])
+    # The file of a block may have moved: its SHA-256 was compared (`shape_of`).
+    both_own = is_own_block(stored.architecture) and is_own_block(settings.architecture)
     differing = [
         f"{option_name(name)} {getattr(stored, name)}"
         for name, value in settings.model_settings().model_dump(exclude={"dropout"}).items()
-        if getattr(stored, name) != value
+        if getattr(stored, name) != value and not (name == "architecture" and both_own)
     ]
     if differing:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What changes over a run: the learning rate, dropout, decay, clipping; and when the run ends."""
+"""What changes over a run: the learning rate, dropout, decay; and when the run ends."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from newllm.config import Settings
-from newllm.model import ContextLM, LanguageModel
-from newllm.model.residual import ResidualLM
+from newllm.model import LanguageModel
+from newllm.model.spec import EPOCHS_UNREGULARISED, find_spec
 from newllm.train.optimizers import VECTOR_RATE
-
-EPOCHS_UNREGULARISED = 2
-"""Epochs without dropout, and without decay of the bigram hash embedding. A model does not overfit
-rows that it has read once or twice: there both would only slow the training."""
 
 PAIR_DECAY = 4.0
 """Weight decay of the bigram hash embedding, times its rate, from the third epoch on: rows of pairs
@@ -71,8 +67,9 @@ def set_dropout(model: LanguageModel, epoch: int) -> None:
         model: in training.
         epoch: how many are finished.
     """
-    if isinstance(model, ResidualLM):
-        model.dropout = model.settings.dropout if epoch >= EPOCHS_UNREGULARISED else 0.0
+    settings = model.settings
+    drops = epoch >= find_spec(settings.architecture).epochs_without_dropout
+    model.set_dropout(settings.dropout if drops else 0.0)
 
 
 def decay_pairs(model: LanguageModel, settings: Settings, epoch: int, rate_factor: float) -> None:
@@ -84,15 +81,9 @@ def decay_pairs(model: LanguageModel, settings: Settings, epoch: int, rate_facto
         epoch: how many are finished.
         rate_factor: of the schedule, at this step.
     """
-    if epoch < EPOCHS_UNREGULARISED or not isinstance(model, ContextLM) or model.pairs is None:
+    if epoch < EPOCHS_UNREGULARISED:
         return
     rate = settings.learning_rate * VECTOR_RATE * rate_factor
     with torch.no_grad():
-        model.pairs.table.mul_(max(0.0, 1 - rate * PAIR_DECAY))
-
-
-def clip_norm(settings: Settings, epoch: int) -> float:
-    """Gradient norm above which gradients are scaled down; `original` loosens it as published."""
-    if settings.architecture != "original":
-        return 1.0
-    return 0.5 if epoch < 10 else 1.0 if epoch < 30 else 2.0
+        for table in model.late_decaying():
+            table.mul_(max(0.0, 1 - rate * PAIR_DECAY))

@@ -24,13 +24,14 @@ from newllm.data.shards import Documents
 from newllm.device import autocast, get_generators, pick_precision, set_generators
 from newllm.errors import UserError
 from newllm.evaluate.metrics import EVALUATION_LANES, Metrics, Record, evaluate
-from newllm.model import State, build_model
+from newllm.model import OwnBlock, State, build_model
 from newllm.model.kernels import Noise
+from newllm.model.spec import find_spec
 from newllm.train.distributed import Processes, StepFlags
 from newllm.train.log import EpochLog, describe_expectation, validation_line
 from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, step_trial
 from newllm.train.optimizers import Frozen, make_optimizers, step_all
-from newllm.train.schedule import Schedule, clip_norm, decay_pairs, set_dropout
+from newllm.train.schedule import Schedule, decay_pairs, set_dropout
 from newllm.train.signals import StopRequest
 
 MAX_NONFINITE_STEPS = 20
@@ -109,6 +110,7 @@ class Trainer:
         rehearsed: earlier training rows, of which every epoch has some.
         frozen: shape of the part of a grown model that does not train.
         processes: those that train together (default: this one alone).
+        block: the loaded block, where the architecture is a block of one's own.
     """
 
     def __init__(
@@ -122,8 +124,10 @@ class Trainer:
         rehearsed: Sequence[Documents] = (),
         frozen: ModelSettings | None = None,
         processes: Processes | None = None,
+        block: OwnBlock | None = None,
     ) -> None:
         self.settings, self.data, self.log, self.device = settings, data, log, device
+        self._spec = find_spec(settings.architecture)
         self._save, self._finish_epoch = save, finish_epoch
         self._rehearsed = rehearsed
         self.processes = processes or Processes()
@@ -134,7 +138,7 @@ class Trainer:
         # Of torch's own generator: the initial weights, alike in all processes, and then the
         # dropout of `original`, which differs between them.
         torch.manual_seed(settings.seed)
-        self.model = build_model(settings.model_settings(), data.tokenizer.vocab_size)
+        self.model = build_model(settings.model_settings(), data.tokenizer.vocab_size, block)
         self.model.to(device)
         if not self.processes.main:
             torch.manual_seed(settings.seed + (self.processes.rank << 32))
@@ -145,7 +149,7 @@ class Trainer:
         sequences = self.processes.sequences(settings.batch_size)
         self._sequences = range(settings.batch_size)[sequences]
         self.state: State = self.model.initial_state(len(self._sequences))
-        self._one_document_per_row = settings.architecture == "original"
+        self._one_document_per_row = self._spec.one_document_per_row
         """The published recipe of `original` counts its batch in documents."""
         self.micro_batch = 0
         """Rows computed at once; found when training starts, and part of the run from then on."""
@@ -299,7 +303,7 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), clip_norm(self.settings, self.progress.epoch)
+            self.model.parameters(), self._spec.clip_norm(self.progress.epoch)
         )
         finite = all_finite(nats, norm)
         # With fp16 the scaler must see an overflow to lower its scale; it skips the step itself.

@@ -16,7 +16,7 @@ from newllm.data.tokenizers import BPE, Word1000
 from newllm.datasets.base import LEVELS
 from newllm.datasets.conversations import ROW_FORMATS, LeftOut, hh_rlhf_conversation
 from newllm.errors import UserError
-from newllm.recipes import resolve
+from newllm.settings import resolve
 from tools.samples import SAMPLES
 
 GOOD: dict[str, list[dict[str, Any]]] = {

@@ -14,10 +14,10 @@ from newllm.config import Settings
 from newllm.datasets.base import LEVELS
 from newllm.errors import UserError
 from newllm.evaluate.floor import Floor
-from newllm.recipes import resolve
+from newllm.model.spec import default_widths
 from newllm.results.summary import Summary, load_summary, save_summary, summary_lines
 from newllm.results.verdict import beats_floor, judge, next_steps
-from newllm.widths import default_widths
+from newllm.settings import resolve
 
 
 @pytest.mark.parametrize(

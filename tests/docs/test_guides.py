@@ -22,7 +22,7 @@ from newllm.cli import CONTEXT, cli, main
 from newllm.config import Settings
 from newllm.curriculum.climb import named_levels
 from newllm.datasets.base import find_level
-from newllm.recipes import resolve
+from newllm.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = (

@@ -30,12 +30,12 @@ from newllm.data.tokenizers import BPE
 from newllm.datasets.conversations import ROW_FORMATS, LeftOut
 from newllm.errors import UserError
 from newllm.inference.sampler import Sampling
-from newllm.recipes import resolve
 from newllm.results.climb import read_climb
 from newllm.results.marks import _read as read_marks
 from newllm.results.summary import load_summary
 from newllm.serve.app import make_app
 from newllm.serve.service import Limits, Service
+from newllm.settings import resolve
 from newllm.trained import TrainedModel
 
 Target = Callable[[bytes], None]

@@ -12,18 +12,13 @@ from torch import Tensor, nn
 
 from newllm.config import ModelSettings
 from newllm.errors import UserError
-from newllm.model import (
-    PAIR_SHARE,
-    LanguageModel,
-    build_model,
-    count_parameters,
-    matched_widths,
-)
-from newllm.model.baselines.rnn import GatedBlock, min_gru
-from newllm.model.baselines.segments import Segments
+from newllm.model import LanguageModel, build_model, count_parameters
+from newllm.model.baselines.mingru import min_gru
+from newllm.model.baselines.rnn import GatedBlock, Segments
 from newllm.model.baselines.transformer import WINDOW
 from newllm.model.kernels import KERNEL_VARIABLE, Noise
-from newllm.recipes import resolve
+from newllm.model.shape import PAIR_SHARE, matched_widths
+from newllm.settings import resolve
 
 PEERS = ["gru", "lstm", "mingru", "transformer"]
 VOCAB = 40

@@ -10,7 +10,7 @@ from newllm.data.loader import IGNORED
 from newllm.model import ContextLM, build_model
 from newllm.model.kernels import Noise
 from newllm.model.loss import sum_of_nats
-from newllm.recipes import resolve
+from newllm.settings import resolve
 
 
 @pytest.mark.parametrize(("layers", "published"), [(1, 1_426_152), (4, 2_214_120)])

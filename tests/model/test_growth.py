@@ -121,7 +121,7 @@ def test_only_our_architecture_grows() -> None:
 
 def test_moments_grow_to_the_gradients_of_the_larger_model() -> None:
     """In one step from nothing the first moment is a multiple of the gradient."""
-    from newllm.recipes import resolve
+    from newllm.settings import resolve
 
     settings = resolve("dolly", BEFORE.model_dump())
     sizes = {"num_layers": 3, "context_dim": 128, "hidden_dim": 56}

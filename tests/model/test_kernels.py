@@ -121,7 +121,7 @@ def test_add_norm(share: float, with_stream: bool, dtype: torch.dtype) -> None:
     stream = torch.randn(2, 7, 24) if with_stream else None
     inputs = [
         stream, torch.randn(2, 7, 24).to(dtype), torch.randn(24), dtype, share,
-        Noise(seed=3, step=5, first_lane=2), 4,
+        Noise(seed=3, step=5, first_sequence=2), 4,
     ]  # fmt: skip
     fast = outputs_and_gradients(cpu_stream.add_norm, inputs)
     slow = outputs_and_gradients(reference.add_norm, inputs)
@@ -197,7 +197,7 @@ def test_noise_does_not_depend_on_the_micro_batch(seed, step, cut, site) -> None
     cpu = torch.device("cpu")
     whole = random_bytes(Noise(seed, step), site, (6, 3, 8), cpu)
     first = random_bytes(Noise(seed, step), site, (cut, 3, 8), cpu)
-    rest = random_bytes(Noise(seed, step, first_lane=cut), site, (6 - cut, 3, 8), cpu)
+    rest = random_bytes(Noise(seed, step, first_sequence=cut), site, (6 - cut, 3, 8), cpu)
     assert torch.equal(torch.cat([first, rest]), whole)
 
 

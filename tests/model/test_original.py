@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from newllm.config import ModelSettings
-from newllm.model import OriginalLM
-from newllm.model.baselines.original_loop import Loop, fused, reference
+from newllm.model.baselines.original import Loop, OriginalLM, read_loop, read_loop_fused
 
 PUBLISHED = {
     "architecture": "original",
@@ -114,7 +113,7 @@ def test_context_is_clamped_and_dropout_acts() -> None:
 
 
 def test_published_rate_follows_the_batch() -> None:
-    from newllm.recipes import resolve
+    from newllm.settings import resolve
 
     settings = resolve("dolly", {"architecture": "original"})
     assert settings.learning_rate == pytest.approx(8e-4)
@@ -148,7 +147,7 @@ def test_the_loop_equals_its_twin(layers: int, resets: bool, padded: bool, dropo
     )
     leaves = [tokens, context, read, *(x for pair in (*hidden, *gates) for x in pair), *norm]
     results = []
-    for function in (reference, fused):
+    for function in (read_loop, read_loop_fused):
         torch.manual_seed(1)
         output, last = function(loop, tokens, context, read, hidden, gates, norm)
         weights = [torch.linspace(-1, 1, x.numel()).double().view(x.shape) for x in (output, last)]

@@ -13,9 +13,17 @@ from newllm.cli import main
 from newllm.curriculum.compare import plan
 from newllm.errors import UserError
 from newllm.model import count_parameters
-from newllm.recipes import resolve
 from newllm.results.summary import load_summary
-from newllm.sizes import shape_of_size
+from newllm.settings import SHAPE, resolve
+
+
+def shape_of_size(
+    parameters: int, given: dict[str, Any], file: dict[str, Any] | None = None
+) -> dict[str, int]:
+    """The shape that `--params` makes of a size."""
+    given = {name: value for name, value in given.items() if value is not None}
+    return resolve("ultrachat", given, file, parameters).model_dump(include=set(SHAPE))
+
 
 TRAIN = ["train", "dolly", "--data", "sample", "--max-samples", "40", "--max-steps", "1"]
 

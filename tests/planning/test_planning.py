@@ -17,8 +17,7 @@ from newllm.planning.devices import DEVICES, parse_device
 from newllm.planning.plan import Machine, make_plan, plan_table
 from newllm.planning.speed import Speed
 from newllm.planning.work import work_of
-from newllm.recipes import resolve
-from newllm.sizes import shape_of_size
+from newllm.settings import resolve
 from newllm.train.optimizers import make_optimizers, orthogonalize
 
 SMALL = {"num_layers": 2, "context_dim": 64, "vocab_size": 512}
@@ -67,7 +66,7 @@ def machine(count: int = 1, memory: float = 1e12) -> Machine:
 
 
 def test_twice_the_devices_do_the_same_step_in_half_the_time_but_for_what_each_does() -> None:
-    settings = resolve("dolly", shape_of_size(10**7, {}))
+    settings = resolve("dolly", {}, params=10**7)
     one, two = (make_plan(settings, 10**9, machine(n), 2**16) for n in (1, 2))
     assert two.step.products == pytest.approx(one.step.products / 2)
     assert two.step.between == pytest.approx(one.step.between / 2)
@@ -78,7 +77,7 @@ def test_twice_the_devices_do_the_same_step_in_half_the_time_but_for_what_each_d
 
 
 def test_memory_limits_the_rows_at_once() -> None:
-    settings = resolve("dolly", shape_of_size(10**7, {}))
+    settings = resolve("dolly", {}, params=10**7)
     plenty = make_plan(settings, 10**9, machine(), 2**16)
     assert plenty.rows_at_once == 2**16 // plan.ROW
     tight = make_plan(settings, 10**9, machine(memory=3e9), 2**16)

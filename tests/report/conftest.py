@@ -14,10 +14,10 @@ from newllm.config import to_yaml
 from newllm.data.encode import Accounting
 from newllm.datasets.base import LEVELS
 from newllm.evaluate.floor import Floor
-from newllm.recipes import resolve
 from newllm.results.run_files import RunFiles
 from newllm.results.summary import Summary, save_summary
 from newllm.results.verdict import beats_floor, judge, next_steps
+from newllm.settings import resolve
 
 AddRun = Callable[..., RunFiles]
 

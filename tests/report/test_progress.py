@@ -11,9 +11,9 @@ import pytest
 
 from newllm.cli import cli, main
 from newllm.errors import UserError
-from newllm.recipes import resolve
 from newllm.report.progress import Row, leads_to, read_progress
 from newllm.report.progress_table import aligned
+from newllm.settings import resolve
 from tests.report.conftest import AddRun, write_climb
 
 

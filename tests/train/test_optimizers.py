@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from newllm.model import build_model
-from newllm.recipes import resolve
+from newllm.settings import resolve
 from newllm.train.optimizers import (
     MUON_RATE,
     VECTOR_RATE,

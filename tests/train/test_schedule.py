@@ -7,9 +7,10 @@ import torch
 
 from newllm.model import build_model
 from newllm.model.kernels import Noise
-from newllm.recipes import resolve
+from newllm.model.spec import EPOCHS_UNREGULARISED
+from newllm.settings import resolve
 from newllm.train.optimizers import VECTOR_RATE
-from newllm.train.schedule import EPOCHS_UNREGULARISED, PAIR_DECAY, decay_pairs, set_dropout
+from newllm.train.schedule import PAIR_DECAY, decay_pairs, set_dropout
 
 
 @pytest.mark.parametrize("architecture", ["context", "gru", "original"])

@@ -1,6 +1,6 @@
 """minGRU's linear recurrence as one numba kernel with a hand-written backward, for the CPU.
 
-Equal to `baselines.min_gru` in outputs and gradients (tested).
+Equal to `mingru.min_gru` in outputs and gradients (tested).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class _MinGRU(torch.autograd.Function):
 def min_gru(
     projected: Tensor, bias: Tensor, reset: Tensor, lengths: Tensor, hidden: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`newllm.model.baselines.rnn.min_gru`; fp32 inside."""
+    """See :func:`newllm.model.baselines.mingru.min_gru`; fp32 inside."""
     return _MinGRU.apply(
         projected.contiguous().unflatten(-1, (2, -1)),
         bias,

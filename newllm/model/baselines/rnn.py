@@ -1,13 +1,12 @@
-"""The recurrent peers of `ContextLM`: GRU, LSTM and minGRU, with all the care it has.
+"""GRU and LSTM, with all the care that `ContextLM` has.
 
 Shapes, and what is not said here, are in `residual.py`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +14,92 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from newllm.config import ModelSettings
-from newllm.model.baselines.segments import Segments
-from newllm.model.context.lm import LONGEST_MEMORY, SHORTEST_MEMORY
 from newllm.model.kernels import Noise
-from newllm.model.residual import Block, ResidualLM, State, projection, runs_on_numba
+from newllm.model.residual import Block, ResidualLM, State, runs_on_numba
 
 
-class GatedBlock(Block):
+class Segments(NamedTuple):
+    """A batch cut before every reset into S segments, which a GRU or an LSTM runs side by side, and
+    their N tokens laid out step by step.
+
+    The longest segments come first, so that those still running at a step are the first ones:
+    the layout of torch's `PackedSequence`.
+    """
+
+    counts: list[int]
+    """Sequences still running at each step; falling, in all N."""
+    token: Tensor
+    """Position of each token in the segments laid end to end, [N]."""
+    previous: Tensor
+    """Row of the same segment one step before, behind S rows of initial states, [N]."""
+    last: Tensor
+    """Row of each segment's last token, [S]."""
+    sequence: Tensor
+    """Lane that each segment is in, [S]."""
+    carries: Tensor
+    """True where a segment goes on from its sequence's carried state, [S]."""
+    final: Tensor
+    """The segment that each sequence ends with, or -1 for a sequence without tokens, [B]."""
+
+    @classmethod
+    def cut(cls, reset: Tensor | None, lengths: Tensor | None, shape: torch.Size) -> Segments:
+        """Cut a [B, T] batch before every reset.
+
+        Args:
+            reset: True where a document starts, [B, T], or None for nowhere.
+            lengths: only the first so many tokens of each sequence are real, at least one of
+                them in all; [B], or None for all.
+            shape: B, T.
+        """
+        batch, time = shape
+        device = (
+            reset.device if reset is not None else lengths.device if lengths is not None else None
+        )
+        resets = torch.zeros(shape, dtype=torch.bool, device=device) if reset is None else reset
+        starts = resets.clone()
+        starts[:, 0] = True
+        ends = torch.full((batch,), time, device=device) if lengths is None else lengths
+        starts &= torch.arange(time, device=device) < ends[:, None]
+        begin = starts.flatten().nonzero()[:, 0]  # [S], in the order of the sequences
+        sequence = begin // time
+        sequence_end = sequence * time + ends[sequence]
+        # A segment ends where the next one of its sequence begins.
+        following = torch.cat([begin[1:], sequence_end[-1:]])
+        length = torch.minimum(following, sequence_end) - begin
+        order = torch.argsort(length, descending=True, stable=True)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=device)
+        begin, sequence, length = begin[order], sequence[order], length[order]
+
+        step = torch.arange(int(length[0]), device=device)[:, None]
+        running = step < length  # [steps, S]
+        counts = running.sum(dim=1)
+        first_row = counts.cumsum(0) - counts
+        segments = torch.arange(len(order), device=device)
+        before = torch.cat([first_row.new_zeros(1), len(order) + first_row[:-1]])[:, None]
+        in_sequence = starts.sum(dim=1)
+        final = rank[(in_sequence.cumsum(0) - 1).clamp(min=0)]
+        return cls(
+            counts=counts.tolist(),
+            token=(begin + step)[running],
+            previous=(before + segments)[running],
+            last=first_row[length - 1] + segments,
+            sequence=sequence,
+            carries=(begin % time == 0) & ~resets.flatten()[begin],
+            final=torch.where(in_sequence > 0, final, -1),
+        )
+
+    def first_states(self, carried: Tensor) -> Tensor:
+        """State before each segment, [S, C], from those the sequences carry, [B, C]."""
+        return carried[self.sequence] * self.carries[:, None]
+
+    def last_states(self, states: Tensor, carried: Tensor) -> Tensor:
+        """State after each sequence, [B, C], from those after the segments, [S, C]."""
+        ended = states[self.final.clamp(min=0)]
+        return torch.where((self.final >= 0)[:, None], ended, carried)
+
+
+class GatedBlock(Block[Segments]):
     """A layer of torch's GRU (Cho et al. 2014, arXiv:1406.1078) or LSTM, as wide as the stream.
 
     The LSTM (Hochreiter & Schmidhuber 1997) starts out remembering: forget bias 1 (Jozefowicz et
@@ -33,6 +111,7 @@ class GatedBlock(Block):
         self.rnn: nn.RNNBase = kind(embed_dim, embed_dim)
         weight_x, weight_h, bias_x, bias_h = self.rnn.all_weights[0]
         self._gates: int = weight_h.shape[0] // embed_dim
+        self._names = ("hidden", "cell") if kind is nn.LSTM else ("hidden",)
         with torch.no_grad():
             nn.init.normal_(weight_x, std=embed_dim**-0.5)
             for piece in weight_h.chunk(self._gates):
@@ -42,34 +121,38 @@ class GatedBlock(Block):
             if kind is nn.LSTM:
                 bias_x[embed_dim : 2 * embed_dim] = 1.0
 
+    def carries(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(self._names, (self.rnn.hidden_size,))
+
     def mix(
-        self, normed: Tensor, carried: list[Tensor], places: Segments
+        self, normed: Tensor, carried: list[Tensor], boundaries: Segments
     ) -> tuple[Tensor, list[Tensor]]:
-        first = [places.first_states(part) for part in carried]
+        segments = boundaries
+        first = [segments.first_states(part) for part in carried]
         rows = normed.flatten(0, 1)
         if runs_on_numba(rows):
-            y, last = self._fused(rows, first, places)
+            y, last = self._fused(rows, first, segments)
         else:
-            y, last = self._plain(rows, first, places)
-        last = [places.last_states(*parts) for parts in zip(last, carried, strict=True)]
+            y, last = self._plain(rows, first, segments)
+        last = [segments.last_states(*parts) for parts in zip(last, carried, strict=True)]
         return y.view(normed.shape), last
 
     def _plain(
-        self, rows: Tensor, first: list[Tensor], places: Segments
+        self, rows: Tensor, first: list[Tensor], segments: Segments
     ) -> tuple[Tensor, list[Tensor]]:
         """torch's own, which is cuDNN's on a GPU."""
         dtype = self.rnn.all_weights[0][0].dtype
-        packed = PackedSequence(rows[places.token].to(dtype), torch.tensor(places.counts))
+        packed = PackedSequence(rows[segments.token].to(dtype), torch.tensor(segments.counts))
         states = [part.to(dtype)[None] for part in first]
         # torch's LSTM reads bfloat16 only on CPUs that have its instructions.
         kind = rows.device.type
         with torch.autocast(kind, enabled=kind != "cpu" and torch.is_autocast_enabled(kind)):
             out, last = self.rnn(packed, states[0] if len(states) == 1 else tuple(states))
-        y = out.data.new_zeros(rows.shape).index_copy(0, places.token, out.data)
+        y = out.data.new_zeros(rows.shape).index_copy(0, segments.token, out.data)
         return y, [part[0] for part in (last if isinstance(last, tuple) else (last,))]
 
     def _fused(
-        self, rows: Tensor, first: list[Tensor], places: Segments
+        self, rows: Tensor, first: list[Tensor], segments: Segments
     ) -> tuple[Tensor, list[Tensor]]:
         """The same in a fraction of the time, and with the state in fp32."""
         from newllm.model.baselines import rnn_cpu as cells  # numba: half a second to import
@@ -81,7 +164,7 @@ class GatedBlock(Block):
         turned_weight, turned_bias = (x.roll(width, 0) if rest else x for x in (weight_x, bias_x))
         bias = F.pad(turned_bias, (0, rest)) + F.pad(bias_h, (rest, 0))
         y, hidden, memory = cells.gated_cell(
-            rows, turned_weight, weight_h, bias, first[0], first[-1], places, rows.dtype
+            rows, turned_weight, weight_h, bias, first[0], first[-1], segments, rows.dtype
         )
         return y, [memory] if len(first) == 1 else [hidden, memory]
 
@@ -90,7 +173,7 @@ class GatedBlock(Block):
             yield weight, self._gates
 
 
-class _GatedLM(ResidualLM):
+class _GatedLM(ResidualLM[Segments]):
     """x = rnn(norm(x)) in the first layer, x = x + rnn(norm(x)) in the others.
 
     A cell's output lies within -1..1: it could not outweigh the embedding, from which a tied head
@@ -99,13 +182,12 @@ class _GatedLM(ResidualLM):
 
     FIRST_REPLACES = True
     KIND: ClassVar[type[nn.GRU | nn.LSTM]]
-    CARRIED: ClassVar[tuple[str, ...]]
 
     def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
         width = settings.embed_dim
         assert settings.context_dim == width, "the state of a GRU or LSTM is as wide as its stream"
         blocks = [GatedBlock(self.KIND, width) for _ in range(settings.num_layers)]
-        super().__init__(settings, vocab_size, blocks, dict.fromkeys(self.CARRIED, (width,)))
+        super().__init__(settings, vocab_size, blocks)
 
     def _read(
         self,
@@ -121,94 +203,10 @@ class _GatedLM(ResidualLM):
 class GruLM(_GatedLM):
     """A stack of GRUs; the state is {"hidden": [L, B, C]}."""
 
-    KIND, CARRIED = nn.GRU, ("hidden",)
+    KIND = nn.GRU
 
 
 class LstmLM(_GatedLM):
     """A stack of LSTMs; the state is "hidden" and "cell", [L, B, C] each."""
 
-    KIND, CARRIED = nn.LSTM, ("hidden", "cell")
-
-
-class MinGruBlock(Block):
-    """minGRU (Feng et al. 2024, "Were RNNs All We Needed?", arXiv:2410.01201), then feed-forward.
-
-    Its gate starts with the memories of `ContextLM`, spread between the same time scales.
-    """
-
-    def __init__(self, embed_dim: int, context_dim: int, hidden_dim: int) -> None:
-        super().__init__(embed_dim, hidden_dim)
-        self.in_proj = projection(embed_dim, 2 * context_dim)
-        scales = torch.linspace(math.log(SHORTEST_MEMORY), math.log(LONGEST_MEMORY), context_dim)
-        self.gate_bias = nn.Parameter(-torch.log(scales.exp() - 1))
-        self.out_proj = projection(context_dim, embed_dim, zero=True)
-
-    def mix(
-        self, normed: Tensor, carried: list[Tensor], places: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        hidden, last = min_gru(self.in_proj(normed), self.gate_bias, *places, carried[0])
-        return self.out_proj(hidden), [last]
-
-    def mixing_matrices(self) -> Iterator[tuple[Tensor, int]]:
-        yield self.in_proj.weight, 2
-        yield self.out_proj.weight, 1
-
-
-class MinGruLM(ResidualLM):
-    """A stack of minGRU blocks; the state is {"hidden": [L, B, C]}."""
-
-    def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
-        widths = settings.embed_dim, settings.context_dim, settings.hidden_dim
-        blocks = [MinGruBlock(*widths) for _ in range(settings.num_layers)]
-        super().__init__(settings, vocab_size, blocks, {"hidden": (settings.context_dim,)})
-
-    def _read(
-        self,
-        ids: Tensor,
-        state: State,
-        reset: Tensor | None,
-        lengths: Tensor | None,
-        noise: Noise | None,
-    ) -> tuple[Tensor, State]:
-        if reset is None:
-            reset = torch.zeros_like(ids, dtype=torch.bool)
-        if lengths is None:
-            lengths = torch.full_like(ids[:, 0], ids.shape[1])
-        return self._run(ids, state, (reset, lengths), noise)
-
-
-def min_gru(
-    projected: Tensor, bias: Tensor, reset: Tensor, lengths: Tensor, hidden: Tensor
-) -> tuple[Tensor, Tensor]:
-    """h_t = (1 - z_t) h_{t-1} + z_t n_t, with z_t = sigmoid(g_t + bias); nothing passes a reset.
-
-    Args:
-        projected: g and n, [B, T, 2 C].
-        bias: [C].
-        reset: True where a new document starts, [B, T].
-        lengths: only the first so many tokens of each lane are read, [B].
-        hidden: h before the first token, [B, C].
-
-    Returns:
-        h [B, T, C] in the type of `projected` (anything where no token is read), and the last h
-        [B, C] in fp32 (float64 if `projected` is).
-    """
-    if runs_on_numba(projected):
-        from newllm.model.baselines import mingru_cpu
-
-        return mingru_cpu.min_gru(projected, bias, reset, lengths, hidden)
-    dtype = torch.promote_types(projected.dtype, torch.float32)
-    gate, new = projected.to(dtype).chunk(2, dim=-1)  # [B, T, C] each
-    time = projected.shape[1]
-    read = torch.arange(time, device=lengths.device) < lengths[:, None]  # [B, T]
-    z = torch.sigmoid(gate + bias) * read[:, :, None]
-    keep = (1 - z) * ~(reset & read)[:, :, None]
-    h = z * new
-    h = torch.cat([h[:, :1] + keep[:, :1] * hidden[:, None].to(dtype), h[:, 1:]], dim=1)
-    # Prefix sums in log2(T) passes (Hillis & Steele 1986): `h` and `keep` sum up `span` steps.
-    span = 1
-    while span < time:
-        h = h + keep * F.pad(h, (0, 0, span, 0))[:, :time]
-        keep = keep * F.pad(keep, (0, 0, span, 0))[:, :time]
-        span *= 2
-    return h.to(projected.dtype), h[:, -1]
+    KIND = nn.LSTM

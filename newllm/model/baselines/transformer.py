@@ -28,7 +28,7 @@ LARGEST_HEAD = 64
 _QUERIES_AT_ONCE = 256
 _ROTARY_BASE = 10_000.0
 _SHARPNESS = 1.44
-"""Length of the normalised queries at birth."""
+"""Length of the normalised queries at initialization."""
 
 
 def head_size(context_dim: int) -> int:
@@ -40,17 +40,17 @@ class View(NamedTuple):
     """What each token of a call can see. Columns are the `past` carried tokens, then the T own."""
 
     past: int
-    """Carried tokens that some lane can see."""
+    """Carried tokens that some sequence can see."""
     first: Tensor
     """First column that each token sees; the last one is its own; [B, T]."""
     lengths: Tensor | None
-    """Tokens of each lane that count, [B], or None for all T."""
+    """Tokens of each sequence that count, [B], or None for all T."""
     seen: Tensor
-    """Tokens of its document that each lane carries on, at most 256, [B]."""
+    """Tokens of its document that each sequence carries on, at most 256, [B]."""
 
     @classmethod
     def make(cls, seen: Tensor, reset: Tensor | None, lengths: Tensor | None, time: int) -> View:
-        """For T tokens after a state in which each lane's last `seen` tokens are visible, [B]."""
+        """For T tokens after a state of which each sequence's last `seen` are visible, [B]."""
         steps = torch.arange(time, device=seen.device)
         # Where each token's document starts, counted from the first own token.
         start = -seen[:, None].expand(-1, time + 1)  # [B, 1 + T]
@@ -64,19 +64,19 @@ class View(NamedTuple):
         return cls(past, first, lengths, (ends - last_start).clamp(max=WINDOW))
 
     def carry(self, columns: Tensor) -> Tensor:
-        """The last 256 columns of each lane, zero where they are not visible: [B, 256, C]."""
+        """The last 256 columns of each sequence, zero where they are not visible: [B, 256, C]."""
         if self.lengths is None:
             kept = columns[:, -WINDOW:]
         else:
             steps = torch.arange(WINDOW, device=columns.device)
-            place = (self.lengths[:, None] + self.past - WINDOW + steps).clamp(min=0)
-            kept = columns.gather(1, place[:, :, None].expand(-1, -1, columns.shape[2]))
+            column = (self.lengths[:, None] + self.past - WINDOW + steps).clamp(min=0)
+            kept = columns.gather(1, column[:, :, None].expand(-1, -1, columns.shape[2]))
         count = kept.shape[1]
         visible = torch.arange(count, 0, -1, device=columns.device) <= self.seen[:, None]
         return F.pad(kept * visible[:, :, None], (0, 0, WINDOW - count, 0))
 
 
-class AttentionBlock(Block):
+class AttentionBlock(Block[View]):
     """Causal attention, then a feed-forward; `context_dim` is the width of all heads together."""
 
     def __init__(self, embed_dim: int, context_dim: int, hidden_dim: int) -> None:
@@ -85,35 +85,39 @@ class AttentionBlock(Block):
         self.query_scale = nn.Parameter(torch.full((head_size(context_dim),), _SHARPNESS))
         self.out_proj = projection(context_dim, embed_dim, zero=True)
 
+    def carries(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(("keys", "values"), (WINDOW, self.out_proj.in_features))
+
     def mix(
-        self, normed: Tensor, carried: list[Tensor], places: View
+        self, normed: Tensor, carried: list[Tensor], boundaries: View
     ) -> tuple[Tensor, list[Tensor]]:
+        view = boundaries
         queries, keys, values = self.in_proj(normed).chunk(3, dim=-1)
         queries, keys = _norm_heads(queries, self.query_scale), _norm_heads(keys, None)
-        past = places.past
+        past = view.past
         if past:
             keys, values = (
                 torch.cat([old[:, -past:].to(new.dtype), new], dim=1)
                 for old, new in zip(carried, (keys, values), strict=True)
             )
-        pieces = []
+        parts = []
         for start in range(0, queries.shape[1], _QUERIES_AT_ONCE):
             stop = min(start + _QUERIES_AT_ONCE, queries.shape[1])
             lowest = max(0, past + start - WINDOW)
             columns = slice(lowest, past + stop)
-            first = places.first[:, start:stop] - lowest
-            pieces.append(
+            first = view.first[:, start:stop] - lowest
+            parts.append(
                 attend(queries[:, start:stop], keys[:, columns], values[:, columns], first)
             )
-        y = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-        return self.out_proj(y), [places.carry(keys), places.carry(values)]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return self.out_proj(y), [view.carry(keys), view.carry(values)]
 
     def mixing_matrices(self) -> Iterator[tuple[Tensor, int]]:
         yield self.in_proj.weight, 3
         yield self.out_proj.weight, 1
 
 
-class TransformerLM(ResidualLM):
+class TransformerLM(ResidualLM[View]):
     """A stack of attention blocks.
 
     The state is "keys" (normalised, before rotation) and "values" of the last 256 tokens,
@@ -123,8 +127,7 @@ class TransformerLM(ResidualLM):
     def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
         widths = settings.embed_dim, settings.context_dim, settings.hidden_dim
         blocks = [AttentionBlock(*widths) for _ in range(settings.num_layers)]
-        window = (WINDOW, settings.context_dim)
-        super().__init__(settings, vocab_size, blocks, {"keys": window, "values": window})
+        super().__init__(settings, vocab_size, blocks)
 
     def initial_state(self, batch_size: int) -> State:
         """Nothing is visible before the first token."""

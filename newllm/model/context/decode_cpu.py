@@ -22,7 +22,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from newllm.model.context.pairs import HASH_SHIFT, PREVIOUS_FACTOR, TOKEN_FACTOR
+from newllm.model.context.lm import HASH_SHIFT, PREVIOUS_FACTOR, TOKEN_FACTOR
 from newllm.model.kernels.numerics import FAST, ONE, ZERO, inlined, sigmoid
 from newllm.model.kernels.reference import CHANNEL_PARAMETERS, EPSILON
 
@@ -246,7 +246,7 @@ def _context_read(group, channels, projected, context, tail, read, s):
 
 @_part
 def _add_pair(table, widen, previous, token, x):
-    """Add to an embedding what `PairTable` adds."""
+    """Add to an embedding what `BigramHashEmbedding` adds."""
     mixed = previous * PREVIOUS_FACTOR + token * TOKEN_FACTOR
     row = table[(mixed >> HASH_SHIFT) % len(table)]
     for k in range(len(row)):

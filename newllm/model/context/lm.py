@@ -9,14 +9,15 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings
-from newllm.model.context.pairs import PairTable, last_tokens, previous_tokens
 from newllm.model.kernels import CONV_TAPS, Noise, context_read, group_size
 from newllm.model.residual import (
     EMBEDDING_STD,
     Block,
+    Boundaries,
     FeedForward,
     ResidualLM,
     State,
@@ -24,14 +25,18 @@ from newllm.model.residual import (
 )  # fmt: skip
 
 SHORTEST_MEMORY, LONGEST_MEMORY = 1.5, 256.0
-"""Time scales (tokens) over which the forget gates are spread at birth."""
-
+"""Time scales (tokens) over which the forget gates are spread at initialization."""
 
 OPEN_GATE = 1.27846
-"""Bias of the read-out gates at birth: silu of it is 1."""
+"""Bias of the read-out gates at initialization: silu of it is 1."""
+
+PAIR_DIM = 16
+"""Numbers in a row of the table; one matrix widens them to the stream."""
+
+PREVIOUS_FACTOR, TOKEN_FACTOR, HASH_SHIFT = 0x9E3779B1, 0x85EBCA77, 15
 
 
-class ContextBlock(Block):
+class ContextBlock(Block[Boundaries]):
     """One layer: read the stream, update the context vector, write back; then a feed-forward.
 
     ::
@@ -54,20 +59,22 @@ class ContextBlock(Block):
         self.read_scale = nn.Parameter(torch.ones(context_dim))
         self.out_proj = projection(context_dim, embed_dim, zero=True)
 
+    def carries(self) -> dict[str, tuple[int, ...]]:
+        (channels,) = self.read_bias.shape
+        return {"context": (channels,), "tail": (CONV_TAPS - 1, channels)}
+
     def mix(
-        self,
-        normed: Tensor,
-        carried: list[Tensor],
-        places: tuple[Tensor | None, Tensor | None],
+        self, normed: Tensor, carried: list[Tensor], boundaries: Boundaries
     ) -> tuple[Tensor, list[Tensor]]:
-        """`carried`: context [B, C] and tail [B, 3, C]; `places`: resets and lengths of lanes."""
+        """`carried`: context [B, C] and tail [B, 3, C]."""
         read, *carried = context_read(
             self.in_proj(normed),
             self.forget_bias,
             self.read_bias,
             self.conv_weight,
             self.read_scale,
-            *places,
+            boundaries.reset,
+            boundaries.lengths,
             *carried,
         )
         return self.out_proj(read), carried
@@ -77,22 +84,20 @@ class ContextBlock(Block):
         yield self.out_proj.weight, 1
 
 
-class ContextLM(ResidualLM):
+class ContextLM(ResidualLM[Boundaries]):
     """Language model whose memory is one context vector a layer: O(1) time and memory a token.
 
-    The state is "context" [L, B, C] and "tail" [L, B, 3, C], the last three writes; with a table of
-    pairs also "previous" [1, B], one more than the last token, 0 before the first.
+    The state is "context" [L, B, C] and "tail" [L, B, 3, C], the last three writes; with a bigram
+    hash embedding also "previous" [1, B], one more than the last token, 0 before the first.
     """
 
     def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
-        channels = settings.context_dim
-        widths = settings.embed_dim, channels, settings.hidden_dim
+        widths = settings.embed_dim, settings.context_dim, settings.hidden_dim
         blocks = [ContextBlock(*widths) for _ in range(settings.num_layers)]
-        carried = {"context": (channels,), "tail": (CONV_TAPS - 1, channels)}
-        super().__init__(settings, vocab_size, blocks, carried)
-        self.pairs: PairTable | None = None
+        super().__init__(settings, vocab_size, blocks)
+        self.pairs: BigramHashEmbedding | None = None
         if settings.pair_rows:
-            self.pairs = PairTable(settings.pair_rows, settings.embed_dim, EMBEDDING_STD)
+            self.pairs = BigramHashEmbedding(settings.pair_rows, settings.embed_dim, EMBEDDING_STD)
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros before the first token."""
@@ -101,13 +106,15 @@ class ContextLM(ResidualLM):
             state["previous"] = state["context"].new_zeros(1, batch_size, dtype=torch.long)
         return state
 
-    def _embed(
-        self, ids: Tensor, state: State, places: tuple[Tensor | None, Tensor | None]
-    ) -> Tensor:
+    def late_decaying(self) -> Iterator[nn.Parameter]:
+        if self.pairs is not None:
+            yield self.pairs.table
+
+    def _embed(self, ids: Tensor, state: State, boundaries: Boundaries) -> Tensor:
         embedded = self.embedding(ids)
         if self.pairs is None:
             return embedded
-        previous = previous_tokens(ids, state["previous"][0], places[0])
+        previous = previous_tokens(ids, state["previous"][0], boundaries.reset)
         return embedded + self.pairs(ids, previous)
 
     def _read(
@@ -118,10 +125,60 @@ class ContextLM(ResidualLM):
         lengths: Tensor | None,
         noise: Noise | None,
     ) -> tuple[Tensor, State]:
-        hidden, after = super()._read(ids, state, reset, lengths, noise)
+        hidden, after = self._run(ids, state, Boundaries(reset, lengths, ids), noise)
         if self.pairs is not None:
             after["previous"] = last_tokens(ids, state["previous"][0], lengths)[None]
         return hidden, after
+
+
+class BigramHashEmbedding(nn.Module):
+    """W table[hash(previous, token)]: what a token means after the one before it; zero at first.
+
+    A row of the table costs a look-up where a matrix of as many numbers costs a product: per
+    parameter it is the cheapest memory there is. The idea is fastText's hashed n-grams (Joulin et
+    al. 2016, arXiv:1607.01759), as input to a language model.
+    """
+
+    def __init__(self, rows: int, embed_dim: int, std: float) -> None:
+        """A table of so many rows.
+
+        Args:
+            rows: rows; several pairs may share one.
+            embed_dim: D.
+            std: of what a row of unit variance adds to an embedding.
+        """
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(rows, PAIR_DIM))
+        self.widen = nn.Parameter(torch.randn(PAIR_DIM, embed_dim) * std * PAIR_DIM**-0.5)
+
+    def forward(self, ids: Tensor, previous: Tensor) -> Tensor:
+        """[B, T, D] of tokens [B, T] after `previous`, [B, T]: one more than their ids, 0 for none.
+
+        Nothing is added where there is no previous token.
+        """
+        mixed = previous * PREVIOUS_FACTOR + ids * TOKEN_FACTOR
+        rows = F.embedding((mixed >> HASH_SHIFT) % len(self.table), self.table)
+        return (rows * (previous > 0)[:, :, None]) @ self.widen
+
+
+def previous_tokens(ids: Tensor, before: Tensor, reset: Tensor | None) -> Tensor:
+    """The token before each one, as one more than its id; 0 at the start of a document.
+
+    Args:
+        ids: [B, T].
+        before: that of the first one, [B].
+        reset: True where a document starts, [B, T], or None for nowhere.
+    """
+    previous = torch.cat([before[:, None], ids[:, :-1] + 1], dim=1)
+    return previous if reset is None else previous.masked_fill(reset, 0)
+
+
+def last_tokens(ids: Tensor, before: Tensor, lengths: Tensor | None) -> Tensor:
+    """What `before` is to the next call, [B]; sequences of which no token is read keep theirs."""
+    if lengths is None:
+        return ids[:, -1] + 1
+    last = ids.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0] + 1
+    return torch.where(lengths > 0, last, before)
 
 
 def _spread_forget_bias(context_dim: int) -> Tensor:

@@ -158,7 +158,7 @@ def add_norm(
     key, second_key, first, drop_below = 0, 0, 0, 0
     if noise is not None:
         key, second_key = noise.keys(site)
-        first, drop_below = noise.first_lane * shape[1] * shape[2], threshold(share)
+        first, drop_below = noise.first_sequence * shape[1] * shape[2], threshold(share)
     total, normed = _AddNorm.apply(
         old.reshape(-1, shape[-1]).contiguous(),
         rows,
