@@ -21,9 +21,10 @@ from benchmarks.measure import Report, Row, progress, report_options
 from benchmarks.trials import train_trial
 from newllm.cli.options import SeveralWords
 from newllm.cli.progression import data_dir_option, levels_option
-from newllm.curriculum.climb import Route, named_levels
+from newllm.curriculum.climb import named_levels
 from newllm.device import cpu_model
 from newllm.model import matched_widths
+from newllm.results.climb import ClimbConfig
 from newllm.results.marks import Mark, add_marks
 from newllm.results.summary import load_summary
 
@@ -48,10 +49,10 @@ def command(
     threads: int,
     out: Path,
 ) -> Report:
-    route = Route(named_levels(levels), data_dir)
+    config = ClimbConfig(named_levels(levels), data_dir)
     marks = []
-    for dataset in route.levels:
-        marks.append(measure(dataset, route.place(dataset), parameters, minutes, threads, out))
+    for dataset in config.levels:
+        marks.append(measure(dataset, config.data_of(dataset), parameters, minutes, threads, out))
         progress(f"{dataset}: {marks[-1].bpb:.4f} bits per byte, kept in {add_marks(marks[-1:])}")
     return Report({"Marks": [_row(mark) for mark in marks]}, {"rates": str(RATES)})
 

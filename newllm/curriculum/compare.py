@@ -20,7 +20,7 @@ from newllm.errors import Stopped, UserError
 from newllm.files import previous_path
 from newllm.recipes import resolve
 from newllm.report.comparison import Comparison, write_comparison
-from newllm.results.run_files import RunFiles
+from newllm.results.runs import RunFiles
 from newllm.results.summary import Summary, load_summary
 from newllm.sizes import shape_of_size
 from newllm.train.start import shape_of

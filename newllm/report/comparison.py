@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def row_of(run: Summary, swept: tuple[str, ...]) -> dict[str, Any]:
         "minutes": run.minutes,
         "best_epoch": run.best["epoch"],
         "epochs": run.epochs,
-        "floor": run.floor,
+        "floor": asdict(run.ngram_baseline),
         "run": run.run,
         "fingerprint": run.data["fingerprint"],
         "machine": run.machine,
@@ -150,12 +150,13 @@ def plot(comparison: Comparison) -> Chart:
         )
         for group in groups
     ]
-    best, floors = comparison.best, {run.floor[key] for run in comparison.runs}
+    best = comparison.best
+    baselines = {getattr(run.ngram_baseline, key) for run in comparison.runs}
     thresholds = []
-    if len(floors) == 1 and None not in floors:
-        floor = best.floor
-        label = f"{floor['order']}-gram table {fixed(floor[key], digits)}"
-        thresholds = [Threshold(label, floor[key], "floor")]
+    if len(baselines) == 1 and None not in baselines:
+        value = baselines.pop()
+        label = f"{best.ngram_baseline.order}-gram table {fixed(value, digits)}"
+        thresholds = [Threshold(label, value, "floor")]
     return Chart(
         title=f"{comparison.dataset}: {name} by {' and '.join(comparison.swept) or 'run'}",
         description=f"Lowest: {fixed(best.best[key], digits)} {name}, run {best.run}",

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import newllm
-from newllm.data.prepare import cache_folder
 from newllm.device import fast_bf16, pick_device, pick_precision, product_speed
+from newllm.files import cache_folder
 from newllm.model.kernels import KERNEL_VARIABLE, active_kernel, triton_is_installed
 
 _PACKAGES = ("torch", "numpy", "numba", "tokenizers", "accelerate", "datasets")

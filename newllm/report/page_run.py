@@ -10,6 +10,7 @@ from newllm.report.charts import Chart, Line, Threshold, draw
 from newllm.report.numbers import NOTHING, count, fixed, percent, signed
 from newllm.report.page_text import Translator
 from newllm.report.progress import Row, Status
+from newllm.results.records import AnswersRecord
 from newllm.results.runs import Run
 
 ICONS: dict[Status, str] = {
@@ -83,7 +84,7 @@ def view_run(row: Row, run: Run, t: Translator) -> RunView:
     )
 
 
-def pick_answers(lines: Sequence[Mapping[str, Any]]) -> list[Talk]:
+def pick_answers(lines: Sequence[AnswersRecord]) -> list[Talk]:
     """Each prompt's answers after the first, a middle and the last epoch."""
     chosen = [lines[i] for i in sorted({0, (len(lines) - 1) // 2, len(lines) - 1})] if lines else []
     prompts = [answer["prompt"] for answer in chosen[-1]["answers"]] if chosen else []
@@ -107,22 +108,22 @@ def _sentences(run: Run, t: Translator) -> list[str]:
         return [
             t("It is still being trained, or was stopped; the command goes on where it stands.")
         ]
-    verdict, floor = summary.verdict, summary.floor
+    verdict, baseline = summary.verdict, summary.ngram_baseline
     band = t(verdict.band) if verdict.band else ""
     mark = "" if verdict.mark is None else f"{verdict.mark:g}"
     ppl, margin = fixed(summary.best["ppl"], 2), signed(verdict.margin, 2)
     sentences = [t(verdict.reason, ppl=ppl, mark=mark, margin=margin, band=band)]
     bpb_mark = verdict.bpb_mark
     if bpb_mark is not None:
-        how = "cleared, below" if bpb_mark["cleared"] else "not cleared, not below"
+        how = "cleared, below" if bpb_mark.cleared else "not cleared, not below"
         text = f"In bits per byte: {how} {{mark}} ({{how}})."
-        sentences.append(t(text, mark=fixed(bpb_mark["bpb"], 4), how=bpb_mark["how"]))
-    value = f"PPL {fixed(floor['ppl'], 2)}"
-    if floor["bpb"] is not None:
-        value = t("{value} bits/byte", value=fixed(floor["bpb"], 3))
-    side = "ahead" if floor["beaten"] else "behind"
+        sentences.append(t(text, mark=fixed(bpb_mark.bpb, 4), how=bpb_mark.how))
+    value = f"PPL {fixed(baseline.ppl, 2)}"
+    if baseline.bpb is not None:
+        value = t("{value} bits/byte", value=fixed(baseline.bpb, 3))
+    side = "ahead" if baseline.beaten else "behind"
     text = "A {n}-gram table, which only counts, reaches {value} on the same rows: the model is "
-    return [*sentences, t(f"{text}{side}.", n=floor["order"], value=value)]
+    return [*sentences, t(f"{text}{side}.", n=baseline.order, value=value)]
 
 
 def _tiles(row: Row, run: Run, t: Translator) -> Pairs:
@@ -131,7 +132,6 @@ def _tiles(row: Row, run: Run, t: Translator) -> Pairs:
         return []
     bpe = row.tokenizer == "bpe"
     digits = 3 if bpe else 2
-    measure = "bpb" if bpe else "ppl"
     tiles = [(t("bits/byte"), fixed(best["bpb"], 3))] if bpe else []
     tiles += [("PPL", fixed(best["ppl"], 2)), (t("accuracy"), percent(best["accuracy"]))]
     if bpe and best["bpb_assistant"] is not None:  # plain text has no assistant
@@ -140,8 +140,9 @@ def _tiles(row: Row, run: Run, t: Translator) -> Pairs:
         tiles.append((t("unknown words"), percent(best["unk_share"])))
     if summary is None:
         return tiles
-    floor = summary.floor
-    tiles.append((t("{n}-gram table", n=floor["order"]), fixed(floor[measure], digits)))
+    baseline = summary.ngram_baseline
+    score = baseline.bpb if bpe else baseline.ppl
+    tiles.append((t("{n}-gram table", n=baseline.order), fixed(score, digits)))
     if row.mark is not None:
         tiles.append((t("mark"), f"< {row.mark:.3f}" if bpe else f"< {row.mark:g}"))
     if row.margin is not None:
@@ -154,7 +155,7 @@ def _tiles(row: Row, run: Run, t: Translator) -> Pairs:
 
 
 def _curve(row: Row, run: Run, t: Translator) -> tuple[str | None, str]:
-    """The validation curve with floor and mark, and its caption."""
+    """The validation curve with n-gram baseline and mark, and its caption."""
     bpe = row.tokenizer == "bpe"
     key, digits = ("bpb", 3) if bpe else ("ppl", 2)
     measure = t("bits/byte") if bpe else "PPL"
@@ -164,9 +165,11 @@ def _curve(row: Row, run: Run, t: Translator) -> tuple[str | None, str]:
         return None, ""
     thresholds = []
     if run.summary is not None:
-        floor = run.summary.floor
-        name = t("{n}-gram table", n=floor["order"])
-        thresholds = [Threshold(f"{name} {fixed(floor[key], digits)}", floor[key], "floor")]
+        baseline = run.summary.ngram_baseline
+        score = baseline.bpb if bpe else baseline.ppl
+        if score is not None:
+            name = t("{n}-gram table", n=baseline.order)
+            thresholds = [Threshold(f"{name} {fixed(score, digits)}", score, "floor")]
         judged = bpe or run.summary.verdict.status != "not judged"
         if row.mark is not None and judged:
             text = f"{t('mark')} < {row.mark:.3f}" if bpe else f"{t('mark')} < {row.mark:g}"

@@ -47,16 +47,15 @@ class Row:
         if self.tokenizer == "word1000":
             return self.level.pass_mark
         bpb_mark = self.verdict.bpb_mark if self.verdict else None
-        return bpb_mark["bpb"] if bpb_mark else None
+        return bpb_mark.bpb if bpb_mark else None
 
     @property
     def margin(self) -> float | None:
         """Mark minus result; None where the mark is not judged."""
         if self.tokenizer == "word1000":
             return self.verdict.margin if self.verdict else None
-        if self.mark is None or self.run is None or self.run.best is None:
-            return None
-        return self.mark - self.run.best["bpb"]
+        bpb = self.run.best["bpb"] if self.run and self.run.best else None
+        return None if self.mark is None or bpb is None else self.mark - bpb
 
     def facts(self) -> dict[str, Any]:
         """The row as plain values."""
@@ -77,7 +76,7 @@ class Row:
             "verdict": asdict(self.verdict) if self.verdict else None,
             "advice": [asdict(step) for step in self.advice],
             "next_command": self.next_command,
-            "summary": asdict(run.summary) if run and run.summary else None,
+            "summary": run.summary.to_dict() if run and run.summary else None,
             "history": run.history if run else [],
         }
 
@@ -214,7 +213,7 @@ def _standing(verdict: Verdict) -> Status:
     """By the published mark, else by the mark in bits per byte."""
     cleared = {"cleared": True, "not cleared": False, "not judged": None}[verdict.status]
     if cleared is None and verdict.bpb_mark is not None:
-        cleared = verdict.bpb_mark["cleared"]
+        cleared = verdict.bpb_mark.cleared
     if cleared is None:
         return "trained, not judged"
     return "cleared" if cleared else "trained, not cleared"

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from newllm.chat.session import ChatSession
 from newllm.data.render import Renderer
 from newllm.inference.sampling import Sampling
 from newllm.model import LanguageModel
+from newllm.results.records import Answers, PromptAnswer
 
 _ANSWER_TOKENS = 48
 _REPEATED_WORDS = 3
 
 
-def answer_prompts(
-    model: LanguageModel, renderer: Renderer, prompts: Sequence[str]
-) -> dict[str, Any]:
-    """Greedy answers (no random number is drawn) and how repetitive they are.
-
-    Returns:
-        {"answers": [{"prompt", "answer"}], "repetition_rate": share of three-word runs that
-        occurred earlier in the same answer, 0..1}.
-    """
+def answer_prompts(model: LanguageModel, renderer: Renderer, prompts: Sequence[str]) -> Answers:
+    """Greedy answers (no random number is drawn) and how repetitive they are."""
     was_training = model.training
     model.eval()
-    answers = []
+    answers: list[PromptAnswer] = []
     repeated = total = 0
     for prompt in prompts:
         session = ChatSession(model, renderer, Sampling(temperature=0))

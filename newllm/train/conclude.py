@@ -17,18 +17,19 @@ import newllm
 from newllm.config import Settings
 from newllm.datasets.base import find_level
 from newllm.device import cpu_model, give_back_freed_memory
-from newllm.evaluate.floor import ngram_floor
+from newllm.evaluate.ngram import ngram_baseline
 from newllm.model.kernels import active_kernel
 from newllm.results.marks import judge_bpb
+from newllm.results.records import ComparedBaseline
 from newllm.results.summary import Summary
-from newllm.results.verdict import beats_floor, judge, next_steps
+from newllm.results.verdict import judge, next_steps
 from newllm.train.trainer import Trainer
 
 
 def summarize(
     run: str, settings: Settings, trainer: Trainer, data: Mapping[str, Any], checkpoint: Path
 ) -> Summary:
-    """Everything there is to say about a finished run; the n-gram floor is counted here.
+    """Everything there is to say about a finished run; the n-gram baseline is counted here.
 
     Args:
         run: name of the run.
@@ -40,7 +41,7 @@ def summarize(
     level, progress = find_level(settings.dataset), trainer.progress
     best = progress.history[progress.best_epoch - 1]
     give_back_freed_memory()  # the table of counts needs much, the steps' share of it no more
-    floor = ngram_floor(trainer.data)
+    baseline = ngram_baseline(trainer.data)
     bpb_mark = judge_bpb(
         settings.dataset, data["rows"], best["bpb"], trainer.parameters, progress.seconds / 60
     )
@@ -55,9 +56,9 @@ def summarize(
         epochs=len(progress.history),
         minutes=progress.seconds / 60,
         trained_tokens=progress.trained_tokens,
-        floor={**asdict(floor), "beaten": beats_floor(best, floor)},
+        ngram_baseline=ComparedBaseline(**asdict(baseline), beaten=baseline.beaten_by(best)),
         verdict=replace(judge(level, settings, best), bpb_mark=bpb_mark),
-        advice=tuple(next_steps(level, settings, best, floor)),
+        advice=tuple(next_steps(level, settings, best, baseline)),
         checkpoint=str(checkpoint),
         versions={
             "newllm": newllm.__version__,

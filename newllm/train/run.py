@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import sys
 import time
@@ -26,7 +25,8 @@ from newllm.errors import Stopped, UserError
 from newllm.files import write_text
 from newllm.model.kernels import active_kernel
 from newllm.recipes import resolve
-from newllm.results.run_files import RunFiles, set_aside
+from newllm.results.records import AnswersRecord, EpochRecord
+from newllm.results.runs import RunFiles, read_answers, set_aside, write_lines
 from newllm.results.summary import save_summary, summary_lines
 from newllm.sizes import shape_of_size
 from newllm.train import checkpoint
@@ -257,17 +257,15 @@ class _Run:
         renderer = make_renderer(self.data.tokenizer, row_format, row_format.protocol_length)
         epoch = trainer.progress.history[-1]["epoch"]
         answered = answer_prompts(trainer.model, renderer, self.level.prompts)
-        path = self.files.answers
-        before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in before if json.loads(line)["epoch"] < epoch]
-        line = json.dumps({"epoch": epoch, **answered}, ensure_ascii=False)
-        write_text(path, "\n".join([*kept, line]) + "\n")
+        record: AnswersRecord = {"epoch": epoch, **answered}
+        kept = [earlier for earlier in read_answers(self.files) if earlier["epoch"] < epoch]
+        write_lines(self.files.answers, [*kept, record])
 
     def _write_model(
         self,
         path: Path,
         trainer: Trainer,
-        record: dict[str, Any],
+        record: EpochRecord,
         more: Mapping[str, Any] | None = None,
     ) -> None:
         """A self-contained checkpoint: enough to evaluate, chat and train on."""

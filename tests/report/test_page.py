@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from newllm.report.page import choose_next, progress_page, view
 from newllm.report.page_run import pick_answers
 from newllm.report.page_text import Translator
 from newllm.report.progress import Progress, read_progress
+from newllm.results.marks import BpbVerdict
 from tests.report.conftest import AddRun, write_climb
 
 HOSTILE = "</dd><script>alert(1)</script><img src=x onerror=alert(2)>&\"' {{ 7 * 7 }}"
@@ -56,11 +58,11 @@ class Page(HTMLParser):
 @pytest.fixture
 def full(add_run: AddRun, tmp_path: Path) -> Progress:
     """Every status, both protocols, both kinds of marks, a climb, and what could not be read."""
-    mark = {"bpb": 1.6, "parameters": 10, "minutes": 3.0, "cleared": True, "how": "a GRU"}
+    mark = BpbVerdict(1.6, 10, 3.0, True, "a GRU")
     add_run("dolly", 16.0, tokenizer="word1000")
     add_run("dolly", 1.5, bpb_mark=mark, answer=HOSTILE)
     add_run("hh_rlhf", 30.0, tokenizer="word1000")
-    add_run("hh_rlhf", 1.9, bpb_mark={**mark, "cleared": False}, data="sample", name="other")
+    add_run("hh_rlhf", 1.9, bpb_mark=replace(mark, cleared=False), data="sample", name="other")
     add_run("ultrachat", 1.4, finished=False)
     add_run("math", 40.0, tokenizer="word1000")
     add_run("code_alpaca", 30.0, tokenizer="word1000", init_from="x.pt")

@@ -11,11 +11,14 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from newllm.results.records import EpochRecord
 from newllm.train.log import LiveLog, MetricsFile, PlainLog, validation_line
 
-RECORD: dict[str, Any] = {
-    "epoch": 50, "seconds": 12.0, "train_loss": 2.853, "loss": 2.8214, "ppl": 16.801,
-    "accuracy": 0.4512, "unk_share": 0.4121, "bpb": None, "best": True,
+RECORD: EpochRecord = {
+    "epoch": 50, "epochs": 100, "steps": 500, "trained_tokens": 9000, "train_loss": 2.853,
+    "rows": 10, "tokens": 90, "nats": 253.926, "loss": 2.8214, "ppl": 16.801, "accuracy": 0.4512,
+    "unk_share": 0.4121, "bpb": None, "bpb_assistant": None, "best": True, "skipped_steps": 0,
+    "seconds": 12.0, "total_seconds": 600.0,
 }  # fmt: skip
 PUBLISHED = """\
 Epoch 50/100
