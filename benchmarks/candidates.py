@@ -9,6 +9,7 @@ pairs.
 from __future__ import annotations
 
 import math
+import runpy
 import sys
 from functools import partial
 from typing import Any
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 
 import newllm.model
 from benchmarks import candidate_kernels
-from newllm.cli import main
 from newllm.config import ModelSettings
 from newllm.model.context.lm import LONGEST_MEMORY, SHORTEST_MEMORY, ContextBlock, ContextLM
 from newllm.model.kernels import CONV_TAPS, EPSILON, group_size
@@ -201,5 +201,5 @@ def install(name: str) -> None:
 
 
 if __name__ == "__main__":
-    install(sys.argv[1])
-    sys.exit(main(sys.argv[2:]))
+    install(sys.argv.pop(1))
+    runpy.run_module("newllm", run_name="__main__")

@@ -12,6 +12,7 @@ from newllm.files import write_text
 from newllm.report.charts import Chart, Line, Threshold, draw, standalone
 from newllm.report.numbers import count, fixed, percent
 from newllm.report.progress_table import aligned
+from newllm.results.records import score
 from newllm.results.summary import Summary
 
 FORMAT, VERSION = "new-llm comparison", 1
@@ -38,7 +39,7 @@ class Comparison:
     def best(self) -> Summary:
         """The run with the lowest bits per byte, or perplexity."""
         measure = "bpb" if self.lossless else "ppl"
-        return min(self.runs, key=lambda run: run.best[measure])
+        return min(self.runs, key=lambda run: score(run.best, measure))
 
     @property
     def notes(self) -> list[str]:
@@ -143,7 +144,7 @@ def plot(comparison: Comparison) -> Chart:
         Line(
             group,
             [
-                (values.index(_value(run, first)), run.best[key])
+                (values.index(_value(run, first)), score(run.best, key))
                 for run in comparison.runs
                 if _label(run, others) == group
             ],
@@ -165,7 +166,7 @@ def plot(comparison: Comparison) -> Chart:
         x_ticks=list(enumerate(values)),
         lines=lines,
         thresholds=thresholds,
-        highlight=(values.index(_value(best, first)), best.best[key]),
+        highlight=(values.index(_value(best, first)), score(best.best, key)),
         digits=digits,
     )
 

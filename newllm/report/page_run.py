@@ -10,7 +10,7 @@ from newllm.report.charts import Chart, Line, Threshold, draw
 from newllm.report.numbers import NOTHING, count, fixed, percent, signed
 from newllm.report.page_text import Translator
 from newllm.report.progress import Row, Status
-from newllm.results.records import AnswersRecord
+from newllm.results.records import AnswersRecord, score
 from newllm.results.runs import Run
 
 ICONS: dict[Status, str] = {
@@ -141,8 +141,8 @@ def _tiles(row: Row, run: Run, t: Translator) -> Pairs:
     if summary is None:
         return tiles
     baseline = summary.ngram_baseline
-    score = baseline.bpb if bpe else baseline.ppl
-    tiles.append((t("{n}-gram table", n=baseline.order), fixed(score, digits)))
+    counted = baseline.bpb if bpe else baseline.ppl
+    tiles.append((t("{n}-gram table", n=baseline.order), fixed(counted, digits)))
     if row.mark is not None:
         tiles.append((t("mark"), f"< {row.mark:.3f}" if bpe else f"< {row.mark:g}"))
     if row.margin is not None:
@@ -159,17 +159,17 @@ def _curve(row: Row, run: Run, t: Translator) -> tuple[str | None, str]:
     bpe = row.tokenizer == "bpe"
     key, digits = ("bpb", 3) if bpe else ("ppl", 2)
     measure = t("bits/byte") if bpe else "PPL"
-    points = [(r["epoch"], r[key]) for r in run.history if r[key] is not None]
+    points = [(r["epoch"], score(r, key)) for r in run.history if r[key] is not None]
     best = run.best
     if not points or best is None:
         return None, ""
     thresholds = []
     if run.summary is not None:
         baseline = run.summary.ngram_baseline
-        score = baseline.bpb if bpe else baseline.ppl
-        if score is not None:
+        counted = baseline.bpb if bpe else baseline.ppl
+        if counted is not None:
             name = t("{n}-gram table", n=baseline.order)
-            thresholds = [Threshold(f"{name} {fixed(score, digits)}", score, "floor")]
+            thresholds = [Threshold(f"{name} {fixed(counted, digits)}", counted, "floor")]
         judged = bpe or run.summary.verdict.status != "not judged"
         if row.mark is not None and judged:
             text = f"{t('mark')} < {row.mark:.3f}" if bpe else f"{t('mark')} < {row.mark:g}"
@@ -189,7 +189,7 @@ def _curve(row: Row, run: Run, t: Translator) -> tuple[str | None, str]:
         x_ticks=[(x, str(x)) for x, _ in points[::every]],
         lines=[Line(run.name, points)],
         thresholds=thresholds,
-        highlight=(best["epoch"], best[key]),
+        highlight=(best["epoch"], score(best, key)),
         digits=digits,
     )
     return draw(chart, f"{t.language}-{run.name}"), caption

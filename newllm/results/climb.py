@@ -31,7 +31,9 @@ GO_ON, AGAIN = "go on with the climb", "the climb again, twice as long"
 Matrix = list[list[float | None]]
 
 
-def forgetting_matrix(levels: Sequence[str], scores: Sequence[Mapping[str, float]]) -> Matrix:
+def forgetting_matrix(
+    levels: Sequence[str], scores: Sequence[Mapping[str, float | None]]
+) -> Matrix:
     """Arrange scores as a matrix.
 
     Args:

@@ -7,8 +7,9 @@ needs torch, so that what a run left can be shown without it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 
 class Metrics(TypedDict):
@@ -28,6 +29,15 @@ class Metrics(TypedDict):
     """Bits per UTF-8 byte of content; all nats count, whole documents, state carried (BPE)."""
     bpb_assistant: float | None
     """The same for what the assistant says alone."""
+
+
+Measure = Literal["bpb", "ppl"]
+
+
+def score(record: Metrics, measure: Measure) -> float:
+    """Bits per byte or perplexity of a record, lower is better; infinite where it has none."""
+    value = record[measure]
+    return math.inf if value is None else value
 
 
 class EpochRecord(Metrics):

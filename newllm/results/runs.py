@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from newllm.config import Settings, parse, read_yaml
 from newllm.errors import UserError
 from newllm.files import previous_path, write_text
-from newllm.results.records import AnswersRecord, EpochRecord
+from newllm.results.records import AnswersRecord, EpochRecord, score
 from newllm.results.summary import Summary, load_summary
 
 
@@ -111,10 +112,8 @@ class Run:
     @property
     def score(self) -> float:
         """Perplexity (word1000) or bits per byte (bpe) of the best epoch; infinite without one."""
-        best = self.best
-        words = self.settings.tokenizer == "word1000"
-        score = None if best is None else best["ppl"] if words else best["bpb"]
-        return float("inf") if score is None else score
+        measure = "ppl" if self.settings.tokenizer == "word1000" else "bpb"
+        return math.inf if self.best is None else score(self.best, measure)
 
 
 def read_runs(folder: Path) -> tuple[list[Run], list[str]]:

@@ -16,6 +16,7 @@ from newllm.curriculum.climb import MAX_ROUNDS, climb, named_levels
 from newllm.errors import Stopped, UserError
 from newllm.results.climb import NAME, ClimbConfig
 from newllm.results.marks import Mark, add_marks
+from newllm.results.records import score
 from newllm.results.summary import load_summary
 from newllm.train import checkpoint
 from tests.train.test_run import stop_after
@@ -183,7 +184,8 @@ def test_until_cleared_trains_on_from_where_it_was(route, tmp_path, monkeypatch,
     assert result["rounds"] == MAX_ROUNDS
     assert "Level 1 is not cleared: round 2 of 5" in capsys.readouterr().out
     scores = [
-        load_summary(path).best["bpb"] for path in sorted(Path(stubborn.out).glob("*.summary.json"))
+        score(load_summary(path).best, "bpb")
+        for path in sorted(Path(stubborn.out).glob("*.summary.json"))
     ]
     assert len(scores) == MAX_ROUNDS
     assert max(scores) == scores[0] > scores[-1]

@@ -8,7 +8,6 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,6 +19,7 @@ from newllm.report.page_run import pick_answers
 from newllm.report.page_text import Translator
 from newllm.report.progress import Progress, read_progress
 from newllm.results.marks import BpbVerdict
+from newllm.results.records import AnswersRecord
 from tests.report.conftest import AddRun, write_climb
 
 HOSTILE = "</dd><script>alert(1)</script><img src=x onerror=alert(2)>&\"' {{ 7 * 7 }}"
@@ -199,8 +199,9 @@ def test_no_japanese_is_without_use(full: Progress, add_run: AddRun, tmp_path, m
     ("epochs", "chosen"), [([], []), ([1], [1]), ([1, 2], [1, 2]), (range(1, 9), [1, 4, 8])]
 )
 def test_answers_of_the_first_a_middle_and_the_last_epoch(epochs, chosen) -> None:
-    lines: list[dict[str, Any]] = [
-        {"epoch": e, "answers": [{"prompt": "a", "answer": f"{e}"}]} for e in epochs
+    lines: list[AnswersRecord] = [
+        {"epoch": e, "answers": [{"prompt": "a", "answer": f"{e}"}], "repetition_rate": 0.0}
+        for e in epochs
     ]
     talks = pick_answers(lines)
     assert [epoch for talk in talks for epoch, _ in talk.answers] == chosen

@@ -82,7 +82,8 @@ def drawn(curves: Path) -> list[tuple[int, Any]]:
 
 
 def test_a_resumed_run_draws_no_epoch_twice(tmp_path: Path) -> None:
-    first, second = ({**RECORD, "epoch": epoch, "ppl": 9.0} for epoch in (1, 2))
+    first: EpochRecord = {**RECORD, "epoch": 1, "ppl": 9.0}
+    second: EpochRecord = {**RECORD, "epoch": 2, "ppl": 9.0}
     file = MetricsFile(tmp_path / "x.metrics.jsonl", tmp_path / "curves")
     file.write([first])
     file.write([first, second])  # and the run dies before it is saved
