@@ -40,8 +40,7 @@ def progress(out: str | None, html: str | None, as_json: bool) -> None:
 
     Example: newllm progress --out checkpoints --html progress.html
     """
-    from newllm.report.progress import read_progress
-    from newllm.report.progress_table import progress_table
+    from newllm.report.progress import progress_table, read_progress
 
     found = read_progress(Path(out or DEFAULT_OUT))
     if html is not None:

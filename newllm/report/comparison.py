@@ -10,8 +10,7 @@ from typing import Any
 
 from newllm.files import write_text
 from newllm.report.charts import Chart, Line, Threshold, draw, standalone
-from newllm.report.numbers import count, fixed, percent
-from newllm.report.progress_table import aligned
+from newllm.report.text import aligned, count, fixed, percent
 from newllm.results.records import score
 from newllm.results.summary import Summary
 

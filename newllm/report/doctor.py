@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -52,12 +51,6 @@ def how_to_get_triton() -> str:
     if not triton_is_installed():
         remedy = 'for the CUDA kernel install Triton: pip install -e ".[gpu]" (Linux)'
     return f"the recurrence runs as a plain loop, which is slow on a GPU; {remedy}"
-
-
-def machine_table(facts: Mapping[str, Any]) -> str:
-    """The facts as text."""
-    width = max(map(len, facts))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
 
 
 def _offline() -> bool:

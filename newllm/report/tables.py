@@ -13,6 +13,7 @@ from newllm.data.sources import open_source
 from newllm.data.tokenizers import Tokenizer
 from newllm.datasets.base import find_level
 from newllm.recipes import resolve
+from newllm.report.text import columns
 from newllm.trained import TrainedModel
 
 Facts = dict[str, Any]
@@ -52,7 +53,7 @@ def facts_table(facts: Mapping[str, Any]) -> str:
         f"torch {facts['versions']['torch']}",
     }
     lines |= {f"  {name}": value for name, value in facts["settings"].items()}
-    return _columns(lines)
+    return columns(lines)
 
 
 def evaluation_table(result: Mapping[str, Any]) -> str:
@@ -68,7 +69,7 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
         lines["n-gram"] = f"PPL {result['ngram_ppl']:.2f}"
     if "skills" in result:
         lines |= _skill_lines(result["skills"])
-    return _columns(lines)
+    return columns(lines)
 
 
 def _skill_lines(skills: Mapping[str, Any]) -> dict[str, str]:
@@ -167,7 +168,7 @@ def data_table(facts: Mapping[str, Any]) -> str:
             lines[f"  {name} lone surrogates"] = f"{counts['replaced_surrogates']:,} replaced"
         for number, place in enumerate(counts["malformed_examples"], start=1):
             lines[f"  {name} malformed {number}"] = place
-    return f"{_columns(lines)}\n\nFirst training row, as the model reads it:\n{facts['example']}"
+    return f"{columns(lines)}\n\nFirst training row, as the model reads it:\n{facts['example']}"
 
 
 def _show(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -186,8 +187,3 @@ def _scores(result: Mapping[str, Any]) -> str:
     assistant = result["bpb_assistant"]
     text += f", {result['bpb']:.4f} bits per byte"
     return text + (f" (assistant {assistant:.4f})" if assistant is not None else "")
-
-
-def _columns(lines: Mapping[str, Any]) -> str:
-    width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())

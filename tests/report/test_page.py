@@ -14,8 +14,7 @@ import pytest
 from newllm.cli import main
 from newllm.datasets.base import LEVELS
 from newllm.report import page_text
-from newllm.report.page import choose_next, progress_page, view
-from newllm.report.page_run import pick_answers
+from newllm.report.page import choose_next, pick_answers, progress_page, view
 from newllm.report.page_text import Translator
 from newllm.report.progress import Progress, read_progress
 from newllm.results.marks import BpbVerdict

@@ -13,7 +13,7 @@ from newllm.cli import cli, main
 from newllm.errors import UserError
 from newllm.recipes import resolve
 from newllm.report.progress import Row, leads_to, read_progress
-from newllm.report.progress_table import aligned
+from newllm.report.text import aligned
 from newllm.results.marks import BpbVerdict
 from tests.report.conftest import AddRun, write_climb
 
