@@ -9,6 +9,7 @@ bigram hash embedding.
 from __future__ import annotations
 
 import math
+import runpy
 import sys
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import candidate_kernels
-from newllm.cli import main
 from newllm.config import ModelSettings
 from newllm.model.context.lm import LONGEST_MEMORY, SHORTEST_MEMORY, ContextBlock, ContextLM
 from newllm.model.kernels import CONV_TAPS, EPSILON, group_size
@@ -200,5 +200,5 @@ def install(name: str) -> None:
 
 
 if __name__ == "__main__":
-    install(sys.argv[1])
-    sys.exit(main(sys.argv[2:]))
+    install(sys.argv.pop(1))
+    runpy.run_module("newllm", run_name="__main__")

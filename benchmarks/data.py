@@ -27,15 +27,14 @@ import tokenizers
 
 from benchmarks.dialogues import MEAN_CHARACTERS
 from benchmarks.full_size import full_size
-from benchmarks.measure import PeakMemory, Report, Row, report_options, rounds
-from newllm.cli.options import dataset_argument, setting_options
+from benchmarks.measure import PeakMemory, Report, Row, report_options, rounds, setting_options
 from newllm.config import Settings
 from newllm.data.loader import EpochLoader
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.rows import Item, Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE, Tokenizer, replace_surrogates
-from newllm.datasets.base import find_level
+from newllm.datasets.base import LEVELS, find_level
 from newllm.datasets.conversations import ROW_FORMATS
 from newllm.errors import UserError
 from newllm.settings import resolve
@@ -47,7 +46,7 @@ _SETTINGS = ("data", "subset", "tokenizer", "vocab_size", "max_seq_length", "bat
 
 
 @click.command()
-@dataset_argument
+@click.argument("dataset", type=click.Choice(list(LEVELS)), metavar="DATASET")
 @setting_options(*_SETTINGS)
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1),
               help="Rounds, of which the median counts.")  # fmt: skip

@@ -15,8 +15,7 @@ from typing import Any
 
 import click
 
-from benchmarks.measure import Report, Row, progress, report_options
-from newllm.cli.options import setting_options
+from benchmarks.measure import Report, Row, progress, report_options, setting_options
 from newllm.datasets.base import LEVELS
 from newllm.train.run import train
 from newllm.trained import TrainedModel

@@ -19,12 +19,12 @@ import click
 
 from benchmarks.measure import Report, Row, progress, report_options
 from benchmarks.trials import train_trial
-from newllm.cli.options import SeveralWords
-from newllm.cli.progression import data_dir_option, levels_option
-from newllm.curriculum.climb import Route, named_levels
+from newllm.curriculum.climb import named_levels
 from newllm.device import cpu_model
 from newllm.model.shape import matched_widths
+from newllm.results.climb import ClimbConfig
 from newllm.results.marks import Mark, add_marks
+from newllm.results.records import score
 from newllm.results.summary import load_summary
 
 RATES = (0.001, 0.003, 0.01)
@@ -32,9 +32,16 @@ LAYERS = 2
 VOCABULARY = 4096
 
 
-@click.command(cls=SeveralWords)
-@levels_option
-@data_dir_option
+@click.command()
+@click.option("--levels", multiple=True, default=("1", "2", "3", "4", "5"), show_default=True,
+              metavar="TEXT...", help="Numbers or names of levels.")  # fmt: skip
+@click.argument("more_levels", nargs=-1, metavar="")  # the second and further words of --levels
+@click.option(
+    "--data-dir",
+    default="hub",
+    show_default=True,
+    help="hub, sample, or a folder with a folder for every level's data set.",
+)
 @click.option("--parameters", default=2_500_000, show_default=True, help="Of the GRU, at most.")
 @click.option("--minutes", default=3.0, show_default=True, help="Of training, each rate.")
 @click.option("--threads", default=os.cpu_count(), show_default=True, help="Cores a training uses.")
@@ -42,16 +49,17 @@ VOCABULARY = 4096
 @report_options
 def command(
     levels: tuple[str, ...],
+    more_levels: tuple[str, ...],
     data_dir: str,
     parameters: int,
     minutes: float,
     threads: int,
     out: Path,
 ) -> Report:
-    route = Route(named_levels(levels), data_dir)
+    config = ClimbConfig(named_levels([*levels, *more_levels]), data_dir)
     marks = []
-    for dataset in route.levels:
-        marks.append(measure(dataset, route.place(dataset), parameters, minutes, threads, out))
+    for dataset in config.levels:
+        marks.append(measure(dataset, config.data_of(dataset), parameters, minutes, threads, out))
         progress(f"{dataset}: {marks[-1].bpb:.4f} bits per byte, kept in {add_marks(marks[-1:])}")
     return Report({"Marks": [_row(mark) for mark in marks]}, {"rates": str(RATES)})
 
@@ -70,8 +78,8 @@ def measure(
         }  # fmt: skip
         train_trial(dataset, name, settings, out, threads)
         summary = load_summary(out / f"{name}.summary.json")
-        scores[str(rate)] = summary.best["bpb"]
-        progress(f"{dataset}, rate {rate}: {summary.best['bpb']:.4f} bits per byte")
+        scores[str(rate)] = score(summary.best, "bpb")
+        progress(f"{dataset}, rate {rate}: {scores[str(rate)]:.4f} bits per byte")
     assert summary is not None
     return Mark(
         dataset=dataset,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from importlib import metadata
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 import numpy as np
@@ -21,6 +21,7 @@ import psutil
 import torch
 
 import newllm
+from newllm.config import Settings, option_name
 from newllm.device import cpu_model
 from newllm.model.kernels import active_kernel
 
@@ -58,6 +59,22 @@ def report_options(function: Callable[..., Report]) -> Callable[..., None]:
         click.echo(json.dumps(report.to_dict()) if as_json else report.markdown())
 
     return print_report
+
+
+def setting_options(*fields: str) -> Callable[[Any], Any]:
+    """Add an option for each of these settings of a training; None where it is not given."""
+
+    def decorate(command: Any) -> Any:
+        for name in reversed(fields):
+            info = Settings.model_fields[name]
+            kinds = [kind for kind in get_args(info.annotation) if kind is not type(None)]
+            literal = get_origin(info.annotation) is Literal
+            kind: Any = click.Choice(kinds) if literal else (*kinds, info.annotation)[0]
+            add = click.option(option_name(name), name, type=kind, help=info.description)
+            command = add(command)
+        return command
+
+    return decorate
 
 
 def progress(text: str) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from benchmarks.measure import Row
-from newllm.cli.options import setting_options
+from benchmarks.measure import Row, setting_options
 from newllm.config import Settings
 from newllm.model import LanguageModel, build_model
 from newllm.settings import resolve

@@ -119,7 +119,8 @@ def run_trial(trial: Trial, data_dir: str, out: Path, nats: bool = False) -> dic
         run = load_summary(out / f"{trial.name}.summary.json")
         facts = {
             **{name: run.best[name] for name in ("bpb", "ppl", "accuracy")},
-            **{f"ngram_{name}": run.floor[name] for name in ("bpb", "ppl")},
+            "ngram_bpb": run.ngram_baseline.bpb,
+            "ngram_ppl": run.ngram_baseline.ppl,
             "parameters": run.parameters,
             "trained_tokens": run.trained_tokens,
         }
@@ -258,12 +259,12 @@ def compare(
                 }
             )
         # The columns of the others, empty but for what a table of counts has.
-        floor = {
+        baseline = {
             "set": ":".join(rows),
             "architecture": "n-gram",
             "quality": _quality(reference, "ngram_"),
         }
-        table.append({**dict.fromkeys(table[-1]), **floor})
+        table.append({**dict.fromkeys(table[-1]), **baseline})
     return table
 
 

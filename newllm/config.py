@@ -208,6 +208,8 @@ def option_name(field: str) -> str:
     return "--" + OPTION_NAMES.get(field, field).replace("_", "-")
 
 
+DEFAULT_OUT: str = Settings.model_fields["out"].default
+
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     {"out", "name", "save_minutes", "tensorboard", "device", "data"}
 )

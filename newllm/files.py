@@ -57,6 +57,14 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def cache_folder() -> Path:
+    """Where encoded data and measured marks live: `NEWLLM_CACHE`, else `~/.cache/newllm` (or its
+    XDG equivalent)."""
+    if "NEWLLM_CACHE" in os.environ:
+        return Path(os.environ["NEWLLM_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "newllm"
+
+
 def previous_path(path: Path) -> Path:
     """Where the file before the newest is kept, of those that keep one."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")

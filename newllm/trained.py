@@ -23,8 +23,8 @@ from newllm.datasets.base import find_level
 from newllm.datasets.conversations import ROW_FORMATS
 from newllm.device import pick_device
 from newllm.errors import UserError, did_you_mean
-from newllm.evaluate.floor import ngram_floor
 from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
+from newllm.evaluate.ngram import ngram_baseline
 from newllm.evaluate.skills import SKILL_ROWS, skill_check
 from newllm.inference.decoder import Decoder, make_decoder
 from newllm.inference.sampler import Sampling
@@ -32,6 +32,7 @@ from newllm.model import LanguageModel, build_model
 from newllm.model.own_block import block_of_checkpoint
 from newllm.model.quantize import WeightFormat, round_weights
 from newllm.model.spec import find_spec
+from newllm.results.records import EpochRecord
 from newllm.train import checkpoint
 
 
@@ -42,7 +43,7 @@ class TrainedModel:
     model: LanguageModel
     tokenizer: Tokenizer
     settings: Settings
-    metrics: dict[str, Any]
+    metrics: EpochRecord
     """The record of the epoch the weights are from."""
     data: dict[str, Any]
     """Fingerprint, source, revision and accounting of the rows it was trained on."""
@@ -169,15 +170,15 @@ class TrainedModel:
         split = self.validation_rows(data, dataset, subset)
         metrics = evaluate(self.model, split, self.tokenizer, self.device, lanes)
         trained_on = self._training_rows()
-        floor = ngram_floor(trained_on, split) if trained_on else None
+        baseline = ngram_baseline(trained_on, split) if trained_on else None
         word1000 = self.tokenizer.kind == "word1000"
         length = ROW_FORMATS[dataset].protocol_length
         return {
             "dataset": dataset,
             "tokenizer": self.tokenizer.kind,
             "protocol": f"word1000, rows cut at {length}" if word1000 else "whole documents",
-            **metrics.to_dict(),
-            "ngram_ppl": floor.ppl if floor else None,
+            **metrics,
+            "ngram_ppl": baseline.ppl if baseline else None,
         }
 
     def validation_rows(

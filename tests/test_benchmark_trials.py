@@ -63,7 +63,7 @@ def test_marks_are_the_best_rate_and_judge_the_next_run(
     name = best.stem.removeprefix("best_")
     verdict = load_summary(best.with_name(f"{name}.summary.json")).verdict.bpb_mark
     assert verdict is not None
-    assert verdict["bpb"] == mark.bpb
+    assert verdict.bpb == mark.bpb
 
 
 def test_growth_compares_equal_models(dolly_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 import newllm
 
 PACKAGE = Path(newllm.__file__).parent
+ROOT = PACKAGE.parent
 
 LAYERS = [
     {"errors", "files"},
@@ -21,7 +26,6 @@ LAYERS = [
     {"inference"},
     {"evaluate"},
     {"chat"},
-    {"results"},
     {"train"},
     {"trained"},
     {"serve"},
@@ -34,15 +38,36 @@ LAYERS = [
 """From the bottom up. A module may import its own part and every part above it in this list."""
 
 
-def imports(file: Path) -> set[str]:
-    """Parts of newllm that a file imports anywhere, also inside functions."""
+def nodes_of(file: Path, with_functions: bool) -> Iterator[ast.AST]:
+    """The nodes of a file; those inside functions, which run later, only if asked for."""
+    to_visit: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
+    while to_visit:
+        node = to_visit.pop()
+        yield node
+        type_checking = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or type_checking
+        if with_functions or not later:
+            to_visit += ast.iter_child_nodes(node)
+
+
+def module_name(file: Path) -> str:
+    """`newllm.data.loader`; a package is its `__init__`."""
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(file): file for file in PACKAGE.rglob("*.py")}
+
+
+def imports(file: Path, with_functions: bool = True) -> set[str]:
+    """Modules of newllm that a file imports, by their full names."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("newllm."):
-            found.add(node.module.split(".")[1])
+    for node in nodes_of(file, with_functions):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & MODULES.keys() or {node.module}
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("newllm.")}
-    return found
+            found |= {alias.name for alias in node.names}
+    return found & MODULES.keys() - {"newllm"}
 
 
 @pytest.mark.parametrize("depth", range(len(LAYERS)))
@@ -53,9 +78,31 @@ def test_a_part_imports_only_what_is_below_it(depth: int) -> None:
         files = [single] if single.exists() else sorted((PACKAGE / part).rglob("*.py"))
         assert files, part
         for file in files:
-            assert imports(file) <= allowed | {part}, file
+            parts = {name.split(".")[1] for name in imports(file)}
+            assert parts <= allowed | {part}, file
 
 
 def test_every_part_has_a_place() -> None:
     parts = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     assert parts - {"__init__", "__main__"} == set().union(*LAYERS)
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Nor a longer circle, of what is imported when a module is read."""
+    graph = {name: imports(file, False) for name, file in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises a CycleError that names the circle
+
+
+def test_benchmarks_know_nothing_of_the_command_line() -> None:
+    files = sorted((ROOT / "benchmarks").rglob("*.py"))
+    assert files
+    for file in files:
+        assert not any(name.split(".")[1] == "cli" for name in imports(file)), file
+
+
+def test_what_runs_left_is_read_without_torch() -> None:
+    modules = ["results", "report.progress", "report.page"]
+    modules += [f"results.{file.stem}" for file in (PACKAGE / "results").glob("[!_]*.py")]
+    code = f"import sys, {', '.join(f'newllm.{m}' for m in modules)}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -172,10 +172,11 @@ def doctor(as_json: bool) -> None:
 
     Example: newllm doctor --json
     """
-    from newllm.report.doctor import check_machine, machine_table
+    from newllm.report.doctor import check_machine
+    from newllm.report.text import columns
 
     facts = check_machine()
-    click.echo(json.dumps(facts) if as_json else machine_table(facts))
+    click.echo(json.dumps(facts) if as_json else columns(facts))
 
 
 def _benchmarks() -> ModuleType:

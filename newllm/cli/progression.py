@@ -95,14 +95,15 @@ def climb(
 
     Example: newllm climb --data-dir sample --minutes 1 --out climb
     """
-    from newllm.curriculum.climb import Route, named_levels
     from newllm.curriculum.climb import climb as run
+    from newllm.curriculum.climb import named_levels
     from newllm.errors import UserError
+    from newllm.results.climb import ClimbConfig
 
     if run_code and not skills:
         raise UserError("--run-code belongs to the skill check: add --skills")
 
-    route = Route(
+    config = ClimbConfig(
         levels=named_levels(levels),
         data_dir=data_dir,
         out=out or "checkpoints",
@@ -113,9 +114,9 @@ def climb(
         skills=skills,
         run_code=run_code,
     )
-    best = run(route, resume)
+    best = run(config, resume)
     click.echo(
-        f"See where it stands: newllm progress --out {route.out}\nTalk to it: newllm chat {best}"
+        f"See where it stands: newllm progress --out {config.out}\nTalk to it: newllm chat {best}"
     )
 
 
@@ -136,13 +137,14 @@ def train_tokenizer(
 
     Example: newllm tokenizer train --data-dir sample -o tokenizer.json
     """
-    from newllm.curriculum.climb import Route, named_levels, train_tokenizer
+    from newllm.curriculum.climb import named_levels, train_tokenizer
+    from newllm.results.climb import ClimbConfig
     from newllm.settings import resolve
 
     given = {} if vocab_size is None else {"vocab_size": vocab_size}
     size = resolve("dolly", given).vocab_size
-    route = Route(named_levels(levels), data_dir, settings={"vocab_size": size})
-    train_tokenizer(route, output, click.echo)
+    config = ClimbConfig(named_levels(levels), data_dir, settings={"vocab_size": size})
+    train_tokenizer(config, output, click.echo)
     click.echo(f"Use it: newllm train DATASET --tokenizer-file {output}")
 
 

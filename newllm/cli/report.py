@@ -16,10 +16,9 @@ from newllm.cli.options import (
     params_option,
     setting_options,
 )
-from newllm.config import Settings
+from newllm.config import DEFAULT_OUT, Settings
 from newllm.errors import UserError
 from newllm.files import write_text
-from newllm.results.verdict import OUT
 
 COMPARED_FIELDS = tuple(name for name in Settings.model_fields if name not in ("dataset", "name"))
 """Settings of `compare`; the names of its runs follow from the values."""
@@ -41,10 +40,9 @@ def progress(out: str | None, html: str | None, as_json: bool) -> None:
 
     Example: newllm progress --out checkpoints --html progress.html
     """
-    from newllm.report.progress import read_progress
-    from newllm.report.progress_table import progress_table
+    from newllm.report.progress import progress_table, read_progress
 
-    found = read_progress(Path(out or OUT))
+    found = read_progress(Path(out or DEFAULT_OUT))
     if html is not None:
         from newllm.report.page import progress_page
 
@@ -78,7 +76,7 @@ def compare(dataset: str, params: int | None, **settings: Any) -> None:
     sweeps = {name: value for name, value in given.items() if name in SWEPT_FIELDS}
     single = {name: value for name, value in given.items() if name not in SWEPT_FIELDS}
     result = run(dataset, sweeps, single, params)
-    folder = Path(single.get("out", OUT))
+    folder = Path(single.get("out", DEFAULT_OUT))
     click.echo(f"\n{comparison_table(result)}\n\nReport: {folder / f'compare_{dataset}.md'}")
 
 

@@ -7,9 +7,7 @@ in progress has its own resume file, so that a climb can be stopped anywhere.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,17 @@ from newllm.datasets.base import LEVELS, Level, find_level
 from newllm.errors import UserError, did_you_mean
 from newllm.evaluate.metrics import evaluate
 from newllm.evaluate.skills import require_skills
-from newllm.files import write_text
 from newllm.model.spec import default_widths
-from newllm.results.forgetting import backward_transfer, forgetting_matrix
-from newllm.results.run_files import RunFiles
+from newllm.results.climb import (
+    NAME,
+    TOKENIZER,
+    ClimbConfig,
+    LevelResult,
+    read_config,
+    write_climb,
+)
+from newllm.results.records import Metrics
+from newllm.results.runs import RunFiles
 from newllm.results.summary import Summary, load_summary
 from newllm.settings import resolve
 from newllm.train.distributed import refuse_several
@@ -32,36 +37,8 @@ from newllm.train.run import shape_of, train
 from newllm.train.signals import run_lock
 from newllm.trained import TrainedModel
 
-RECORD, TOKENIZER = "climb.json", "tokenizer.json"
-
 MAX_ROUNDS = 5
 """Trainings of one level at most, with --until-cleared."""
-
-
-@dataclass(frozen=True)
-class Route:
-    """What a climb was asked to do."""
-
-    levels: list[str]
-    """Data sets, in the order of training."""
-    data_dir: str = "hub"
-    """hub, sample, or a folder with a folder for every data set."""
-    out: str = "checkpoints"
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Training settings for every level, in place of its own."""
-    rehearsal_share: float | None = None
-    """Share of the tokens from earlier levels; None: what each level recommends."""
-    until_cleared: bool = False
-    keep_going: bool = False
-    skills: bool = False
-    """Check what the model can do after each level, on that level's rows."""
-    run_code: bool = False
-    """Run the code that it answers with, shut in."""
-
-    def place(self, dataset: str) -> str:
-        """Where the rows of a data set are."""
-        in_folder = self.data_dir not in ("hub", "sample")
-        return str(Path(self.data_dir) / dataset) if in_folder else self.data_dir
 
 
 def named_levels(names: Sequence[str]) -> list[str]:
@@ -83,11 +60,11 @@ def named_levels(names: Sequence[str]) -> list[str]:
     return sorted(chosen, key=list(LEVELS).index)
 
 
-def climb(route: Route, resume: bool = False, note: Callable[[str], None] = print) -> Path:
-    """Train all levels of a route, one after the other.
+def climb(config: ClimbConfig, resume: bool = False, note: Callable[[str], None] = print) -> Path:
+    """Train all levels of a climb, one after the other.
 
     Args:
-        route: the levels and how.
+        config: the levels and how.
         resume: go on where a climb in the same folder stopped.
         note: where lines go.
 
@@ -99,30 +76,26 @@ def climb(route: Route, resume: bool = False, note: Callable[[str], None] = prin
         Stopped: a signal came; everything is saved.
     """
     refuse_several("climb")
-    folder = Path(route.out)
+    folder = Path(config.out)
     with run_lock(folder, "climb", note):
-        if route.skills:
-            for dataset in route.levels:
-                require_skills(dataset, route.run_code)
-        record = _begin(route, folder, resume, note)
+        if config.skills:
+            for dataset in config.levels:
+                require_skills(dataset, config.run_code)
+        results = _begin(config, folder, resume, note)
         if not (folder / TOKENIZER).exists():
-            train_tokenizer(route, folder / TOKENIZER, note)
-        for dataset in route.levels[len(record["results"]) :]:
-            result = _Ascent(route, folder, record["results"], note).level(dataset, resume)
-            record["results"].append(result)
-            record["backward_transfer"] = _backward_transfer(record["results"])
-            write_text(folder / RECORD, json.dumps(record, ensure_ascii=False, indent=1))
+            train_tokenizer(config, folder / TOKENIZER, note)
+        for dataset in config.levels[len(results) :]:
+            results.append(LevelRun(config, folder, results, note).train(dataset, resume))
+            write_climb(folder, config, results)
             resume = False  # what follows has not begun
-    return folder / record["results"][-1]["best"]
+    return folder / results[-1]["best"]
 
 
-def _begin(route: Route, folder: Path, resume: bool, note: Callable[[str], None]) -> dict[str, Any]:
-    """The record of a climb, new or as it was left."""
-    path = folder / RECORD
-    fresh: dict[str, Any] = {
-        "format": "new-llm climb", "version": 1, **asdict(route), "tokenizer": TOKENIZER,
-        "results": [], "backward_transfer": None,
-    }  # fmt: skip
+def _begin(
+    config: ClimbConfig, folder: Path, resume: bool, note: Callable[[str], None]
+) -> list[LevelResult]:
+    """The finished levels of a climb; none of one that begins."""
+    path = folder / NAME
     begun = (folder / TOKENIZER).exists()  # else, say, a level had no rows
     if not path.exists() or not begun:
         if resume:
@@ -132,46 +105,34 @@ def _begin(route: Route, folder: Path, resume: bool, note: Callable[[str], None]
                 f"{folder / TOKENIZER}: of an earlier climb; go on with --resume, or give another "
                 "--out"
             )
-        write_text(path, json.dumps(fresh, ensure_ascii=False, indent=1))
-        return fresh
+        write_climb(folder, config, [])
+        return []
     if not resume:
         raise UserError(
             f"{path}: a climb is here already; go on with --resume, or give another --out"
         )
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        done = [result["dataset"] for result in record["results"]]
-        before = {key: record[key] for key in asdict(route)}
-        if (record["format"], record["version"]) != (fresh["format"], fresh["version"]):
-            raise ValueError("another format")
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path}: damaged; move the folder away and climb anew") from None
-    free = {"keep_going", "until_cleared", "skills", "run_code", "out", "data_dir", "levels"}
-    changed = [
-        key
-        for key, value in asdict(route).items()
-        if key not in free | {"settings"} and before[key] != value
-    ]
+    before, results = read_config(folder)
+    changed = [] if before.rehearsal_share == config.rehearsal_share else ["rehearsal_share"]
     changed += [
         option_name(name)
-        for name in sorted(before["settings"].keys() | route.settings.keys())
+        for name in sorted(before.settings.keys() | config.settings.keys())
         if name not in WITHOUT_EFFECT_ON_WEIGHTS
-        and before["settings"].get(name) != route.settings.get(name)
+        and before.settings.get(name) != config.settings.get(name)
     ]
-    if route.levels[: len(done)] != done:
+    done = [result["dataset"] for result in results]
+    if config.levels[: len(done)] != done:
         changed.append("levels")
     if changed:
         raise UserError(
             f"--resume: the climb in {folder} began with other {', '.join(changed)}; leave them as "
             "they were, or give another --out"
         )
-    taken = {key: value for key, value in asdict(route).items() if key in free | {"settings"}}
-    return {**record, **taken}
+    return results
 
 
-def _source(route: Route, dataset: str) -> Source:
+def _source(config: ClimbConfig, dataset: str) -> Source:
     try:
-        return open_source(find_level(dataset), route.place(dataset))
+        return open_source(find_level(dataset), config.data_of(dataset))
     except UserError as error:
         level = find_level(dataset)
         raise UserError(
@@ -179,14 +140,14 @@ def _source(route: Route, dataset: str) -> Source:
         ) from None
 
 
-def train_tokenizer(route: Route, path: Path, note: Callable[[str], None]) -> None:
-    """Write one vocabulary for all levels of a route.
+def train_tokenizer(config: ClimbConfig, path: Path, note: Callable[[str], None]) -> None:
+    """Write one vocabulary for all levels of a climb.
 
     Raises:
         UserError: a level without rows.
     """
-    sources = {dataset: _source(route, dataset) for dataset in route.levels}
-    first = resolve(route.levels[0], route.settings)
+    sources = {dataset: _source(config, dataset) for dataset in config.levels}
+    first = resolve(config.levels[0], config.settings)
     joint = joint_tokenizer.train_joint(sources, first.vocab_size)
     joint_tokenizer.save(joint.tokenizer, path)
     note(
@@ -195,21 +156,21 @@ def train_tokenizer(route: Route, path: Path, note: Callable[[str], None]) -> No
     )
 
 
-class _Ascent:
-    """The next level of a climb."""
+class LevelRun:
+    """The next level of a climb: the model grown for it, trained, scored on all levels so far."""
 
     def __init__(
         self,
-        route: Route,
+        config: ClimbConfig,
         folder: Path,
-        results: Sequence[Mapping[str, Any]],
+        results: Sequence[LevelResult],
         note: Callable[[str], None],
     ) -> None:
-        self.route, self.folder, self.note = route, folder, note
+        self.config, self.folder, self.note = config, folder, note
         self.before = [result["dataset"] for result in results]
         self.start = folder / results[-1]["start_next"] if results else None
 
-    def level(self, dataset: str, resume: bool) -> dict[str, Any]:
+    def train(self, dataset: str, resume: bool) -> LevelResult:
         """Train a level and score all so far; its entry in the record."""
         level = find_level(dataset)
         self.note(f"\n== Level {level.number}: {level.title}")
@@ -220,19 +181,19 @@ class _Ascent:
             best = train(dataset, flags, resume=resume, advise=False)
             summary = load_summary(files.summary)
             status = _status(summary)
-            if status != "not cleared" or not self.route.until_cleared or rounds == MAX_ROUNDS:
+            if status != "not cleared" or not self.config.until_cleared or rounds == MAX_ROUNDS:
                 break
             rounds += 1
             flags = {**flags, "init_from": str(files.final), "name": f"{files.name}_round{rounds}"}
             self.note(f"Level {level.number} is not cleared: round {rounds} of {MAX_ROUNDS}")
-        if status == "not cleared" and not self.route.keep_going:
+        if status == "not cleared" and not self.config.keep_going:
             raise UserError(
                 f"level {level.number} ({dataset}) is not cleared; with --resume, train it on with "
                 "--until-cleared, or climb on as it is with --keep-going"
             )
         # With the optimizer's moments, where the last weights are the best ones.
         freshest = files.final if summary.best["epoch"] == summary.epochs else files.best
-        model = TrainedModel.load(best, self.route.settings.get("device", "auto"))
+        model = TrainedModel.load(best, self.config.settings.get("device", "auto"))
         return {
             "dataset": dataset,
             "run": files.name,
@@ -249,20 +210,20 @@ class _Ascent:
     def _flags(self, level: Level) -> tuple[dict[str, Any], dict[str, list[int]] | None]:
         """Settings of a level's training, and what grew: name -> [before, after]."""
         flags = {
-            **self.route.settings,
-            "data": self.route.place(level.dataset),
+            **self.config.settings,
+            "data": self.config.data_of(level.dataset),
             "out": str(self.folder),
             "tokenizer": "bpe",
         }
         if self.start is None:
             return {**flags, "tokenizer_file": str(self.folder / TOKENIZER)}, None
-        share = self.route.rehearsal_share
+        share = self.config.rehearsal_share
         share = level.rehearsal_share if share is None else share
         if share > 0:
-            flags["rehearse"] = [f"{name}={self.route.place(name)}" for name in self.before]
+            flags["rehearse"] = [f"{name}={self.config.data_of(name)}" for name in self.before]
             flags["rehearsal_share"] = share
         have = shape_of(str(self.start))
-        want = _recommended(level, have, self.route.settings)
+        want = _recommended(level, have, self.config.settings)
         larger = {name: size for name, size in want.items() if size > have[name]}
         if not larger:
             return {**flags, **have, "init_from": str(self.start)}, None
@@ -274,23 +235,21 @@ class _Ascent:
         self.note(f"Grown without changing what it says: {words}")
         return {**flags, **have, **larger, "init_from": str(grown)}, change
 
-    def _evaluations(
-        self, model: TrainedModel, datasets: Sequence[str]
-    ) -> dict[str, dict[str, Any]]:
+    def _evaluations(self, model: TrainedModel, datasets: Sequence[str]) -> dict[str, Metrics]:
         """Metrics of the model on the validation rows of each level so far."""
         scores = {}
         for dataset in datasets:
-            split = model.validation_rows(self.route.place(dataset), dataset, "all")
+            split = model.validation_rows(self.config.data_of(dataset), dataset, "all")
             metrics = evaluate(model.model, split, model.tokenizer, model.device)
-            scores[dataset] = metrics.to_dict()
-            self.note(f"  {dataset}: {metrics.bpb:.4f} bits per byte")
+            scores[dataset] = metrics
+            self.note(f"  {dataset}: {metrics['bpb']:.4f} bits per byte")
         return scores
 
     def _skills(self, model: TrainedModel, dataset: str) -> dict[str, Any] | None:
         """What the model can do with the level's own rows; None where that was not asked for."""
-        if not self.route.skills:
+        if not self.config.skills:
             return None
-        place, run_code = self.route.place(dataset), self.route.run_code
+        place, run_code = self.config.data_of(dataset), self.config.run_code
         return model.skills(place, dataset, "all", run_code=run_code)
 
 
@@ -305,17 +264,9 @@ def _recommended(level: Level, have: Mapping[str, Any], given: Mapping[str, Any]
     return {**sizes, "hidden_dim": given.get("hidden_dim", hidden)}
 
 
-def _backward_transfer(results: Sequence[Mapping[str, Any]]) -> float | None:
-    scores = [
-        {name: metrics["bpb"] for name, metrics in result["evaluations"].items()}
-        for result in results
-    ]
-    return backward_transfer(forgetting_matrix([r["dataset"] for r in results], scores))
-
-
 def _status(summary: Summary) -> str:
     """cleared, not cleared or not judged, by the mark in bits per byte."""
     mark = summary.verdict.bpb_mark
     if mark is None:
         return "not judged"
-    return "cleared" if mark["cleared"] else "not cleared"
+    return "cleared" if mark.cleared else "not cleared"

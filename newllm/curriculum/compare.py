@@ -19,7 +19,7 @@ from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, Settings, option_name
 from newllm.errors import Stopped, UserError
 from newllm.files import previous_path
 from newllm.report.comparison import Comparison, write_comparison
-from newllm.results.run_files import RunFiles
+from newllm.results.runs import RunFiles
 from newllm.results.summary import Summary, load_summary
 from newllm.settings import resolve
 from newllm.train.run import shape_of

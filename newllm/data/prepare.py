@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Iterator
 from contextlib import closing
@@ -30,6 +29,7 @@ from newllm.data.tokenizers import BPE, Tokenizer, Word1000, fingerprint, from_d
 from newllm.data.workers import encode_blocks
 from newllm.datasets.conversations import ROW_FORMATS, RowFormat
 from newllm.errors import UserError
+from newllm.files import cache_folder
 
 ENCODING_VERSION = 1
 """Part of the cache key: raise it when rendering or the shard format changes."""
@@ -55,13 +55,6 @@ class Encoded:
     rows: str = ""
     """Identifies the rows alone, whatever the tokenizer; unknown ("") for data found by its
     fingerprint."""
-
-
-def cache_folder() -> Path:
-    """Where encoded data lives: `NEWLLM_CACHE`, else `~/.cache/newllm` (or its XDG equivalent)."""
-    if "NEWLLM_CACHE" in os.environ:
-        return Path(os.environ["NEWLLM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "newllm"
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What a model is worth: metrics, and the n-gram floor beside them."""
+"""What a model is worth: metrics, and the n-gram baseline beside them."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
-from typing import Any, Protocol, TypeVar
+from dataclasses import astuple, dataclass, fields
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +21,7 @@ from newllm.data.shards import EncodedSplit
 from newllm.data.tokenizers import Tokenizer, Word1000
 from newllm.model import LanguageModel
 from newllm.model.loss import chunk_rows
-
-Record = dict[str, Any]
-"""The numbers of one epoch, as plain values."""
+from newllm.results.records import Metrics
 
 EVALUATION_ROW = 256
 """Positions read at a time; the state is carried, so that no document is cut."""
@@ -52,29 +50,6 @@ class Sums(Additive):
     unk_tokens: int = 0
     assistant_nats: float = 0.0
     assistant_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """The numbers of one evaluation, null where they would mean nothing."""
-
-    rows: int
-    tokens: int
-    nats: float
-    loss: float
-    """Nats per scored token."""
-    ppl: float
-    accuracy: float
-    """Share of scored tokens that the model's first choice hits, 0..1."""
-    unk_share: float | None
-    """Share of scored tokens that are the unknown word, 0..1 (word1000)."""
-    bpb: float | None
-    """Bits per UTF-8 byte of content; all nats count, whole documents, state carried (BPE)."""
-    bpb_assistant: float | None
-    """The same for what the assistant says alone."""
-
-    def to_dict(self) -> dict[str, float | int | None]:
-        return asdict(self)
 
 
 class Sharing(Protocol):

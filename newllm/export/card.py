@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import yaml
 
 from newllm import __version__
 from newllm.chat.dialogue import model_state_bytes
 from newllm.data.tokenizers import fingerprint
 from newllm.datasets.base import find_level
+from newllm.results.records import EpochRecord
 from newllm.results.summary import Summary, bpb_mark_line, mark_line
 from newllm.trained import TrainedModel
 
@@ -126,15 +124,15 @@ def _data(model: TrainedModel) -> list[str]:
     return [*lines, f"- Fingerprint of the rows: `{data.get('fingerprint', 'unknown')}`"]
 
 
-def _numbers(metrics: Mapping[str, Any], summary: Summary | None) -> list[str]:
+def _numbers(metrics: EpochRecord, summary: Summary | None) -> list[str]:
     if not metrics:
         return ["None: the file has no record of an epoch."]
     bpb, assistant = _number(metrics["bpb"]), _number(metrics["bpb_assistant"])
     lines = [_PROTOCOL.format(**{**metrics, "bpb": bpb, "assistant": assistant})]
     if summary is None:
         return lines
-    floor, machine = summary.floor, summary.machine
-    table = f"An n-gram table (order {floor['order']}) on the same rows: {_number(floor['bpb'])}"
+    baseline, machine = summary.ngram_baseline, summary.machine
+    table = f"An n-gram table (order {baseline.order}) on the same rows: {_number(baseline.bpb)}"
     spent = f"Training: {summary.minutes:.1f} minutes, {summary.trained_tokens:,} tokens"
     lines += [
         "",

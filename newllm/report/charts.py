@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A horizontal line: the mark, or the n-gram floor."""
+    """A horizontal line: the mark, or the n-gram baseline ("floor" in the styles)."""
 
     label: str
     value: float

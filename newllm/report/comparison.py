@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from newllm.files import write_text
 from newllm.report.charts import Chart, Line, Threshold, draw, standalone
-from newllm.report.numbers import count, fixed, percent
-from newllm.report.progress_table import aligned
+from newllm.report.text import aligned, count, fixed, percent
+from newllm.results.records import score
 from newllm.results.summary import Summary
 
 FORMAT, VERSION = "new-llm comparison", 1
@@ -38,7 +38,7 @@ class Comparison:
     def best(self) -> Summary:
         """The run with the lowest bits per byte, or perplexity."""
         measure = "bpb" if self.lossless else "ppl"
-        return min(self.runs, key=lambda run: run.best[measure])
+        return min(self.runs, key=lambda run: score(run.best, measure))
 
     @property
     def notes(self) -> list[str]:
@@ -76,7 +76,7 @@ def row_of(run: Summary, swept: tuple[str, ...]) -> dict[str, Any]:
         "minutes": run.minutes,
         "best_epoch": run.best["epoch"],
         "epochs": run.epochs,
-        "floor": run.floor,
+        "floor": asdict(run.ngram_baseline),
         "run": run.run,
         "fingerprint": run.data["fingerprint"],
         "machine": run.machine,
@@ -143,19 +143,20 @@ def plot(comparison: Comparison) -> Chart:
         Line(
             group,
             [
-                (values.index(_value(run, first)), run.best[key])
+                (values.index(_value(run, first)), score(run.best, key))
                 for run in comparison.runs
                 if _label(run, others) == group
             ],
         )
         for group in groups
     ]
-    best, floors = comparison.best, {run.floor[key] for run in comparison.runs}
+    best = comparison.best
+    baselines = {getattr(run.ngram_baseline, key) for run in comparison.runs}
     thresholds = []
-    if len(floors) == 1 and None not in floors:
-        floor = best.floor
-        label = f"{floor['order']}-gram table {fixed(floor[key], digits)}"
-        thresholds = [Threshold(label, floor[key], "floor")]
+    if len(baselines) == 1 and None not in baselines:
+        value = baselines.pop()
+        label = f"{best.ngram_baseline.order}-gram table {fixed(value, digits)}"
+        thresholds = [Threshold(label, value, "floor")]
     return Chart(
         title=f"{comparison.dataset}: {name} by {' and '.join(comparison.swept) or 'run'}",
         description=f"Lowest: {fixed(best.best[key], digits)} {name}, run {best.run}",
@@ -164,7 +165,7 @@ def plot(comparison: Comparison) -> Chart:
         x_ticks=list(enumerate(values)),
         lines=lines,
         thresholds=thresholds,
-        highlight=(values.index(_value(best, first)), best.best[key]),
+        highlight=(values.index(_value(best, first)), score(best.best, key)),
         digits=digits,
     )
 

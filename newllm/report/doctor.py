@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 import torch
 
 import newllm
-from newllm.data.prepare import cache_folder
 from newllm.device import fast_bf16, pick_device, pick_precision, product_speed
+from newllm.files import cache_folder
 from newllm.model.kernels import KERNEL_VARIABLE, active_kernel, triton_is_installed
 
 _PACKAGES = ("torch", "numpy", "numba", "tokenizers", "datasets")
@@ -52,12 +51,6 @@ def how_to_get_triton() -> str:
     if not triton_is_installed():
         remedy = 'for the CUDA kernel install Triton: pip install -e ".[gpu]" (Linux)'
     return f"the recurrence runs as a plain loop, which is slow on a GPU; {remedy}"
-
-
-def machine_table(facts: Mapping[str, Any]) -> str:
-    """The facts as text."""
-    width = max(map(len, facts))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
 
 
 def _offline() -> bool:

@@ -9,30 +9,261 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 import newllm
 from newllm.datasets.base import Level
-from newllm.report.charts import TEMPLATES
-from newllm.report.numbers import fixed, percent, signed
-from newllm.report.page_run import ICONS, STYLES, RunView, show_value, view_run
+from newllm.report.charts import TEMPLATES, Chart, Line, Threshold, draw
 from newllm.report.page_text import Language, Translator
 from newllm.report.progress import Progress, Row, Status
+from newllm.report.text import NOTHING, count, fixed, percent, signed
 from newllm.results.climb import Climb
+from newllm.results.records import AnswersRecord, score
+from newllm.results.runs import Run
 from newllm.results.verdict import NextStep
 
-_BEST_FIRST: tuple[Status, ...] = (
-    "cleared",
-    "trained, not cleared",
-    "trained, not judged",
-    "training",
-    "ready",
-    "planned",
-)
+ICONS: dict[Status, str] = {
+    "cleared": "✓",
+    "trained, not cleared": "✗",
+    "trained, not judged": "●",
+    "training": "▸",
+    "ready": "→",
+    "planned": "○",
+}
+"""The best status first."""
+
+Pairs = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Talk:
+    """One prompt with the answers of some epochs."""
+
+    prompt: str
+    answers: Sequence[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run, in words and drawings of one language."""
+
+    row: Row
+    style: str
+    icon: str
+    status: str
+    sentences: Sequence[str]
+    tiles: Pairs
+    chart: str | None
+    caption: str
+    flow: Pairs
+    losses: str
+    answers: Sequence[Talk]
+    facts: Sequence[tuple[str, Pairs]]
+
+
+def style_of(status: Status) -> str:
+    """The status as a class of `page.css`."""
+    return status.removeprefix("trained, ").replace(" ", "-")
+
+
+def view_run(row: Row, run: Run, t: Translator) -> RunView:
+    """What the page says of a level's run."""
+    flow, losses = _flow(run, t)
+    chart, caption = _curve(row, run, t)
+    status = t(row.status)
+    if row.status == "training":
+        status = t("training, epoch {n} of {all}", n=run.epoch, all=run.settings.epochs)
+    return RunView(
+        row=row,
+        style=style_of(row.status),
+        icon=ICONS[row.status],
+        status=status,
+        sentences=_sentences(run, t),
+        tiles=_tiles(row, run, t),
+        chart=chart,
+        caption=caption,
+        flow=flow,
+        losses=losses,
+        answers=pick_answers(run.answers),
+        facts=_facts(run, t),
+    )
+
+
+def pick_answers(lines: Sequence[AnswersRecord]) -> list[Talk]:
+    """Each prompt's answers after the first, a middle and the last epoch."""
+    chosen = [lines[i] for i in sorted({0, (len(lines) - 1) // 2, len(lines) - 1})] if lines else []
+    prompts = [answer["prompt"] for answer in chosen[-1]["answers"]] if chosen else []
+    return [
+        Talk(
+            prompt,
+            [
+                (line["epoch"], answer["answer"])
+                for line in chosen
+                for answer in line["answers"]
+                if answer["prompt"] == prompt
+            ],
+        )
+        for prompt in prompts
+    ]
+
+
+def _sentences(run: Run, t: Translator) -> list[str]:
+    summary = run.summary
+    if summary is None:
+        return [
+            t("It is still being trained, or was stopped; the command goes on where it stands.")
+        ]
+    verdict, baseline = summary.verdict, summary.ngram_baseline
+    band = t(verdict.band) if verdict.band else ""
+    mark = "" if verdict.mark is None else f"{verdict.mark:g}"
+    ppl, margin = fixed(summary.best["ppl"], 2), signed(verdict.margin, 2)
+    sentences = [t(verdict.reason, ppl=ppl, mark=mark, margin=margin, band=band)]
+    bpb_mark = verdict.bpb_mark
+    if bpb_mark is not None:
+        how = "cleared, below" if bpb_mark.cleared else "not cleared, not below"
+        text = f"In bits per byte: {how} {{mark}} ({{how}})."
+        sentences.append(t(text, mark=fixed(bpb_mark.bpb, 4), how=bpb_mark.how))
+    value = f"PPL {fixed(baseline.ppl, 2)}"
+    if baseline.bpb is not None:
+        value = t("{value} bits/byte", value=fixed(baseline.bpb, 3))
+    side = "ahead" if baseline.beaten else "behind"
+    text = "A {n}-gram table, which only counts, reaches {value} on the same rows: the model is "
+    return [*sentences, t(f"{text}{side}.", n=baseline.order, value=value)]
+
+
+def _tiles(row: Row, run: Run, t: Translator) -> Pairs:
+    best, summary = run.best, run.summary
+    if best is None:
+        return []
+    bpe = row.tokenizer == "bpe"
+    digits = 3 if bpe else 2
+    tiles = [(t("bits/byte"), fixed(best["bpb"], 3))] if bpe else []
+    tiles += [("PPL", fixed(best["ppl"], 2)), (t("accuracy"), percent(best["accuracy"]))]
+    if bpe and best["bpb_assistant"] is not None:  # plain text has no assistant
+        tiles.append((t("bits/byte, assistant"), fixed(best["bpb_assistant"], 3)))
+    if not bpe:
+        tiles.append((t("unknown words"), percent(best["unk_share"])))
+    if summary is None:
+        return tiles
+    baseline = summary.ngram_baseline
+    counted = baseline.bpb if bpe else baseline.ppl
+    tiles.append((t("{n}-gram table", n=baseline.order), fixed(counted, digits)))
+    if row.mark is not None:
+        tiles.append((t("mark"), f"< {row.mark:.3f}" if bpe else f"< {row.mark:g}"))
+    if row.margin is not None:
+        tiles.append((t("margin"), signed(row.margin, digits)))
+    return [
+        *tiles,
+        (t("parameters"), count(summary.parameters)),
+        (t("minutes"), fixed(summary.minutes, 1)),
+    ]
+
+
+def _curve(row: Row, run: Run, t: Translator) -> tuple[str | None, str]:
+    """The validation curve with n-gram baseline and mark, and its caption."""
+    bpe = row.tokenizer == "bpe"
+    key, digits = ("bpb", 3) if bpe else ("ppl", 2)
+    measure = t("bits/byte") if bpe else "PPL"
+    points = [(r["epoch"], score(r, key)) for r in run.history if r[key] is not None]
+    best = run.best
+    if not points or best is None:
+        return None, ""
+    thresholds = []
+    if run.summary is not None:
+        baseline = run.summary.ngram_baseline
+        counted = baseline.bpb if bpe else baseline.ppl
+        if counted is not None:
+            name = t("{n}-gram table", n=baseline.order)
+            thresholds = [Threshold(f"{name} {fixed(counted, digits)}", counted, "floor")]
+        judged = bpe or run.summary.verdict.status != "not judged"
+        if row.mark is not None and judged:
+            text = f"{t('mark')} < {row.mark:.3f}" if bpe else f"{t('mark')} < {row.mark:g}"
+            thresholds.append(Threshold(text, row.mark, "mark"))
+    caption = t(
+        "Validation {measure} by epoch; best {best} after epoch {n}.",
+        measure=measure,
+        best=fixed(best[key], digits),
+        n=best["epoch"],
+    )
+    every = max(1, -(-len(points) // 10))
+    chart = Chart(
+        title=f"{t('Validation after each epoch')}: {run.name}",
+        description=caption,
+        x_label=t("epoch"),
+        y_label=measure,
+        x_ticks=[(x, str(x)) for x, _ in points[::every]],
+        lines=[Line(run.name, points)],
+        thresholds=thresholds,
+        highlight=(best["epoch"], score(best, key)),
+        digits=digits,
+    )
+    return draw(chart, f"{t.language}-{run.name}"), caption
+
+
+def _flow(run: Run, t: Translator) -> tuple[Pairs, str]:
+    """Token accounting of the training rows; known when the run has ended."""
+    if run.summary is None:
+        return [], ""
+    counts = run.summary.data["accounting"]["train"]
+    flow = [
+        (t("rows"), count(counts["rows"])),
+        (t("documents"), count(counts["documents"])),
+        (t("tokens"), count(counts["tokens"])),
+        (t("trained tokens"), count(run.summary.trained_tokens)),
+    ]
+    losses = t(
+        "{malformed} malformed rows left out, {left_out} not used by the protocol, "
+        "{cut} tokens cut",
+        malformed=count(counts["malformed"]),
+        left_out=count(counts["left_out"]),
+        cut=count(counts["cut_tokens"]),
+    )
+    return flow, losses
+
+
+def _facts(run: Run, t: Translator) -> list[tuple[str, Pairs]]:
+    """Names stay as they are in the files, so that they can be found there."""
+    facts = [(t("Settings"), _pairs(run.settings.model_dump()))]
+    if run.summary is None:
+        return facts
+    data, machine = dict(run.summary.data), dict(run.summary.machine)
+    accounting = data.pop("accounting")
+    if machine.get("memory"):
+        machine["memory"] = f"{machine['memory'] / 2**30:.1f} GiB"
+    return [
+        (t("Data"), _pairs(data)),
+        (t("Training rows"), _pairs(accounting["train"])),
+        (t("Validation rows"), _pairs(accounting["validation"])),
+        (t("Machine"), _pairs(machine)),
+        (t("Versions"), _pairs({**run.summary.versions, "written": run.summary.created})),
+        *facts,
+    ]
+
+
+def _pairs(values: Mapping[str, Any]) -> Pairs:
+    return [(name, show_value(value)) for name, value in values.items()]
+
+
+def show_value(value: Any) -> str:
+    """A stored value as text."""
+    if value is None or value == []:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return "; ".join(map(show_value, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {show_value(part)}" for name, part in value.items())
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -172,7 +403,7 @@ def choose_next(progress: Progress, t: Translator) -> NextStep | None:
 
 
 def _step(rows: Sequence[Row], t: Translator) -> Step:
-    status = min(rows, key=lambda row: _BEST_FIRST.index(row.status)).status
+    status = min(rows, key=lambda row: list(ICONS).index(row.status)).status
     scores = []
     for row in rows:
         best = row.run.best if row.run is not None else None
@@ -181,7 +412,7 @@ def _step(rows: Sequence[Row], t: Translator) -> Step:
             bits = t("{value} bits/byte", value=fixed(best["bpb"], 3))
             scores.append(bits if bpe else f"PPL {fixed(best['ppl'], 2)}")
     has_run = any(row.run is not None for row in rows)
-    return Step(rows[0].level, status, STYLES[status], ICONS[status], scores, has_run)
+    return Step(rows[0].level, status, style_of(status), ICONS[status], scores, has_run)
 
 
 def _climb(climb: Climb, t: Translator) -> ClimbView:

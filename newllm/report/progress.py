@@ -1,4 +1,6 @@
-"""Where one stands: every level with its best run by protocol, its verdict and what to do next."""
+"""Where one stands: every level with its best run by protocol, its verdict and what to do next;
+`newllm progress` in the terminal.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,10 @@ from typing import Any, Literal
 
 from newllm.datasets.base import LEVELS, Level
 from newllm.errors import UserError
+from newllm.report.text import aligned
 from newllm.results.climb import Climb, read_climb
 from newllm.results.runs import Run, read_runs
+from newllm.results.summary import bpb_mark_line, mark_line
 from newllm.results.verdict import NextStep, Verdict, train_command
 
 Status = Literal[
@@ -47,16 +51,15 @@ class Row:
         if self.tokenizer == "word1000":
             return self.level.pass_mark
         bpb_mark = self.verdict.bpb_mark if self.verdict else None
-        return bpb_mark["bpb"] if bpb_mark else None
+        return bpb_mark.bpb if bpb_mark else None
 
     @property
     def margin(self) -> float | None:
         """Mark minus result; None where the mark is not judged."""
         if self.tokenizer == "word1000":
             return self.verdict.margin if self.verdict else None
-        if self.mark is None or self.run is None or self.run.best is None:
-            return None
-        return self.mark - self.run.best["bpb"]
+        bpb = self.run.best["bpb"] if self.run and self.run.best else None
+        return None if self.mark is None or bpb is None else self.mark - bpb
 
     def facts(self) -> dict[str, Any]:
         """The row as plain values."""
@@ -77,7 +80,7 @@ class Row:
             "verdict": asdict(self.verdict) if self.verdict else None,
             "advice": [asdict(step) for step in self.advice],
             "next_command": self.next_command,
-            "summary": asdict(run.summary) if run and run.summary else None,
+            "summary": run.summary.to_dict() if run and run.summary else None,
             "history": run.history if run else [],
         }
 
@@ -214,7 +217,7 @@ def _standing(verdict: Verdict) -> Status:
     """By the published mark, else by the mark in bits per byte."""
     cleared = {"cleared": True, "not cleared": False, "not judged": None}[verdict.status]
     if cleared is None and verdict.bpb_mark is not None:
-        cleared = verdict.bpb_mark["cleared"]
+        cleared = verdict.bpb_mark.cleared
     if cleared is None:
         return "trained, not judged"
     return "cleared" if cleared else "trained, not cleared"
@@ -235,3 +238,75 @@ def _resume_command(run: Run) -> str:
     files = run.files
     words = ["newllm", "train", run.settings.dataset, "--config", str(files.settings)]
     return shlex.join([*words, "--out", str(files.folder), "--resume"])
+
+
+_HEAD = ("level", "data set", "tokenizer", "status", "PPL", "accuracy", "bits/byte", "mark",
+         "margin")  # fmt: skip
+
+
+def progress_table(progress: Progress) -> str:
+    """The levels as a table, then verdict, advice and next command of each, then the climb."""
+    rows = [*progress.rows, *progress.beside]
+    parts = [aligned([_HEAD, *(_cells(row) for row in rows)]), *(_details(row) for row in rows)]
+    if progress.climb is not None:
+        parts.append(climb_table(progress.climb))
+    parts += progress.notes
+    return "\n\n".join(part for part in parts if part)
+
+
+def climb_table(climb: Climb) -> str:
+    """The forgetting matrix in bits per byte."""
+    learned = [result["dataset"] for result in climb.results]
+    rows = [("bits per byte", *learned)]
+    for name, scores in zip(learned, climb.matrix, strict=True):
+        cells = ("" if score is None else f"{score:.3f}" for score in scores)
+        rows.append((f"after {name}", *cells))
+    lines = [aligned(rows)]
+    if climb.backward_transfer is not None:
+        how = "better" if climb.backward_transfer > 0 else "worse"
+        lines.append(
+            f"Backward transfer {climb.backward_transfer:+.4f} bits per byte: earlier levels are "
+            f"{how} at the end than right after they were learned."
+        )
+    if climb.next is not None:
+        lines.append(f"Next, {climb.next.text}:\n  {climb.next.command}")
+    return "\n".join(lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    best = row.run.best if row.run else None
+    number = "" if row.level.number is None else str(row.level.number)
+    status: str = row.status
+    if row.status == "training" and row.run is not None:
+        status = f"training, epoch {row.run.epoch} of {row.run.settings.epochs}"
+    names = (number, row.level.dataset, row.tokenizer or "", status)
+    bpe = row.tokenizer == "bpe"
+    mark = row.mark if row.tokenizer else row.level.pass_mark
+    last = (
+        "" if mark is None else f"< {mark:.3f}" if bpe else f"< {mark:g}",
+        "" if row.margin is None else f"{row.margin:+.3f}" if bpe else f"{row.margin:+.2f}",
+    )
+    if best is None:
+        return (*names, "", "", "", *last)
+    bpb = "" if best["bpb"] is None else f"{best['bpb']:.3f}"
+    return (*names, f"{best['ppl']:.2f}", f"{best['accuracy']:.1%}", bpb, *last)
+
+
+def _details(row: Row) -> str:
+    if row.run is None:
+        if row.next_command is None:
+            return ""
+        return f"{row.level.dataset}: ready\n  {row.next_command}"
+    lines = [f"{row.level.dataset}, {row.tokenizer}: {row.run.name}"]
+    summary = row.run.summary
+    if summary is not None:
+        lines.append(mark_line(summary))
+        if summary.verdict.bpb_mark is not None:
+            lines.append(bpb_mark_line(summary.verdict.bpb_mark))
+    lines += [f"Next, {step.text}:\n  {step.command}" for step in row.advice]
+    if not row.advice and row.next_command is not None:
+        how = "Next, go on" if summary is None else "Talk to it"
+        lines.append(f"{how}:\n  {row.next_command}")
+    if row.others:
+        lines.append(f"Other runs: {', '.join(row.others)}")
+    return "\n".join(lines)

@@ -17,6 +17,7 @@ from newllm.data.sources import open_source
 from newllm.data.tokenizers import Tokenizer, from_dict
 from newllm.datasets.base import find_level
 from newllm.model import build_model
+from newllm.report.text import columns
 from newllm.settings import resolve
 from newllm.train import checkpoint
 
@@ -73,7 +74,7 @@ def facts_table(facts: Mapping[str, Any]) -> str:
         block = facts["block"]
         lines["block"] = f"{block['class']} of {block['file']}, SHA-256 {block['sha256']}"
     lines |= {f"  {name}": value for name, value in facts["settings"].items()}
-    return _columns(lines)
+    return columns(lines)
 
 
 def evaluation_table(result: Mapping[str, Any]) -> str:
@@ -89,7 +90,7 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
         lines["n-gram"] = f"PPL {result['ngram_ppl']:.2f}"
     if "skills" in result:
         lines |= _skill_lines(result["skills"])
-    return _columns(lines)
+    return columns(lines)
 
 
 def _skill_lines(skills: Mapping[str, Any]) -> dict[str, str]:
@@ -188,7 +189,7 @@ def data_table(facts: Mapping[str, Any]) -> str:
             lines[f"  {name} lone surrogates"] = f"{counts['replaced_surrogates']:,} replaced"
         for number, place in enumerate(counts["malformed_examples"], start=1):
             lines[f"  {name} malformed {number}"] = place
-    return f"{_columns(lines)}\n\nFirst training row, as the model reads it:\n{facts['example']}"
+    return f"{columns(lines)}\n\nFirst training row, as the model reads it:\n{facts['example']}"
 
 
 def _show(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -207,8 +208,3 @@ def _scores(result: Mapping[str, Any]) -> str:
     assistant = result["bpb_assistant"]
     text += f", {result['bpb']:.4f} bits per byte"
     return text + (f" (assistant {assistant:.4f})" if assistant is not None else "")
-
-
-def _columns(lines: Mapping[str, Any]) -> str:
-    width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())

@@ -9,14 +9,13 @@ far (`marks.json`); `newllm bench marks` measures more, for one's own rows, mach
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from newllm.data.prepare import cache_folder
 from newllm.errors import UserError
-from newllm.files import write_text
+from newllm.files import cache_folder, write_text
 
 TOLERANCE = 1.05
 """A run may have so many times the GRU's parameters or minutes and still be judged by it."""
@@ -46,6 +45,21 @@ class Mark:
         return f"a GRU, the best of {len(self.rates)} learning rates, {self.machine}, {self.date}"
 
 
+@dataclass(frozen=True)
+class BpbVerdict:
+    """Whether a run is better than the mark that fits it."""
+
+    bpb: float
+    """Of the mark."""
+    parameters: int
+    """Of the model that the mark was measured with."""
+    minutes: float
+    """It was trained for."""
+    cleared: bool
+    how: str
+    """In a few words, how the mark was measured."""
+
+
 def own_marks_file() -> Path:
     """Where marks measured on this machine are kept."""
     return cache_folder() / "marks.json"
@@ -72,7 +86,7 @@ def add_marks(marks: Iterable[Mark]) -> Path:
 
 def judge_bpb(
     dataset: str, rows: str, bpb: float | None, parameters: int, minutes: float
-) -> Mapping[str, Any] | None:
+) -> BpbVerdict | None:
     """The verdict by the mark that fits a run; None where no mark does.
 
     Args:
@@ -81,9 +95,6 @@ def judge_bpb(
         bpb: bits per byte the run reached; None in a protocol without them.
         parameters: of the run's model.
         minutes: it was trained for.
-
-    Returns:
-        bpb, parameters and minutes of the mark, how it was measured, and whether it is beaten.
     """
     fitting = [
         mark
@@ -95,13 +106,7 @@ def judge_bpb(
     if bpb is None or not fitting:
         return None
     mark = min(fitting, key=lambda mark: (mark.minutes, mark.parameters))
-    return {
-        "bpb": mark.bpb,
-        "parameters": mark.parameters,
-        "minutes": mark.minutes,
-        "cleared": bpb < mark.bpb,
-        "how": mark.how,
-    }
+    return BpbVerdict(mark.bpb, mark.parameters, mark.minutes, bpb < mark.bpb, mark.how)
 
 
 def _identity(mark: Mark) -> tuple[Any, ...]:

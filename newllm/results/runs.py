@@ -1,19 +1,82 @@
-"""The runs of a folder, read from what they left there; no torch is needed."""
+"""A run on disk: the names of its files, and the runs of a folder read from them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from newllm.config import Settings, parse, read_yaml
 from newllm.errors import UserError
-from newllm.results.run_files import RunFiles
+from newllm.files import previous_path, write_text
+from newllm.results.records import AnswersRecord, EpochRecord, score
 from newllm.results.summary import Summary, load_summary
 
-Record = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Every file of a run, by the run's name."""
+
+    folder: Path
+    name: str
+
+    @property
+    def best(self) -> Path:
+        return self.folder / f"best_{self.name}.pt"
+
+    @property
+    def final(self) -> Path:
+        return self.folder / f"{self.name}_final.pt"
+
+    @property
+    def resume(self) -> Path:
+        return self.folder / f"{self.name}_resume.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / f"{self.name}.metrics.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        return self.folder / f"{self.name}.answers.jsonl"
+
+    @property
+    def settings(self) -> Path:
+        return self.folder / f"{self.name}.yaml"
+
+    @property
+    def summary(self) -> Path:
+        return self.folder / f"{self.name}.summary.json"
+
+    @property
+    def curves(self) -> Path:
+        """Folder of TensorBoard's files."""
+        return self.folder / "tensorboard" / self.name
+
+    def existing(self) -> list[Path]:
+        """Those files that are there, the resume file's predecessor included."""
+        files = (self.best, self.final, self.resume, previous_path(self.resume), self.metrics,
+                 self.answers, self.settings, self.summary, self.curves)  # fmt: skip
+        return [path for path in files if path.exists()]
+
+
+def set_aside(files: RunFiles, note: Callable[[str], None]) -> None:
+    """Move an earlier run of the same name out of the way, rather than over-writing it."""
+    existing = files.existing()
+    if not existing:
+        return
+    folder = files.folder / "replaced" / f"{files.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while folder.exists():
+        folder, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    folder.mkdir(parents=True)
+    for path in existing:
+        path.rename(folder / path.name)
+    note(f"An earlier run of this name was moved to {folder} (--resume would have gone on)")
 
 
 @dataclass(frozen=True)
@@ -22,9 +85,9 @@ class Run:
 
     files: RunFiles
     settings: Settings
-    history: list[Record]
+    history: list[EpochRecord]
     """One record an epoch (`NAME.metrics.jsonl`)."""
-    answers: list[Record]
+    answers: list[AnswersRecord]
     """The fixed prompts' answers, one line an epoch (`NAME.answers.jsonl`)."""
     summary: Summary | None
 
@@ -39,7 +102,7 @@ class Run:
         return done if self.summary else min(done + 1, self.settings.epochs)
 
     @property
-    def best(self) -> Record | None:
+    def best(self) -> EpochRecord | None:
         """The record of the best epoch so far."""
         if self.summary is not None:
             return self.summary.best
@@ -50,8 +113,7 @@ class Run:
     def score(self) -> float:
         """Perplexity (word1000) or bits per byte (bpe) of the best epoch; infinite without one."""
         measure = "ppl" if self.settings.tokenizer == "word1000" else "bpb"
-        score = self.best[measure] if self.best is not None else None
-        return float("inf") if score is None else score
+        return math.inf if self.best is None else score(self.best, measure)
 
 
 def read_runs(folder: Path) -> tuple[list[Run], list[str]]:
@@ -81,14 +143,27 @@ def _read_run(files: RunFiles) -> Run:
     return Run(
         files=files,
         settings=parse(read_yaml(files.settings), {}),
-        history=_read_lines(files.metrics, {"epoch", "ppl", "accuracy", "bpb", "best"}),
-        answers=_read_lines(files.answers, {"epoch", "answers"}),
+        history=read_lines(files.metrics, {"epoch", "ppl", "accuracy", "bpb", "best"}),
+        answers=read_answers(files),
         summary=load_summary(files.summary) if files.summary.exists() else None,
     )
 
 
-def _read_lines(path: Path, needed: set[str]) -> list[Record]:
-    """Records of JSON lines; none where there is no file yet."""
+def read_answers(files: RunFiles) -> list[AnswersRecord]:
+    """The answers of a run's epochs so far.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return read_lines(files.answers, {"epoch", "answers"})
+
+
+def read_lines(path: Path, needed: set[str]) -> list[Any]:
+    """Records of JSON lines; none where there is no file yet.
+
+    Raises:
+        UserError: a line is no JSON, or a record without one of the keys `needed`.
+    """
     if not path.exists():
         return []
     try:
@@ -99,3 +174,9 @@ def _read_lines(path: Path, needed: set[str]) -> list[Record]:
         if not isinstance(record, dict) or not needed <= set(record):
             raise UserError(f"{path}, line {number}: expected {', '.join(sorted(needed))}")
     return records
+
+
+def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Replace a file of JSON lines, atomically."""
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_text(path, "".join(lines))

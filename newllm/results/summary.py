@@ -15,6 +15,8 @@ from typing import Any
 
 from newllm.errors import UserError
 from newllm.files import write_text
+from newllm.results.marks import BpbVerdict
+from newllm.results.records import ComparedBaseline, EpochRecord
 from newllm.results.verdict import NextStep, Verdict
 
 FORMAT, VERSION = "new-llm summary", 1
@@ -32,16 +34,15 @@ class Summary:
     parameters: int
     data: Mapping[str, Any]
     """fingerprint, source, revision, accounting of each split, vocab_size."""
-    best: Mapping[str, Any]
+    best: EpochRecord
     """The record of the best epoch, as in `NAME.metrics.jsonl`."""
     epochs: int
     """Epochs trained."""
     minutes: float
     """Spent in training steps, over all sessions."""
     trained_tokens: int
-    floor: Mapping[str, Any]
-    """The n-gram table on the same rows: order, ppl, bpb, and `beaten`, whether the model is
-    ahead of it."""
+    ngram_baseline: ComparedBaseline
+    """The n-gram table on the same rows (`floor` in the file)."""
     verdict: Verdict
     advice: tuple[NextStep, ...]
     checkpoint: str
@@ -51,6 +52,11 @@ class Summary:
     """cpu, cores, memory (bytes), device, kernel, precision, threads."""
     created: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in the file, without its format and version."""
+        names = {"ngram_baseline": "floor"}
+        return {names.get(name, name): value for name, value in asdict(self).items()}
+
 
 def save_summary(path: Path, summary: Summary) -> None:
     """Write the file, atomically.
@@ -58,7 +64,7 @@ def save_summary(path: Path, summary: Summary) -> None:
     Raises:
         OSError: the disk is full or the folder is not writable.
     """
-    content = {"format": FORMAT, "version": VERSION, **asdict(summary)}
+    content = {"format": FORMAT, "version": VERSION, **summary.to_dict()}
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -73,9 +79,14 @@ def load_summary(path: Path) -> Summary:
         kind = (content.pop("format"), content.pop("version"))
         if kind != (FORMAT, VERSION):
             raise ValueError(f"{kind[0]} version {kind[1]}, expected {FORMAT} version {VERSION}")
-        verdict = Verdict(**content.pop("verdict"))
-        advice = tuple(NextStep(**step) for step in content.pop("advice"))
-        return Summary(**content, verdict=verdict, advice=advice)
+        verdict = content.pop("verdict")
+        mark = verdict.pop("bpb_mark", None)
+        parts = {
+            "ngram_baseline": ComparedBaseline(**content.pop("floor")),
+            "verdict": Verdict(**verdict, bpb_mark=None if mark is None else BpbVerdict(**mark)),
+            "advice": tuple(NextStep(**step) for step in content.pop("advice")),
+        }
+        return Summary(**content, **parts)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: not a summary that can be read ({error}); "
@@ -84,12 +95,12 @@ def load_summary(path: Path) -> Summary:
 
 
 def summary_lines(summary: Summary, advise: bool = True) -> list[str]:
-    """Lines for the screen: result, n-gram floor, mark; advice and the next command."""
+    """Lines for the screen: result, n-gram baseline, mark; advice and the next command."""
     done = f"{summary.epochs} epochs, {summary.minutes:.1f} minutes of training"
     lines = [
         f"Finished: {done}, {summary.trained_tokens:,} tokens",
         _result(summary.best),
-        _floor(summary.floor),
+        _baseline(summary.ngram_baseline),
         mark_line(summary),
     ]
     if summary.verdict.bpb_mark is not None:
@@ -102,7 +113,7 @@ def summary_lines(summary: Summary, advise: bool = True) -> list[str]:
     return lines
 
 
-def _result(best: Mapping[str, Any]) -> str:
+def _result(best: EpochRecord) -> str:
     line = f"Best epoch {best['epoch']}: validation PPL {best['ppl']:.2f}, "
     line += f"accuracy {best['accuracy']:.1%}"
     if best["bpb"] is None:
@@ -113,11 +124,11 @@ def _result(best: Mapping[str, Any]) -> str:
     return line + f" ({best['bpb_assistant']:.4f} of the assistant's text)"
 
 
-def _floor(floor: Mapping[str, Any]) -> str:
-    in_bytes = floor["bpb"] is not None
-    reached = f"{floor['bpb']:.4f} bits per byte" if in_bytes else f"PPL {floor['ppl']:.2f}"
-    how = "ahead of it" if floor["beaten"] else "behind it"
-    return f"A {floor['order']}-gram table reaches {reached} on the same rows: this model is {how}."
+def _baseline(table: ComparedBaseline) -> str:
+    in_bytes = table.bpb is not None
+    reached = f"{table.bpb:.4f} bits per byte" if in_bytes else f"PPL {table.ppl:.2f}"
+    how = "ahead of it" if table.beaten else "behind it"
+    return f"A {table.order}-gram table reaches {reached} on the same rows: this model is {how}."
 
 
 def mark_line(summary: Summary) -> str:
@@ -147,10 +158,10 @@ def mark_line(summary: Summary) -> str:
     return f"{name}: the mark (PPL < {verdict.mark:g}) is not judged: {why}."
 
 
-def bpb_mark_line(mark: Mapping[str, Any]) -> str:
+def bpb_mark_line(mark: BpbVerdict) -> str:
     """The verdict by the mark in bits per byte."""
-    word = "CLEARED" if mark["cleared"] else "NOT CLEARED"
+    word = "CLEARED" if mark.cleared else "NOT CLEARED"
     return (
-        f"In bits per byte: {word}, against {mark['bpb']:.4f} ({mark['how']}, "
-        f"{mark['parameters']:,} parameters, {mark['minutes']:g} minutes)"
+        f"In bits per byte: {word}, against {mark.bpb:.4f} ({mark.how}, "
+        f"{mark.parameters:,} parameters, {mark.minutes:g} minutes)"
     )

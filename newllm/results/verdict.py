@@ -7,17 +7,14 @@ words around it are in `results/summary.py`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from newllm.config import Settings, option_name
+from newllm.config import DEFAULT_OUT, Settings, option_name
 from newllm.datasets.base import Advice, Level
+from newllm.results.marks import BpbVerdict
+from newllm.results.records import EpochRecord, NgramBaseline
 from newllm.settings import resolve
-
-if TYPE_CHECKING:  # these import torch, which showing a verdict does not need
-    from newllm.evaluate.floor import Floor
-    from newllm.evaluate.metrics import Record
 
 Status = Literal["cleared", "not cleared", "not judged"]
 
@@ -36,8 +33,6 @@ GUESSED_MARKS = (4, 5)
 
 REAL_ROWS = "the real rows, from the Hub (or --data PATH)"
 
-OUT = Settings.model_fields["out"].default
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -52,9 +47,9 @@ class Verdict:
     """Mark minus perplexity; None where it is not judged."""
     band: str | None = None
     """excellent, cleared or needs work; None where it is not judged."""
-    bpb_mark: Mapping[str, Any] | None = None
-    """The mark in bits per byte, measured in equal time on the same rows: {"bpb", "parameters",
-    "minutes", "cleared", "how"}; None where there is none."""
+    bpb_mark: BpbVerdict | None = None
+    """The verdict by the mark in bits per byte, measured in equal time on the same rows; None where
+    there is none."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class NextStep:
     """What the command trains."""
 
 
-def judge(level: Level, settings: Settings, best: Record) -> Verdict:
+def judge(level: Level, settings: Settings, best: EpochRecord) -> Verdict:
     """The verdict on a run's best epoch."""
     mark = level.pass_mark
     if mark is None:
@@ -87,12 +82,9 @@ def judge(level: Level, settings: Settings, best: Record) -> Verdict:
     return Verdict("cleared", reason, mark, margin, band)
 
 
-def beats_floor(best: Record, floor: Floor) -> bool:
-    """Whether the model is better than counting, in the measure that both have."""
-    return best["ppl"] < floor.ppl if floor.bpb is None else best["bpb"] < floor.bpb
-
-
-def next_steps(level: Level, settings: Settings, best: Record, floor: Floor) -> list[NextStep]:
+def next_steps(
+    level: Level, settings: Settings, best: EpochRecord, baseline: NgramBaseline
+) -> list[NextStep]:
     """What to do next, the most promising first."""
     if settings.data == "sample":
         command = train_command(level.dataset, settings.tokenizer, settings.out)
@@ -102,7 +94,7 @@ def next_steps(level: Level, settings: Settings, best: Record, floor: Floor) -> 
     if settings.tokenizer == "word1000":
         band = level.band(best["ppl"])
     else:
-        band = "cleared" if beats_floor(best, floor) else "needs work"
+        band = "cleared" if baseline.beaten_by(best) else "needs work"
     steps = ((item, _command(item, settings)) for item in level.advice[band])
     return [
         NextStep(item.text, command, item.level or level.dataset)
@@ -115,7 +107,7 @@ def train_command(dataset: str, tokenizer: str, out: str) -> str:
     """The command that trains a data set as its level recommends; defaults are not said."""
     words = ["newllm", "train", dataset]
     words += [] if tokenizer == "bpe" else ["--tokenizer", tokenizer]
-    words += [] if out == OUT else ["--out", out]
+    words += [] if out == DEFAULT_OUT else ["--out", out]
     return shlex.join(words)
 
 

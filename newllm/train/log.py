@@ -6,7 +6,6 @@ written and flushed as they grow, so that `tail -f` shows where a run is.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from newllm.errors import require_packages
-from newllm.evaluate.metrics import Record
-from newllm.files import write_text
+from newllm.results.records import EpochRecord
+from newllm.results.runs import write_lines
 
 _MARKS = (20, 40, 60, 80, 100)
 
@@ -23,12 +22,12 @@ COLAB_MINUTES = 90
 """Minutes after which a free Colab session is cut off."""
 
 
-def training_summary(record: Record) -> str:
+def training_summary(record: EpochRecord) -> str:
     """`0.2min | Loss: 2.85`."""
     return f"{record['seconds'] / 60:.1f}min | Loss: {record['train_loss']:.2f}"
 
 
-def validation_line(record: Record) -> str:
+def validation_line(record: EpochRecord) -> str:
     """`Val: Loss=2.82 PPL=16.8 Acc=45.1% UNK=41.2% ✓` (BPB in place of UNK for BPE)."""
     bpb, unk_share = record["bpb"], record["unk_share"]
     last = f"UNK={unk_share:.1%}" if bpb is None else f"BPB={bpb:.3f}"
@@ -57,7 +56,7 @@ class EpochLog(Protocol):
 
     def start_epoch(self, epoch: int, epochs: int, done_share: float) -> None: ...
     def step(self, done_share: float, loss: float) -> None: ...
-    def end_training(self, record: Record) -> None: ...
+    def end_training(self, record: EpochRecord) -> None: ...
     def note(self, text: str) -> None: ...
     def close(self) -> None: ...
 
@@ -77,7 +76,7 @@ class PlainLog:
         while self._marks and 100 * done_share >= self._marks[0]:
             print(f" {self._marks.pop(0)}%", end="", flush=True)
 
-    def end_training(self, record: Record) -> None:
+    def end_training(self, record: EpochRecord) -> None:
         print(f" | {training_summary(record)}", flush=True)
         self._within_line = False
 
@@ -100,7 +99,7 @@ class SilentLog:
     def step(self, done_share: float, loss: float) -> None:
         """Nothing."""
 
-    def end_training(self, record: Record) -> None:
+    def end_training(self, record: EpochRecord) -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:
@@ -136,7 +135,7 @@ class LiveLog:
         assert self._bar is not None
         self._bar.update(self._task, completed=done_share, loss=loss)
 
-    def end_training(self, record: Record) -> None:
+    def end_training(self, record: EpochRecord) -> None:
         self.close()
         marks = " ".join(f"{mark}%" for mark in _MARKS)
         self.note(f"  Training... {marks} | {training_summary(record)}")
@@ -179,9 +178,9 @@ class MetricsFile:
 
             self._make_writer = tensorboard.SummaryWriter
 
-    def write(self, history: list[Record]) -> None:
+    def write(self, history: list[EpochRecord]) -> None:
         """Store all records so far."""
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in history))
+        write_lines(self.path, history)
         if self._curves is None or not history or history[-1]["epoch"] <= self._last_drawn:
             return
         record = history[-1]

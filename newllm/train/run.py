@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import shlex
@@ -38,7 +37,7 @@ from newllm.datasets.base import find_level
 from newllm.datasets.conversations import ROW_FORMATS
 from newllm.device import cpu_model, give_back_freed_memory, keep_freed_memory, pick_device
 from newllm.errors import Stopped, UserError
-from newllm.evaluate.floor import ngram_floor
+from newllm.evaluate.ngram import ngram_baseline
 from newllm.files import write_text
 from newllm.inference.decoder import make_decoder
 from newllm.inference.sampler import Sampling
@@ -46,9 +45,16 @@ from newllm.model import LanguageModel, OwnBlock
 from newllm.model.kernels import active_kernel
 from newllm.model.own_block import block_of_checkpoint, load_given
 from newllm.results.marks import judge_bpb
-from newllm.results.run_files import RunFiles, set_aside
+from newllm.results.records import (
+    Answers,
+    AnswersRecord,
+    ComparedBaseline,
+    EpochRecord,
+    PromptAnswer,
+)
+from newllm.results.runs import RunFiles, read_answers, set_aside, write_lines
 from newllm.results.summary import Summary, save_summary, summary_lines
-from newllm.results.verdict import beats_floor, judge, next_steps
+from newllm.results.verdict import judge, next_steps
 from newllm.settings import SHAPE, resolve
 from newllm.train import checkpoint
 from newllm.train.distributed import Processes, process_group
@@ -297,17 +303,15 @@ class _Run:
         renderer = make_renderer(self.data.tokenizer, row_format, row_format.protocol_length)
         epoch = trainer.progress.history[-1]["epoch"]
         answered = answer_prompts(trainer.model, renderer, self.level.prompts)
-        path = self.files.answers
-        before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in before if json.loads(line)["epoch"] < epoch]
-        line = json.dumps({"epoch": epoch, **answered}, ensure_ascii=False)
-        write_text(path, "\n".join([*kept, line]) + "\n")
+        record: AnswersRecord = {"epoch": epoch, **answered}
+        kept = [earlier for earlier in read_answers(self.files) if earlier["epoch"] < epoch]
+        write_lines(self.files.answers, [*kept, record])
 
     def _write_model(
         self,
         path: Path,
         trainer: Trainer,
-        record: dict[str, Any],
+        record: EpochRecord,
         more: Mapping[str, Any] | None = None,
     ) -> None:
         """A self-contained checkpoint: enough to evaluate, chat and train on."""
@@ -507,19 +511,12 @@ def _refuse_other_shape(option: str, content: Mapping[str, Any], settings: Setti
         )
 
 
-def answer_prompts(
-    model: LanguageModel, renderer: Renderer, prompts: Sequence[str]
-) -> dict[str, Any]:
-    """Greedy answers (no random number is drawn) and how repetitive they are.
-
-    Returns:
-        {"answers": [{"prompt", "answer"}], "repetition_rate": share of three-word runs that
-        occurred earlier in the same answer, 0..1}.
-    """
+def answer_prompts(model: LanguageModel, renderer: Renderer, prompts: Sequence[str]) -> Answers:
+    """Greedy answers (no random number is drawn) and how repetitive they are."""
     was_training = model.training
     model.eval()
     decoder = make_decoder(model)  # the weights as they are now
-    answers = []
+    answers: list[PromptAnswer] = []
     repeated = total = 0
     for prompt in prompts:
         session = ChatSession(decoder, renderer, Sampling(temperature=0))
@@ -552,7 +549,7 @@ def summarize(
     """
     level, progress = find_level(settings.dataset), trainer.progress
     best = progress.history[progress.best_epoch - 1]
-    floor = ngram_floor(trainer.data)
+    baseline = ngram_baseline(trainer.data)
     bpb_mark = judge_bpb(
         settings.dataset, data["rows"], best["bpb"], trainer.parameters, progress.seconds / 60
     )
@@ -567,9 +564,9 @@ def summarize(
         epochs=len(progress.history),
         minutes=progress.seconds / 60,
         trained_tokens=progress.trained_tokens,
-        floor={**asdict(floor), "beaten": beats_floor(best, floor)},
+        ngram_baseline=ComparedBaseline(**asdict(baseline), beaten=baseline.beaten_by(best)),
         verdict=replace(judge(level, settings, best), bpb_mark=bpb_mark),
-        advice=tuple(next_steps(level, settings, best, floor)),
+        advice=tuple(next_steps(level, settings, best, baseline)),
         checkpoint=str(checkpoint),
         versions={
             "newllm": newllm.__version__,

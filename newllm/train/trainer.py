@@ -23,10 +23,11 @@ from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
 from newllm.device import autocast, get_generators, pick_precision, set_generators
 from newllm.errors import UserError
-from newllm.evaluate.metrics import EVALUATION_LANES, Metrics, Record, evaluate
+from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
 from newllm.model import OwnBlock, State, build_model
 from newllm.model.kernels import Noise
 from newllm.model.spec import find_spec
+from newllm.results.records import EpochRecord, Metrics
 from newllm.train.distributed import Processes, StepFlags
 from newllm.train.log import EpochLog, describe_expectation, validation_line
 from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, step_trial
@@ -61,27 +62,27 @@ class Progress:
     best_epoch: int = 0
     epochs_without_improvement: int = 0
     finished: bool = False
-    history: list[Record] = field(default_factory=list)
+    history: list[EpochRecord] = field(default_factory=list)
 
-    def end_epoch(self, epochs: int, metrics: Metrics) -> Record:
+    def end_epoch(self, epochs: int, metrics: Metrics) -> EpochRecord:
         """Close an epoch; its record.
 
         Args:
             epochs: of the whole run.
             metrics: of the validation rows.
         """
-        best = metrics.loss < self.best_loss
-        improved = metrics.loss < self.best_loss - MIN_IMPROVEMENT
+        best = metrics["loss"] < self.best_loss
+        improved = metrics["loss"] < self.best_loss - MIN_IMPROVEMENT
         self.epochs_without_improvement = 0 if improved else self.epochs_without_improvement + 1
         if best:
-            self.best_loss, self.best_epoch = metrics.loss, self.epoch + 1
+            self.best_loss, self.best_epoch = metrics["loss"], self.epoch + 1
         record = self._record(epochs, metrics, best)
         self.history.append(record)
         self.epoch, self.step = self.epoch + 1, 0
         self.epoch_nats, self.epoch_tokens, self.epoch_seconds = 0.0, 0, 0.0
         return record
 
-    def _record(self, epochs: int, metrics: Metrics, best: bool) -> Record:
+    def _record(self, epochs: int, metrics: Metrics, best: bool) -> EpochRecord:
         """The epoch's numbers; the one place they are put together."""
         return {
             "epoch": self.epoch + 1,
@@ -89,7 +90,7 @@ class Progress:
             "steps": self.total_steps,
             "trained_tokens": self.trained_tokens,
             "train_loss": self.epoch_nats / max(1, self.epoch_tokens),
-            **metrics.to_dict(),
+            **metrics,
             "best": best,
             "skipped_steps": self.skipped_steps,
             "seconds": self.epoch_seconds,

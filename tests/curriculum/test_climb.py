@@ -12,9 +12,11 @@ import torch
 
 from newllm.cli import main
 from newllm.curriculum import climb as climbing
-from newllm.curriculum.climb import MAX_ROUNDS, RECORD, Route, climb, named_levels
+from newllm.curriculum.climb import MAX_ROUNDS, climb, named_levels
 from newllm.errors import Stopped, UserError
+from newllm.results.climb import NAME, ClimbConfig
 from newllm.results.marks import Mark, add_marks
+from newllm.results.records import score
 from newllm.results.summary import load_summary
 from newllm.train import checkpoint
 from tests.train.test_run import stop_after
@@ -63,17 +65,17 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def route(data: Path, tmp_path: Path) -> Callable[..., Route]:
-    def make(*levels: str, **changes: Any) -> Route:
+def route(data: Path, tmp_path: Path) -> Callable[..., ClimbConfig]:
+    def make(*levels: str, **changes: Any) -> ClimbConfig:
         settings = {**TINY, **changes.pop("settings", {})}
         place = {"data_dir": str(data), "out": str(tmp_path / "out")}
-        return Route(list(levels), **{**place, **changes}, settings=settings)
+        return ClimbConfig(list(levels), **{**place, **changes}, settings=settings)
 
     return make
 
 
-def record(route: Route) -> dict[str, Any]:
-    return json.loads((Path(route.out) / RECORD).read_text())
+def record(route: ClimbConfig) -> dict[str, Any]:
+    return json.loads((Path(route.out) / NAME).read_text())
 
 
 def test_one_model_grows_and_is_scored_on_all_levels(route, capsys) -> None:
@@ -130,7 +132,7 @@ def test_stopped_anywhere_it_resumes_exactly(route, steps: int, tmp_path, monkey
     assert all(torch.equal(first[name], second[name]) for name in first)
     scores = [r["evaluations"] for r in record(stopped)["results"]]
     assert scores == [
-        r["evaluations"] for r in json.loads((tmp_path / "calm" / RECORD).read_text())["results"]
+        r["evaluations"] for r in json.loads((tmp_path / "calm" / NAME).read_text())["results"]
     ]
 
 
@@ -144,7 +146,7 @@ def test_a_finished_climb_has_nothing_left_and_takes_another_level(route, monkey
     assert [result["dataset"] for result in record(more)["results"]] == ["dolly", "hh_rlhf"]
 
 
-def mark(route: Route, dataset: str, bpb: float) -> None:
+def mark(route: ClimbConfig, dataset: str, bpb: float) -> None:
     """A mark for a level of a climb that was made."""
     (run,) = [r["run"] for r in record(route)["results"] if r["dataset"] == dataset]
     summary = load_summary(Path(route.out) / f"{run}.summary.json")
@@ -182,7 +184,8 @@ def test_until_cleared_trains_on_from_where_it_was(route, tmp_path, monkeypatch,
     assert result["rounds"] == MAX_ROUNDS
     assert "Level 1 is not cleared: round 2 of 5" in capsys.readouterr().out
     scores = [
-        load_summary(path).best["bpb"] for path in sorted(Path(stubborn.out).glob("*.summary.json"))
+        score(load_summary(path).best, "bpb")
+        for path in sorted(Path(stubborn.out).glob("*.summary.json"))
     ]
     assert len(scores) == MAX_ROUNDS
     assert max(scores) == scores[0] > scores[-1]
@@ -237,7 +240,7 @@ def test_another_climb_in_the_folder_is_left_alone(route, capsys) -> None:
         climb(changed, resume=True)
     with pytest.raises(UserError, match="began with other levels"):
         climb(route("hh_rlhf"), resume=True)
-    (Path(changed.out) / RECORD).write_text("{")
+    (Path(changed.out) / NAME).write_text("{")
     with pytest.raises(UserError, match=r"climb.json: damaged"):
         climb(route("dolly"), resume=True)
 
@@ -245,7 +248,7 @@ def test_another_climb_in_the_folder_is_left_alone(route, capsys) -> None:
 @pytest.mark.parametrize("text", ['{"results": [], "levels": []}', '{"results": [{}]}', "[]"])
 def test_a_damaged_record_is_one_line(route, text: str) -> None:
     climb(route("dolly"))
-    (Path(route().out) / RECORD).write_text(text)
+    (Path(route().out) / NAME).write_text(text)
     with pytest.raises(UserError, match=r"climb.json: damaged"):
         climb(route("dolly"), resume=True)
 

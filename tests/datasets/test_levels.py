@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,10 +13,11 @@ from newllm.cli import cli
 from newllm.config import Settings
 from newllm.datasets.base import LEVELS
 from newllm.errors import UserError
-from newllm.evaluate.floor import Floor
 from newllm.model.spec import default_widths
+from newllm.results.marks import BpbVerdict
+from newllm.results.records import ComparedBaseline, EpochRecord, NgramBaseline
 from newllm.results.summary import Summary, load_summary, save_summary, summary_lines
-from newllm.results.verdict import beats_floor, judge, next_steps
+from newllm.results.verdict import judge, next_steps
 from newllm.settings import resolve
 
 
@@ -50,12 +51,15 @@ def test_every_level_is_complete() -> None:
             assert all(item.level in {None, *LEVELS} for a in level.advice.values() for item in a)
 
 
-def record(**changes: Any) -> dict[str, Any]:
-    return {"epoch": 3, "ppl": 16.0, "accuracy": 0.46, "unk_share": 0.41, "bpb": None,
-            "bpb_assistant": None, **changes}  # fmt: skip
+def record(**changes: Any) -> EpochRecord:
+    values = {"epoch": 3, "ppl": 16.0, "accuracy": 0.46, "unk_share": 0.41, "bpb": None,
+              "bpb_assistant": None, **changes}  # fmt: skip
+    return cast(EpochRecord, values)
 
 
-def summary_of(dataset: str, settings: Settings, best: dict[str, Any], floor: Floor) -> Summary:
+def summary_of(
+    dataset: str, settings: Settings, best: EpochRecord, baseline: NgramBaseline
+) -> Summary:
     """What a run with this result leaves."""
     level = LEVELS[dataset]
     return Summary(
@@ -69,9 +73,9 @@ def summary_of(dataset: str, settings: Settings, best: dict[str, Any], floor: Fl
         epochs=3,
         minutes=1.0,
         trained_tokens=10,
-        floor={**asdict(floor), "beaten": beats_floor(best, floor)},
+        ngram_baseline=ComparedBaseline(**asdict(baseline), beaten=baseline.beaten_by(best)),
         verdict=judge(level, settings, best),
-        advice=tuple(next_steps(level, settings, best, floor)),
+        advice=tuple(next_steps(level, settings, best, baseline)),
         checkpoint="a folder/best.pt",
         versions={},
         machine={},
@@ -97,11 +101,11 @@ def test_every_command_of_a_verdict_can_be_pasted(dataset, tokenizer, ppl, archi
         dataset, {"tokenizer": tokenizer, "data": "my rows", "architecture": architecture}
     )
     best = record(ppl=ppl)
-    floor = Floor(3, 20.0, None)
+    baseline = NgramBaseline(3, 20.0, None)
     if tokenizer == "bpe":
-        best |= {"bpb": ppl / 10, "bpb_assistant": None, "unk_share": None}
-        floor = Floor(5, 20.0, 2.0)
-    lines = lines_of(dataset, settings, best, floor)
+        best = record(ppl=ppl, bpb=ppl / 10, unk_share=None)
+        baseline = NgramBaseline(5, 20.0, 2.0)
+    lines = lines_of(dataset, settings, best, baseline)
     for verb, *arguments in commands(lines):
         assert "--batch-size" not in arguments, "a default need not be said"
         context = cli.commands[verb].make_context(verb, list(arguments))
@@ -117,13 +121,13 @@ def test_every_command_of_a_verdict_can_be_pasted(dataset, tokenizer, ppl, archi
             assert following.architecture == architecture
 
 
-def test_verdict_says_the_mark_the_floor_and_the_unknown_share() -> None:
+def test_verdict_says_the_mark_the_baseline_and_the_unknown_share() -> None:
     settings = resolve("dolly", {"tokenizer": "word1000", "data": "rows"})
-    text = "\n".join(lines_of("dolly", settings, record(), Floor(3, 20.0, None)))
+    text = "\n".join(lines_of("dolly", settings, record(), NgramBaseline(3, 20.0, None)))
     assert "CLEARED, PPL 16.00 against < 17 (margin +1.00, band: cleared)" in text
     assert "3-gram table reaches PPL 20.00" in text
     assert "41.0% of the scored tokens are unknown" in text
-    failed = "\n".join(lines_of("dolly", settings, record(ppl=18.0), Floor(3, 20.0, None)))
+    failed = "\n".join(lines_of("dolly", settings, record(ppl=18.0), NgramBaseline(3, 20.0, None)))
     assert "NOT CLEARED" in failed
     assert "--epochs 15" in failed
 
@@ -131,12 +135,12 @@ def test_verdict_says_the_mark_the_floor_and_the_unknown_share() -> None:
 def test_mark_is_judged_only_in_its_protocol() -> None:
     bpe = record(bpb=1.5, bpb_assistant=1.4, unk_share=None)
     cases = [
-        ({"data": "rows"}, bpe, Floor(5, 9.0, 2.0)),
-        ({"data": "sample", "tokenizer": "word1000"}, record(), Floor(3, 9.0, None)),
+        ({"data": "rows"}, bpe, NgramBaseline(5, 9.0, 2.0)),
+        ({"data": "sample", "tokenizer": "word1000"}, record(), NgramBaseline(3, 9.0, None)),
     ]
     cases.append(({"data": "rows", "tokenizer": "word1000", "init_from": "x.pt"}, *cases[1][1:]))
-    for flags, best, floor in cases:
-        lines = lines_of("dolly", resolve("dolly", flags), best, floor)
+    for flags, best, baseline in cases:
+        lines = lines_of("dolly", resolve("dolly", flags), best, baseline)
         assert not any("CLEARED" in line for line in lines)
 
 
@@ -144,8 +148,8 @@ def test_a_summary_says_the_same_after_reading(tmp_path: Path) -> None:
     """What is printed is what is stored, a mark in bits per byte included."""
     settings = resolve("dolly", {"data": "rows"})
     best = record(bpb=1.5, bpb_assistant=1.4, unk_share=None)
-    summary = summary_of("dolly", settings, best, Floor(5, 9.0, 2.0))
-    mark = {"bpb": 1.6, "parameters": 1_370_112, "minutes": 10.0, "cleared": True, "how": "GRU"}
+    summary = summary_of("dolly", settings, best, NgramBaseline(5, 9.0, 2.0))
+    mark = BpbVerdict(bpb=1.6, parameters=1_370_112, minutes=10.0, cleared=True, how="GRU")
     summary = replace(summary, verdict=replace(summary.verdict, bpb_mark=mark))
     save_summary(tmp_path / "x.summary.json", summary)
     read = load_summary(tmp_path / "x.summary.json")
@@ -171,7 +175,9 @@ def test_a_damaged_summary_is_one_line(text: str, tmp_path: Path) -> None:
 def test_commands_keep_to_the_folder_of_the_run() -> None:
     for data in ("sample", "rows"):
         settings = resolve("dolly", {"data": data, "out": "my runs"})
-        lines = lines_of("dolly", settings, record(bpb=1.5, unk_share=None), Floor(5, 9.0, 2.0))
+        lines = lines_of(
+            "dolly", settings, record(bpb=1.5, unk_share=None), NgramBaseline(5, 9.0, 2.0)
+        )
         trainings = [command for command in commands(lines) if command[0] == "train"]
         assert trainings
         for command in trainings:
@@ -201,7 +207,7 @@ def test_advice_never_makes_a_model_smaller() -> None:
     for dataset in LEVELS:
         settings = resolve(dataset, large)
         found = record(bpb=1.5, unk_share=None)
-        for command in commands(lines_of(dataset, settings, found, Floor(5, 9.0, 2.0))):
+        for command in commands(lines_of(dataset, settings, found, NgramBaseline(5, 9.0, 2.0))):
             if command[:2] == ["train", dataset]:
                 told = dict(zip(command, command[1:], strict=False))
                 for name, size in large.items():

@@ -164,7 +164,7 @@ def trainings(arguments: list[str]) -> list[Settings]:
 
 def files_of_runs(page: str) -> set[str]:
     """Every file that the training commands of a page leave, with and without its folder."""
-    from newllm.results.run_files import RunFiles
+    from newllm.results.runs import RunFiles
 
     names: set[str] = set()
     for command in commands_in(read(page)):

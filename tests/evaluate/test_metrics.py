@@ -13,8 +13,9 @@ from newllm.data.encode import Accounting, Block
 from newllm.data.render import ChatRenderer, Document
 from newllm.data.shards import EncodedSplit, SplitWriter
 from newllm.data.tokenizers import BPE, Word1000
-from newllm.evaluate.metrics import Metrics, evaluate, nats_by_document
+from newllm.evaluate.metrics import evaluate, nats_by_document
 from newllm.model import build_model
+from newllm.results.records import Metrics
 
 
 class Uniform(nn.Module):
@@ -54,14 +55,14 @@ def test_bits_per_byte_by_hand(tmp_path: Path) -> None:
     assistant = len("éok🦊!".encode())
     assert content == 2 + 2 + 6 + 2 + 5
     scored = content + 3 * 4  # each byte a token, and <user> <end> <assistant> <end>
-    assert metrics.tokens == scored
-    assert metrics.rows == 3
-    assert metrics.bpb == pytest.approx(scored * math.log2(262) / content)
-    assert metrics.bpb_assistant == pytest.approx(
+    assert metrics["tokens"] == scored
+    assert metrics["rows"] == 3
+    assert metrics["bpb"] == pytest.approx(scored * math.log2(262) / content)
+    assert metrics["bpb_assistant"] == pytest.approx(
         (assistant + 3) * math.log2(262) / assistant  # its bytes and the end of each turn
     )
-    assert metrics.ppl == pytest.approx(262)
-    assert metrics.unk_share is None
+    assert metrics["ppl"] == pytest.approx(262)
+    assert metrics["unk_share"] is None
 
 
 def test_word1000_scores_unk_and_eos_but_not_bos(tmp_path: Path) -> None:
@@ -69,10 +70,10 @@ def test_word1000_scores_unk_and_eos_but_not_bos(tmp_path: Path) -> None:
     split = encode(tmp_path, documents)
     tokenizer = Word1000(["a"])
     metrics = evaluate(Uniform(1000), split, tokenizer, torch.device("cpu"))  # type: ignore[arg-type]
-    assert metrics.tokens == 5
-    assert metrics.unk_share == pytest.approx(3 / 5)
-    assert metrics.ppl == pytest.approx(1000)
-    assert metrics.bpb is None
+    assert metrics["tokens"] == 5
+    assert metrics["unk_share"] == pytest.approx(3 / 5)
+    assert metrics["ppl"] == pytest.approx(1000)
+    assert metrics["bpb"] is None
 
 
 @pytest.mark.parametrize("architecture", ["context", "original"])
@@ -95,9 +96,9 @@ def test_sums_do_not_depend_on_the_batch_size(
         evaluate(model, split, tokenizer, torch.device("cpu"), lanes) for lanes in (1, 2, 5, 32)
     ]
     for other in results[1:]:
-        assert other.tokens == results[0].tokens
-        assert other.nats == pytest.approx(results[0].nats, rel=1e-6)
-        assert other.bpb_assistant == pytest.approx(results[0].bpb_assistant, rel=1e-6)
+        assert other["tokens"] == results[0]["tokens"]
+        assert other["nats"] == pytest.approx(results[0]["nats"], rel=1e-6)
+        assert other["bpb_assistant"] == pytest.approx(results[0]["bpb_assistant"], rel=1e-6)
     # And they are those of each document read alone, token by token.
     alone = []
     for document in documents:
@@ -107,7 +108,7 @@ def test_sums_do_not_depend_on_the_batch_size(
             distribution = torch.log_softmax(model.logits(hidden[0, 0]), 0)
             log_probability += distribution[following].item()
         alone.append(-log_probability)
-    assert results[0].nats == pytest.approx(sum(alone), rel=1e-5)
+    assert results[0]["nats"] == pytest.approx(sum(alone), rel=1e-5)
     cpu = torch.device("cpu")
     assert nats_by_document(model, split, cpu, lanes=2) == pytest.approx(alone, rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""The n-gram floor against brute force and against a slow dictionary twin."""
+"""The n-gram baseline against brute force and against a slow dictionary twin."""
 
 from __future__ import annotations
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from newllm.cli import main
-from newllm.curriculum.climb import Route, climb
+from newllm.curriculum.climb import climb
 from newllm.inference.sampler import Sampling
+from newllm.results.climb import ClimbConfig
 from newllm.results.marks import Mark, add_marks
 from newllm.train.trainer import Trainer
 from newllm.trained import TrainedModel
@@ -57,7 +58,7 @@ def climbed(rows: str, out: str, *resume: str) -> int:
         "context_dim": 64, "embed_dim": 16, "hidden_dim": 24, "pair_rows": 16, "vocab_size": 320,
         "batch_size": 8, "max_seq_length": 32, "epochs": 1, "device": "cpu",
     }  # fmt: skip
-    climb(Route(["dolly", "ultrachat"], rows, out, settings), bool(resume))
+    climb(ClimbConfig(["dolly", "ultrachat"], rows, out, settings), bool(resume))
     return 0
 
 

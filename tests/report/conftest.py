@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from newllm.config import to_yaml
 from newllm.data.encode import Accounting
 from newllm.datasets.base import LEVELS
-from newllm.evaluate.floor import Floor
-from newllm.results.run_files import RunFiles
+from newllm.results.marks import BpbVerdict
+from newllm.results.records import ComparedBaseline, EpochRecord, NgramBaseline
+from newllm.results.runs import RunFiles
 from newllm.results.summary import Summary, save_summary
-from newllm.results.verdict import beats_floor, judge, next_steps
+from newllm.results.verdict import judge, next_steps
 from newllm.settings import resolve
 
 AddRun = Callable[..., RunFiles]
 
 
-def record(epoch: int, ppl: float, bpb: float | None, best: bool) -> dict[str, Any]:
-    return {
+def record(epoch: int, ppl: float, bpb: float | None, best: bool) -> EpochRecord:
+    values = {
         "epoch": epoch, "epochs": 3, "ppl": ppl, "accuracy": 0.4, "bpb": bpb,
         "bpb_assistant": bpb, "unk_share": 0.4 if bpb is None else None, "best": best,
         "train_loss": 2.0, "trained_tokens": 1000 * epoch,
     }  # fmt: skip
+    return cast(EpochRecord, values)
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def add_run(tmp_path: Path) -> AddRun:
         score: float = 16.0,
         finished: bool = True,
         answer: str = "An answer.",
-        bpb_mark: Mapping[str, Any] | None = None,
+        bpb_mark: BpbVerdict | None = None,
         **flags: Any,
     ) -> RunFiles:
         folder = tmp_path / "runs"
@@ -64,7 +66,8 @@ def add_run(tmp_path: Path) -> AddRun:
         files.answers.write_text(lines, encoding="utf-8")
         if not finished:
             return files
-        level, floor = LEVELS[dataset], Floor(5 if bpe else 3, 21.0, 1.9 if bpe else None)
+        level = LEVELS[dataset]
+        baseline = NgramBaseline(5 if bpe else 3, 21.0, 1.9 if bpe else None)
         counts = Accounting(rows=1010, malformed=10, documents=1000, tokens=50_000, cut_tokens=7)
         verdict = replace(judge(level, settings, history[1]), bpb_mark=bpb_mark)
         save_summary(
@@ -86,9 +89,11 @@ def add_run(tmp_path: Path) -> AddRun:
                 epochs=3,
                 minutes=12.5,
                 trained_tokens=150_000,
-                floor={**asdict(floor), "beaten": beats_floor(history[1], floor)},
+                ngram_baseline=ComparedBaseline(
+                    **asdict(baseline), beaten=baseline.beaten_by(history[1])
+                ),
                 verdict=verdict,
-                advice=tuple(next_steps(level, settings, history[1], floor)),
+                advice=tuple(next_steps(level, settings, history[1], baseline)),
                 checkpoint=str(files.best),
                 versions={"newllm": "0.1.0", "torch": "2", "python": "3"},
                 machine={

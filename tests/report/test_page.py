@@ -5,19 +5,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from newllm.cli import main
 from newllm.datasets.base import LEVELS
 from newllm.report import page_text
-from newllm.report.page import choose_next, progress_page, view
-from newllm.report.page_run import pick_answers
+from newllm.report.page import choose_next, pick_answers, progress_page, view
 from newllm.report.page_text import Translator
 from newllm.report.progress import Progress, read_progress
+from newllm.results.marks import BpbVerdict
+from newllm.results.records import AnswersRecord
 from tests.report.conftest import AddRun, write_climb
 
 HOSTILE = "</dd><script>alert(1)</script><img src=x onerror=alert(2)>&\"' {{ 7 * 7 }}"
@@ -56,11 +57,11 @@ class Page(HTMLParser):
 @pytest.fixture
 def full(add_run: AddRun, tmp_path: Path) -> Progress:
     """Every status, both protocols, both kinds of marks, a climb, and what could not be read."""
-    mark = {"bpb": 1.6, "parameters": 10, "minutes": 3.0, "cleared": True, "how": "a GRU"}
+    mark = BpbVerdict(1.6, 10, 3.0, True, "a GRU")
     add_run("dolly", 16.0, tokenizer="word1000")
     add_run("dolly", 1.5, bpb_mark=mark, answer=HOSTILE)
     add_run("hh_rlhf", 30.0, tokenizer="word1000")
-    add_run("hh_rlhf", 1.9, bpb_mark={**mark, "cleared": False}, data="sample", name="other")
+    add_run("hh_rlhf", 1.9, bpb_mark=replace(mark, cleared=False), data="sample", name="other")
     add_run("ultrachat", 1.4, finished=False)
     add_run("math", 40.0, tokenizer="word1000")
     add_run("code_alpaca", 30.0, tokenizer="word1000", init_from="x.pt")
@@ -197,8 +198,9 @@ def test_no_japanese_is_without_use(full: Progress, add_run: AddRun, tmp_path, m
     ("epochs", "chosen"), [([], []), ([1], [1]), ([1, 2], [1, 2]), (range(1, 9), [1, 4, 8])]
 )
 def test_answers_of_the_first_a_middle_and_the_last_epoch(epochs, chosen) -> None:
-    lines: list[dict[str, Any]] = [
-        {"epoch": e, "answers": [{"prompt": "a", "answer": f"{e}"}]} for e in epochs
+    lines: list[AnswersRecord] = [
+        {"epoch": e, "answers": [{"prompt": "a", "answer": f"{e}"}], "repetition_rate": 0.0}
+        for e in epochs
     ]
     talks = pick_answers(lines)
     assert [epoch for talk in talks for epoch, _ in talk.answers] == chosen

@@ -12,7 +12,8 @@ import pytest
 from newllm.cli import cli, main
 from newllm.errors import UserError
 from newllm.report.progress import Row, leads_to, read_progress
-from newllm.report.progress_table import aligned
+from newllm.report.text import aligned
+from newllm.results.marks import BpbVerdict
 from newllm.settings import resolve
 from tests.report.conftest import AddRun, write_climb
 
@@ -72,7 +73,7 @@ def test_the_best_run_stands_for_its_protocol(add_run: AddRun, tmp_path: Path) -
     ("cleared", "status"), [(True, "cleared"), (False, "trained, not cleared")]
 )
 def test_a_mark_in_bits_per_byte_judges(cleared, status, add_run: AddRun, tmp_path, capsys) -> None:
-    mark = {"bpb": 1.6, "parameters": 10, "minutes": 3.0, "cleared": cleared, "how": "a GRU"}
+    mark = BpbVerdict(1.6, 10, 3.0, cleared, "a GRU")
     add_run("dolly", 1.5, bpb_mark=mark)
     row = rows_of(tmp_path / "runs")["dolly", "bpe"]
     assert row.status == status

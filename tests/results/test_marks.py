@@ -23,14 +23,14 @@ def test_the_nearest_mark_with_no_less_time_and_parameters_judges() -> None:
     add_marks([mark(2.0), mark(1.8, minutes=30), mark(1.7, parameters=9000, minutes=30)])
     verdict = judge_bpb("dolly", "r", 1.9, 1000, 2.9)
     assert verdict is not None
-    assert (verdict["bpb"], verdict["cleared"]) == (2.0, True)
-    assert "the best of 1 learning rates" in verdict["how"]
+    assert (verdict.bpb, verdict.cleared) == (2.0, True)
+    assert "the best of 1 learning rates" in verdict.how
     verdict = judge_bpb("dolly", "r", 1.9, 1000, 4.0)
     assert verdict is not None
-    assert (verdict["bpb"], verdict["cleared"]) == (1.8, False)
+    assert (verdict.bpb, verdict.cleared) == (1.8, False)
     verdict = judge_bpb("dolly", "r", 1.6, 5000, 4.0)
     assert verdict is not None
-    assert (verdict["bpb"], verdict["cleared"]) == (1.7, True)
+    assert (verdict.bpb, verdict.cleared) == (1.7, True)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_equal_is_not_beaten() -> None:
     add_marks([mark(2.0)])
     verdict = judge_bpb("dolly", "r", 2.0, 1000, 3.0)
     assert verdict is not None
-    assert not verdict["cleared"]
+    assert not verdict.cleared
 
 
 def test_a_new_measurement_takes_the_place_of_the_old() -> None:

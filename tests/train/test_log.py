@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from newllm.results.records import EpochRecord
 from newllm.train.log import (
     LiveLog,
     MetricsFile,
@@ -19,9 +20,11 @@ from newllm.train.log import (
     validation_line,
 )
 
-RECORD: dict[str, Any] = {
-    "epoch": 50, "seconds": 12.0, "train_loss": 2.853, "loss": 2.8214, "ppl": 16.801,
-    "accuracy": 0.4512, "unk_share": 0.4121, "bpb": None, "best": True,
+RECORD: EpochRecord = {
+    "epoch": 50, "epochs": 100, "steps": 500, "trained_tokens": 9000, "train_loss": 2.853,
+    "rows": 10, "tokens": 90, "nats": 253.926, "loss": 2.8214, "ppl": 16.801, "accuracy": 0.4512,
+    "unk_share": 0.4121, "bpb": None, "bpb_assistant": None, "best": True, "skipped_steps": 0,
+    "seconds": 12.0, "total_seconds": 600.0,
 }  # fmt: skip
 PUBLISHED = """\
 Epoch 50/100
@@ -85,7 +88,8 @@ def drawn(curves: Path) -> list[tuple[int, Any]]:
 
 
 def test_a_resumed_run_draws_no_epoch_twice(tmp_path: Path) -> None:
-    first, second = ({**RECORD, "epoch": epoch, "ppl": 9.0} for epoch in (1, 2))
+    first: EpochRecord = {**RECORD, "epoch": 1, "ppl": 9.0}
+    second: EpochRecord = {**RECORD, "epoch": 2, "ppl": 9.0}
     file = MetricsFile(tmp_path / "x.metrics.jsonl", tmp_path / "curves")
     file.write([first])
     file.write([first, second])  # and the run dies before it is saved

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newllm.results.forgetting import backward_transfer, forgetting_matrix
+from newllm.results.climb import backward_transfer, forgetting_matrix
 
 LEVELS = ["dolly", "hh_rlhf", "math"]
 
