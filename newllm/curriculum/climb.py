@@ -27,9 +27,8 @@ from newllm.results.forgetting import backward_transfer, forgetting_matrix
 from newllm.results.run_files import RunFiles
 from newllm.results.summary import Summary, load_summary
 from newllm.train.distributed import refuse_several
-from newllm.train.run import train
+from newllm.train.run import shape_of, train
 from newllm.train.signals import run_lock
-from newllm.train.start import shape_of
 from newllm.trained import TrainedModel
 from newllm.widths import default_widths
 
