@@ -15,25 +15,25 @@ from urllib.parse import urlsplit
 
 import fetch
 
-from newllm.serve import page_headers
+from newllm.serve import page_files
 
 HERE = Path(__file__).parent
 MODEL = ("new_llm.json", "tokenizer.json", "step.onnx", "prefill.onnx")
 KINDS = {
-    **page_headers.KINDS,
+    **page_files.KINDS,
     ".mjs": "text/javascript; charset=utf-8",
     ".json": "application/json",
     ".wasm": "application/wasm",
     ".onnx": "application/octet-stream",
 }
 # onnxruntime is compiled in the browser; text never becomes code.
-HEADERS = page_headers.page_headers("'wasm-unsafe-eval'")
+HEADERS = page_files.page_headers("'wasm-unsafe-eval'")
 NAMES = {"localhost", "127.0.0.1"}
 
 
 def files(model: Path) -> dict[str, Path]:
     """What is served, by its path; nothing else on the disk can be asked for."""
-    page = {file.name: file for file in [*page_headers.FOLDER.iterdir(), *HERE.glob("*.js")]}
+    page = {file.name: file for file in [*page_files.FOLDER.iterdir(), *HERE.glob("*.js")]}
     runtime = {f"onnxruntime/{name}": fetch.FOLDER / name for name in fetch.FILES}
     exported = {f"model/{name}": model / name for name in MODEL}
     found = {**page, "": page["index.html"], **runtime, **exported}

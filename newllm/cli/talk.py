@@ -100,7 +100,7 @@ def serve(file: str, **options: Any) -> None:
 
     Example: newllm serve checkpoints/best_new_llm_dolly_layers1_bpe.pt --port 8000
     """
-    from newllm.serve.command import serve_checkpoint
+    from newllm.serve import serve_checkpoint
 
     serve_checkpoint(file, **options)
 

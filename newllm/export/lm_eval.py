@@ -150,9 +150,9 @@ class NewLLM(TemplateLM):
         said = bytearray()
         for token in write_tokens(stream, sampler, self._bpe.end, limit):
             said += self._bpe.piece(token)
-            places = [at for at in (said.find(text.encode()) for text in until) if at >= 0]
-            if places:
-                return said[: min(places)].decode(errors="replace")
+            found = [start for start in (said.find(text.encode()) for text in until) if start >= 0]
+            if found:
+                return said[: min(found)].decode(errors="replace")
         return said.decode(errors="replace")
 
     def _score(self, texts: Sequence[Scored]) -> list[tuple[float, bool]]:

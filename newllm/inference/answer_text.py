@@ -57,7 +57,7 @@ class AnswerText:
         if not self._stop:
             return self._say(text)
         text = self._held + text
-        found = [place for place in map(text.find, self._stop) if place >= 0]
+        found = [start for start in map(text.find, self._stop) if start >= 0]
         if found:
             self.stopped, self._held = True, ""
             return self._say(text[: min(found)])

@@ -102,7 +102,7 @@ class Decoder:
         for part, hidden, after in read_chunks(self.model, texts, state, chunk):
             state = after
             ended = [row for row, length in enumerate(lengths) if part.start < length <= part.stop]
-            if len(ended) == len(slots) and min(lengths) == part.stop:  # no padding: every step
+            if part.stop == min(lengths) == max(lengths):  # all end here, as in every step
                 logits = self.model.logits(hidden[:, -1]).float().numpy(force=True)
             elif ended:
                 last = hidden[ended, [lengths[row] - 1 - part.start for row in ended]]

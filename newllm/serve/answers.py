@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from newllm.data.tokenizers import Tokenizer
 from newllm.inference.engine import Chosen, Piece
-from newllm.serve.errors import ApiError
+from newllm.serve.schemas import ApiError
 from newllm.serve.service import Reply
 
 _GIVEN_UP = "the answer was given up: the model's scores are not finite (see the server's log)"

@@ -1,4 +1,4 @@
-"""OpenAI's end points, health, metrics, and the page."""
+"""The routes: OpenAI's end points, the conversations kept here, health, metrics, and the page."""
 
 from __future__ import annotations
 
@@ -11,17 +11,29 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import newllm
-from newllm.chat.dialogue import knows_system, model_state_bytes, prompt_ids
+from newllm.chat import session_file
+from newllm.chat.dialogue import Dialogue, knows_system, model_state_bytes, prompt_ids
 from newllm.datasets.conversations import Conversation
+from newllm.errors import UserError
 from newllm.inference.decoder import START
 from newllm.inference.engine import Job
 from newllm.inference.sampler import Sampling
 from newllm.serve.answers import AnswerStream, Form, whole_answer
-from newllm.serve.browser import BrowserPage
-from newllm.serve.errors import ApiError, invalid_body
+from newllm.serve.page_files import page_headers, read_page
 from newllm.serve.protect import read_body
-from newllm.serve.schemas import AnswerRequest, ChatRequest, CompletionRequest
+from newllm.serve.schemas import (
+    AnswerRequest,
+    ApiError,
+    ChatRequest,
+    CompletionRequest,
+    SessionRequest,
+    TurnRequest,
+    invalid_body,
+)
 from newllm.serve.service import Reply, Service
+from newllm.serve.store import Session
+
+_SESSION = "/v1/sessions/{id}"
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -31,7 +43,7 @@ class Api:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._page = BrowserPage()
+        self._page, self._page_headers = read_page(), page_headers()
 
     def routes(self) -> list[Route]:
         """Method, path and handler."""
@@ -42,7 +54,7 @@ class Api:
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.complete, methods=["POST"]),
-            Route("/{name:path}", self._page.show),
+            Route("/{name:path}", self.page),
         ]
 
     async def health(self, request: Request) -> Response:
@@ -65,7 +77,7 @@ class Api:
         return JSONResponse(model_facts(self._service))
 
     async def chat(self, request: Request) -> Response:
-        """The answer to a conversation; what is known of it is not read again."""
+        """The answer to a conversation, read on from its longest beginning whose state is kept."""
         service = self._service
         asked = await body_as(ChatRequest, request, service)
         check_model(service, asked.model)
@@ -105,6 +117,154 @@ class Api:
             trim=False,
         )
         return await respond(request, asked, reply, form(service, asked, chat=False))
+
+    async def page(self, request: Request) -> Response:
+        """A file of the browser page; a browser that has it already is told so."""
+        file = self._page.get(request.path_params["name"])
+        if file is None:
+            raise ApiError(404, "there is nothing here; see docs/SERVING.md", "not_found")
+        headers = {**self._page_headers, "ETag": file.tag}
+        if file.tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(file.content, media_type=file.kind, headers=headers)
+
+
+class SessionRoutes:
+    """Conversations that the server keeps: only the new turn is sent, only the state is stored."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def routes(self) -> list[Route]:
+        """Method, path and handler."""
+        return [
+            Route("/v1/sessions", self.list, methods=["GET"]),
+            Route("/v1/sessions", self.create, methods=["POST"]),
+            Route("/v1/sessions/file", self.upload, methods=["POST"]),
+            Route(_SESSION, self.show, methods=["GET"]),
+            Route(_SESSION, self.delete, methods=["DELETE"]),
+            Route(f"{_SESSION}/turns", self.turn, methods=["POST"]),
+            Route(f"{_SESSION}/fork", self.fork, methods=["POST"]),
+            Route(f"{_SESSION}/undo", self.undo, methods=["POST"]),
+            Route(f"{_SESSION}/file", self.download, methods=["GET"]),
+        ]
+
+    async def list(self, request: Request) -> Response:
+        """All, the most recently used first."""
+        sessions = [self._facts(session) for session in self._service.store.list()]
+        return JSONResponse({"object": "list", "data": sessions})
+
+    async def create(self, request: Request) -> Response:
+        """A conversation that has not begun."""
+        service = self._service
+        asked = await body_as(SessionRequest, request, service)
+        if asked.system is not None and not knows_system(service.model.renderer):
+            raise ApiError(400, "this model knows no system message", "unsupported_value", "system")
+        try:
+            dialogue = Dialogue(asked.sampling(Sampling()), asked.system)
+        except UserError as error:
+            raise ApiError(400, str(error), "invalid_value", "system") from None
+        return self._told(service.store.add(dialogue), 201)
+
+    async def upload(self, request: Request) -> Response:
+        """A conversation from a session file."""
+        service = self._service
+        limits, model = service.limits, service.model
+        most = session_file.largest_file(model.model)
+        content = await read_body(request, most, limits.client_seconds)
+        try:
+            dialogue = session_file.decode(
+                content, model.model, model.renderer, "the session file", model.fingerprint
+            )
+        except UserError as error:
+            raise ApiError(400, str(error), "invalid_session_file") from None
+        return self._told(service.store.add(dialogue), 201)
+
+    async def show(self, request: Request) -> Response:
+        """One, with its transcript."""
+        session, dialogue = self._find(request)
+        return JSONResponse({**self._facts(session), "transcript": dialogue.transcript})
+
+    async def delete(self, request: Request) -> Response:
+        """Forget one."""
+        name = request.path_params["id"]
+        self._service.store.delete(name)
+        return JSONResponse({"id": name, "object": "session.deleted", "deleted": True})
+
+    async def turn(self, request: Request) -> Response:
+        """Say something; the answer is told as a chat completion's."""
+        service = self._service
+        asked = await body_as(TurnRequest, request, service)
+        session, dialogue = self._find(request, idle=True)
+        start = dialogue.next_turn
+        session.busy = True
+        try:
+            ids = await asyncio.to_thread(dialogue.prompt, service.model.renderer, asked.content)
+
+            def finished(job: Job) -> None:
+                session.busy = False
+                if job.snapshot is not None:
+                    dialogue.add_turn(asked.content, job.answer.text, job.snapshot, job.rng_state)
+                    service.store.changed(session)
+
+            reply = service.begin(
+                start.snapshot,
+                ids,
+                asked,
+                asked.sampling(dialogue.sampling),
+                finished,
+                rng_state=start.rng_state if asked.seed is None else None,
+                pictures=asked.context,
+            )
+        except BaseException:
+            session.busy = False
+            raise
+        told = form(service, asked)
+        with_session = Form(
+            told.model, told.tokenizer, usage=True, more=lambda: {"session": self._facts(session)}
+        )
+        return await respond(request, asked, reply, with_session)
+
+    async def fork(self, request: Request) -> Response:
+        """A second conversation that goes on from where this one is."""
+        _, dialogue = self._find(request, idle=True)
+        return self._told(self._service.store.add(dialogue.fork()), 201)
+
+    async def undo(self, request: Request) -> Response:
+        """Go back to before the last turn."""
+        session, dialogue = self._find(request, idle=True)
+        try:
+            dialogue.undo()
+        except UserError as error:
+            raise ApiError(409, str(error), "nothing_to_undo") from None
+        self._service.store.changed(session)
+        return self._told(session)
+
+    async def download(self, request: Request) -> Response:
+        """One as a file of some kilobytes."""
+        session, dialogue = self._find(request, idle=True)
+        model = self._service.model
+        content = session_file.encode(dialogue, model.model, model.renderer, model.fingerprint)
+        headers = {"Content-Disposition": f'attachment; filename="{session.id[:8]}.session"'}
+        return Response(content, media_type="application/octet-stream", headers=headers)
+
+    def _find(self, request: Request, idle: bool = False) -> tuple[Session, Dialogue]:
+        return self._service.store.get(request.path_params["id"], idle)
+
+    def _told(self, session: Session, status: int = 200) -> Response:
+        return JSONResponse(self._facts(session), status)
+
+    def _facts(self, session: Session) -> dict[str, Any]:
+        return {
+            "id": session.id,
+            "object": "session",
+            "created": int(session.created),
+            "last_used": int(session.last_used),
+            "model": self._service.name,
+            "busy": session.busy,
+            "state_bytes": model_state_bytes(self._service.model.model),
+            **session.facts,
+        }
 
 
 async def body_as(schema: type[Body], request: Request, service: Service) -> Body:

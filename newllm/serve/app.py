@@ -22,11 +22,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from newllm.errors import Stopped, UserError
 from newllm.inference.sampler import Sampling
-from newllm.serve.api import Api
-from newllm.serve.errors import ApiError
+from newllm.serve.api import Api, SessionRoutes
 from newllm.serve.protect import Guard
+from newllm.serve.schemas import ApiError
 from newllm.serve.service import Limits, Service
-from newllm.serve.session_routes import SessionRoutes
 from newllm.trained import TrainedModel
 
 _GRACE_SECONDS = 10
@@ -140,7 +139,7 @@ def serve(
         nonlocal stopped_by
         stopped_by = number
 
-    # uvicorn shuts down on these, then raises them again for whoever listened before.
+    # uvicorn shuts down on these, then raises them again for the handlers set before it.
     before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets)

@@ -1,4 +1,4 @@
-"""What stands before every route: whose request it is, how long it may take, and what it counts as.
+"""What every request passes first: checks of key, Host and Origin, deadlines, the count by status.
 
 A page from elsewhere that is open in the user's browser can reach a server on the loopback
 address, also under a host name of its own (DNS rebinding). Hence the checks of Origin and Host.
@@ -16,22 +16,22 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from newllm.serve.errors import ApiError
-from newllm.serve.metrics import Metrics
+from newllm.serve.schemas import ApiError
+from newllm.serve.service import Metrics
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _GUARDED = ("/v1/", "/metrics")
 _DRAINED = 16
 """A body too large is read on (and thrown away) up to so many times the limit.
 
-Who still sends does not listen: it would see a broken connection in place of the answer.
+A client that is still sending would see a broken connection in place of the refusal.
 """
 
 log = logging.getLogger("newllm.serve")
 
 
 class Guard:
-    """Refuses who may not ask, and gives up on who does not listen."""
+    """Refuses requests that may not be made, and ends those whose client takes nothing in."""
 
     def __init__(
         self,

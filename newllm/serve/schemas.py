@@ -1,15 +1,71 @@
-"""What requests may say. What a parameter cannot do here is refused, never ignored."""
+"""What requests may say, and the errors that refuse them. Nothing unknown is ignored silently."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from starlette.responses import JSONResponse, Response
 
 from newllm.datasets.conversations import Conversation
 from newllm.inference.sampler import Sampling
 
 _MOST_STOPS = 4
+_INNER = ("role", "content", "type", "text", "name", "include_usage")
+"""Fields inside of fields."""
+
+
+class ApiError(Exception):
+    """A request that is refused; the message is one line that says what to do.
+
+    OpenAI's clients read {"error": {"message", "type", "param", "code"}}.
+    """
+
+    def __init__(
+        self, status: int, message: str, code: str | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
+    def to_dict(self) -> dict[str, Any]:
+        """The body of the response."""
+        kind = "invalid_request_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
+        elif self.status >= 500:
+            kind = "server_error"
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def response(self) -> Response:
+        """The same as a response."""
+        wait = {"Retry-After": "1"} if self.status in (429, 503) else None
+        return JSONResponse(self.to_dict(), self.status, headers=wait)
+
+
+def invalid_body(error: ValidationError) -> ApiError:
+    """The first thing that is wrong with a body."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    kind, reason = first["type"], first["msg"]
+    if kind == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON: {reason}", "invalid_json")
+    path = first["loc"]  # with the names of a union's types in it
+    names = [str(part) for part in path[1:] if isinstance(part, int) or part in _INNER]
+    param = ".".join([*map(str, path[:1]), *names]) or None
+    if kind == "extra_forbidden":
+        return ApiError(400, f"this server knows no parameter {param}", "unknown_parameter", param)
+    if kind == "missing":
+        return ApiError(400, f"{param} is missing", "missing_required_parameter", param)
+    reason = reason.removeprefix("Value error, ")
+    return ApiError(400, f"{param}: {reason}" if param else reason, "invalid_value", param)
 
 
 def _plain(text: str) -> str:

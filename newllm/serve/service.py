@@ -8,15 +8,22 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+
 from newllm.chat.session import MAX_NEW_TOKENS
 from newllm.data.tokenizers import never_written
 from newllm.inference.answer_text import AnswerText
 from newllm.inference.decoder import Snapshot
 from newllm.inference.engine import Engine, Job, Piece
 from newllm.inference.sampler import RngState, Sampler, Sampling
-from newllm.serve.errors import ApiError
-from newllm.serve.metrics import Metrics
-from newllm.serve.schemas import AnswerRequest
+from newllm.serve.schemas import AnswerRequest, ApiError
 from newllm.serve.store import PrefixCache, SessionStore
 from newllm.trained import TrainedModel
 
@@ -37,6 +44,55 @@ class Limits:
     """Conversations in the folder, besides."""
     client_seconds: float = 30.0
     """How long a client may take to send its request, or to take in a piece of the answer."""
+
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """The counters of one server, which `/metrics` tells Prometheus."""
+
+    def __init__(self, active: Callable[[], int], sessions: Callable[[], int]) -> None:
+        """Counters at zero.
+
+        Args:
+            active: tells the number of answers being written.
+            sessions: tells the number of conversations kept.
+        """
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "newllm_requests", "Requests by route and status.", ["route", "status"],
+            registry=registry,
+        )  # fmt: skip
+        self.answers = Counter(
+            "newllm_answers", "Answers by how they ended.", ["reason"], registry=registry
+        )
+        self.tokens_read = Counter(
+            "newllm_prompt_tokens", "Tokens of prompts read.", registry=registry
+        )
+        self.tokens_cached = Counter(
+            "newllm_cached_tokens", "Tokens of prompts whose state was known.", registry=registry
+        )
+        self.tokens_written = Counter(
+            "newllm_written_tokens", "Tokens of answers written.", registry=registry
+        )
+        self.first_token = Histogram(
+            "newllm_first_text_seconds", "From the request to the first text of its answer.",
+            registry=registry, buckets=_SECONDS,
+        )  # fmt: skip
+        self.answer_seconds = Histogram(
+            "newllm_answer_seconds", "From the request to the end of its answer.",
+            registry=registry, buckets=_SECONDS,
+        )  # fmt: skip
+        Gauge("newllm_active_answers", "Answers being written.", registry=registry).set_function(
+            active
+        )
+        Gauge("newllm_sessions", "Conversations kept.", registry=registry).set_function(sessions)
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus' text format."""
+        return generate_latest(self._registry)
 
 
 class Reply:
@@ -64,7 +120,7 @@ class Reply:
                 self._event.clear()
 
     def leave(self) -> None:
-        """Nobody waits for the answer any more: it ends where it is, if it has not yet."""
+        """The client has gone: the answer ends where it is, if it has not ended yet."""
         self.job.cancelled = True
 
     def _wake(self) -> None:
@@ -105,7 +161,7 @@ class Service:
     async def stop(self) -> None:
         """End what is being written, as it is, and save the conversations if there is a folder."""
         self.stopping = True
-        await asyncio.to_thread(self.engine.stop)  # its last news are heard before this goes on
+        await asyncio.to_thread(self.engine.stop)  # its last news are queued on this loop before
         self.store.save()
 
     def begin(
@@ -127,7 +183,7 @@ class Service:
             ids: what is read before the answer.
             asked: its limits and stop strings.
             sampling: how its tokens are drawn.
-            finished: called when the answer has ended, whether or not anybody waits for it.
+            finished: called when the answer has ended, also after its client has gone.
             rng_state: of the random numbers, if they do not start at the seed.
             top_logprobs: tell the log-probabilities of each token and so many others.
             pictures: tell what the state looks like.
@@ -175,10 +231,10 @@ class Service:
         return reply
 
     def _notify(self, jobs: list[Job]) -> None:
-        """On the engine's thread: hand its news over."""
-        self._loop.call_soon_threadsafe(_hear, jobs)
+        """Called on the engine's thread: have the news told on the event loop."""
+        self._loop.call_soon_threadsafe(_tell, jobs)
 
 
-def _hear(jobs: list[Job]) -> None:
+def _tell(jobs: list[Job]) -> None:
     for job in dict.fromkeys(jobs):
         job.news()

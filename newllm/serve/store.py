@@ -23,7 +23,7 @@ from newllm.datasets.conversations import Conversation
 from newllm.errors import UserError
 from newllm.files import write_bytes
 from newllm.inference.decoder import START, Snapshot
-from newllm.serve.errors import ApiError
+from newllm.serve.schemas import ApiError
 from newllm.trained import TrainedModel
 
 _CACHE_BYTES, _CACHE_ENTRIES = 2**26, 4096

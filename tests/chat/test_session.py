@@ -111,11 +111,8 @@ def test_conversations_side_by_side_say_what_they_say_alone(model, renderer) -> 
     assert min(map(len, alone)) < limit, "some end early"
 
     together: list[list[int]] = [[] for _ in prompts]
-    decoder, waiting, running = (
-        make_decoder(model),
-        list(range(9)),
-        dict[int, tuple[int, Sampler]](),
-    )
+    decoder, waiting = make_decoder(model), list(range(9))
+    running: dict[int, tuple[int, Sampler]] = {}
     drawn: dict[int, int] = {}
     while waiting or running:
         while waiting and len(running) < 4:

@@ -87,10 +87,8 @@ def test_a_turn_from_a_saved_state_equals_reading_everything(
     session.save(tmp_path / "a.session")
     loaded = ChatSession.load(tmp_path / "a.session", make_decoder(model), renderer).dialogue
     ids = loaded.prompt(renderer, "a question of many tokens?")
-    stream, again = (
-        Stream(make_decoder(model), loaded.next_turn.snapshot),
-        Stream(make_decoder(model)),
-    )
+    decoder = make_decoder(model)
+    stream, again = Stream(decoder, loaded.next_turn.snapshot), Stream(decoder)
     stream.read(ids)
     again.read(read + ids)
     assert again.tokens_read == stream.tokens_read > 30

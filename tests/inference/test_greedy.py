@@ -48,8 +48,8 @@ def test_side_by_side_as_one_by_one(
         session = ChatSession(make_decoder(model), renderer, Sampling(temperature=0))
         expected.append(session.say(text, max_new_tokens=LIMIT))
     assert len(set(expected)) > 1
-    for lanes in (1, 2, 8):
-        answers = greedy_answers(model, tokenizer, prompts, LIMIT, lanes)
+    for at_once in (1, 2, 8):
+        answers = greedy_answers(model, tokenizer, prompts, LIMIT, at_once)
         assert [answer.text.lstrip() for answer in answers] == expected
 
 

@@ -203,8 +203,8 @@ def test_an_empty_turn_is_refused_and_disturbs_nobody(start: Start) -> None:
         session = create(http)
         say(http, session, "words")
         dialogue = server.service.store.get(session)[1]
-        end, place = model.tokenizer.end, dialogue.next_turn
-        dialogue.next_turn = replace(place, snapshot=replace(place.snapshot, last_token=end))
+        end, turn = model.tokenizer.end, dialogue.next_turn
+        dialogue.next_turn = replace(turn, snapshot=replace(turn.snapshot, last_token=end))
         refused = http.post(f"/v1/sessions/{session}/turns", json={"content": ""})
         assert refused.status_code == 400
         assert refused.json()["error"]["message"] == "nothing was said: the text is empty"
@@ -212,7 +212,7 @@ def test_an_empty_turn_is_refused_and_disturbs_nobody(start: Start) -> None:
         say(http, session, "words")
     chat = model.chat(SAMPLING)
     chat.say("words", 4)
-    place = chat.dialogue.next_turn
-    chat.dialogue.next_turn = replace(place, snapshot=replace(place.snapshot, last_token=end))
+    turn = chat.dialogue.next_turn
+    chat.dialogue.next_turn = replace(turn, snapshot=replace(turn.snapshot, last_token=end))
     with pytest.raises(UserError, match="nothing was said"):
         chat.say("", 4)

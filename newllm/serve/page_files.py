@@ -1,7 +1,12 @@
-"""What goes with the page's files wherever they are served: their kinds and what they may do."""
+"""The files of the browser page, wherever they are served: their kinds, their headers, their bytes.
+
+The example that serves the page without this server imports this, so it needs no extra package.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "page"
@@ -38,3 +43,25 @@ def page_headers(*more_scripts: str) -> dict[str, str]:
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
     }
+
+
+@dataclass(frozen=True)
+class PageFile:
+    """One file."""
+
+    content: bytes
+    kind: str
+    """Its media type."""
+    tag: str
+    """Differs whenever the content does (an HTTP entity tag)."""
+
+
+def read_page() -> dict[str, PageFile]:
+    """All files by the path they are served at: requests are looked up here, not on the disk."""
+    found = {}
+    for file in FOLDER.iterdir():
+        if file.suffix in KINDS:
+            content = file.read_bytes()
+            tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+            found[file.name] = PageFile(content, KINDS[file.suffix], tag)
+    return {**found, "": found["index.html"]}
