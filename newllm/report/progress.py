@@ -12,7 +12,7 @@ from newllm.datasets.base import LEVELS, Level
 from newllm.errors import UserError
 from newllm.results.climb import Climb, read_climb
 from newllm.results.runs import Run, read_runs
-from newllm.results.verdict import NextStep, Verdict, train_command
+from newllm.results.verdict import NextStep, Verdict, chat_command, train_command
 
 Status = Literal[
     "cleared", "trained, not cleared", "trained, not judged", "training", "ready", "planned"
@@ -206,7 +206,8 @@ def _row_of(
             for step in run.summary.advice
             if step.dataset == level.dataset or (step.dataset, tokenizer) not in trained
         )
-    command = advice[0].command if advice else f"newllm chat {shlex.quote(str(run.files.best))}"
+    talk = chat_command(str(run.files.best), run.settings.architecture)
+    command = advice[0].command if advice else talk
     return Row(level, _standing(run.summary.verdict), tokenizer, run, others, advice, command)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from newllm.config import Settings, option_name
+from newllm.config import Settings, is_own_block, option_name
 from newllm.datasets.base import Advice, Level
 from newllm.settings import resolve
 
@@ -117,6 +117,12 @@ def train_command(dataset: str, tokenizer: str, out: str) -> str:
     words += [] if tokenizer == "bpe" else ["--tokenizer", tokenizer]
     words += [] if out == OUT else ["--out", out]
     return shlex.join(words)
+
+
+def chat_command(checkpoint: str, architecture: str) -> str:
+    """The command that talks to a checkpoint; one with a block of one's own is told its file."""
+    own = ["--architecture", architecture] if is_own_block(architecture) else []
+    return shlex.join(["newllm", "chat", checkpoint, *own])
 
 
 def _command(advice: Advice, settings: Settings) -> str | None:
