@@ -16,7 +16,7 @@ from newllm.report.text import aligned
 from newllm.results.climb import Climb, read_climb
 from newllm.results.runs import Run, read_runs
 from newllm.results.summary import bpb_mark_line, mark_line
-from newllm.results.verdict import NextStep, Verdict, train_command
+from newllm.results.verdict import NextStep, Verdict, chat_command, train_command
 
 Status = Literal[
     "cleared", "trained, not cleared", "trained, not judged", "training", "ready", "planned"
@@ -209,7 +209,8 @@ def _row_of(
             for step in run.summary.advice
             if step.dataset == level.dataset or (step.dataset, tokenizer) not in trained
         )
-    command = advice[0].command if advice else f"newllm chat {shlex.quote(str(run.files.best))}"
+    talk = chat_command(str(run.files.best), run.settings.architecture)
+    command = advice[0].command if advice else talk
     return Row(level, _standing(run.summary.verdict), tokenizer, run, others, advice, command)
 
 

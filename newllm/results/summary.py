@@ -7,7 +7,6 @@ Reading one needs no torch.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from newllm.errors import UserError
 from newllm.files import write_text
 from newllm.results.marks import BpbVerdict
 from newllm.results.records import ComparedBaseline, EpochRecord
-from newllm.results.verdict import NextStep, Verdict
+from newllm.results.verdict import NextStep, Verdict, chat_command
 
 FORMAT, VERSION = "new-llm summary", 1
 
@@ -109,7 +108,8 @@ def summary_lines(summary: Summary, advise: bool = True) -> list[str]:
         return lines
     for step in summary.advice:
         lines.append(f"Next, {step.text}:\n  {step.command}")
-    lines.append(f"Talk to it:\n  newllm chat {shlex.quote(summary.checkpoint)}")
+    architecture = summary.settings.get("architecture", "")
+    lines.append(f"Talk to it:\n  {chat_command(summary.checkpoint, architecture)}")
     return lines
 
 

@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from newllm.config import DEFAULT_OUT, Settings, option_name
+from newllm.config import DEFAULT_OUT, Settings, is_own_block, option_name
 from newllm.datasets.base import Advice, Level
 from newllm.results.marks import BpbVerdict
 from newllm.results.records import EpochRecord, NgramBaseline
@@ -109,6 +109,12 @@ def train_command(dataset: str, tokenizer: str, out: str) -> str:
     words += [] if tokenizer == "bpe" else ["--tokenizer", tokenizer]
     words += [] if out == DEFAULT_OUT else ["--out", out]
     return shlex.join(words)
+
+
+def chat_command(checkpoint: str, architecture: str) -> str:
+    """The command that talks to a checkpoint; one with a block of one's own is told its file."""
+    own = ["--architecture", architecture] if is_own_block(architecture) else []
+    return shlex.join(["newllm", "chat", checkpoint, *own])
 
 
 def _command(advice: Advice, settings: Settings) -> str | None:
