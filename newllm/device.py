@@ -58,6 +58,12 @@ def pick_precision(setting: str, device: torch.device) -> str:
     return "fp16" if device.type == "cuda" else "fp32"
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which torch computes matrix products in `precision` (fp32: as they are)."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a matrix product of the size that training has; the best of a few."""
     rows, inner, columns = 4096, 384, 768

@@ -32,9 +32,8 @@ from newllm.results.records import Metrics
 from newllm.results.runs import RunFiles
 from newllm.results.summary import Summary, load_summary
 from newllm.train.distributed import refuse_several
-from newllm.train.run import train
+from newllm.train.run import shape_of, train
 from newllm.train.signals import run_lock
-from newllm.train.start import shape_of
 from newllm.trained import TrainedModel
 from newllm.widths import default_widths
 

@@ -23,7 +23,7 @@ from newllm.report.comparison import Comparison, write_comparison
 from newllm.results.runs import RunFiles
 from newllm.results.summary import Summary, load_summary
 from newllm.sizes import shape_of_size
-from newllm.train.start import shape_of
+from newllm.train.run import shape_of
 
 IN_THE_NAME = frozenset({"dataset", "subset", "num_layers", "architecture", "tokenizer"})
 """Settings that a run's name carries anyway."""

@@ -55,11 +55,11 @@ class Sums(Additive):
 class Sharing(Protocol):
     """Processes that score a split together."""
 
-    def lanes(self, count: int) -> slice:
-        """Which of `count` lanes are this one's."""
+    def sequences(self, count: int) -> slice:
+        """Which of `count` sequences of a batch are this one's."""
         ...
 
-    def add(self, numbers: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, numbers: Sequence[float]) -> list[float]:
         """Sums over all processes."""
         ...
 
@@ -82,7 +82,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     sums = Sums()
-    part = slice(lanes) if processes is None else processes.lanes(lanes)
+    part = slice(lanes) if processes is None else processes.sequences(lanes)
     loader = EpochLoader(split, EVALUATION_ROW, lanes, part=part)
     state = model.initial_state(loader.lanes)
     unk = tokenizer.unk if isinstance(tokenizer, Word1000) else None
@@ -94,7 +94,7 @@ def evaluate(
     model.train(was_training)
     if processes is not None:
         own = astuple(sums)
-        merged = processes.add(own)
+        merged = processes.all_reduce_sum(own)
         sums = Sums(*(type(old)(new) for old, new in zip(own, merged, strict=True)))
     return summarize(sums, split, lossless=unk is None)
 

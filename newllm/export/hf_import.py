@@ -15,7 +15,6 @@ from newllm.export.hf import PREFIX, SHAPE
 from newllm.export.hf_tokenizer import from_fast
 from newllm.model import build_model
 from newllm.train import checkpoint
-from newllm.train.migrations import migrate
 
 _LARGEST_TEXT = 2**26
 """Bytes of a JSON file at most."""
@@ -116,7 +115,7 @@ def _weights(
     def of_now(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         weights = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
         old = {"settings": settings.model_dump(), "model": weights, "format_version": version}
-        return migrate(old, checkpoint.FORMAT_VERSION)["model"]
+        return checkpoint.migrate(old, checkpoint.FORMAT_VERSION)["model"]
 
     if not path.exists():
         raise UserError(f"{path}: missing (weights in several files are not read)")

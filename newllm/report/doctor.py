@@ -15,7 +15,7 @@ from newllm.device import fast_bf16, pick_device, pick_precision, product_speed
 from newllm.files import cache_folder
 from newllm.model.kernels import KERNEL_VARIABLE, active_kernel, triton_is_installed
 
-_PACKAGES = ("torch", "numpy", "numba", "tokenizers", "accelerate", "datasets")
+_PACKAGES = ("torch", "numpy", "numba", "tokenizers", "datasets")
 
 
 def check_machine() -> dict[str, Any]:

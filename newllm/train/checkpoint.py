@@ -14,6 +14,7 @@ import pickletools
 import shutil
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,19 @@ from newllm.files import (
     write_bytes,
 )
 from newllm.model import build_model
-from newllm.train.migrations import MIGRATIONS, migrate
 
 FORMAT = "new-llm"
 FORMAT_VERSION = 3
-"""Raise it when the content changes, and say in `migrations.py` how the old one becomes the new."""
+"""Raise it when the content changes, and add to `MIGRATIONS` how the old one becomes the new."""
+
+Content = dict[str, Any]
 
 _SEAL = b"NEWLLM-SHA256:"
 _SEAL_SIZE = len(_SEAL) + 64
 _ZIP_END = b"PK\x05\x06"
 
 
-def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> None:
+def save(path: Path, content: Content, keep_previous: bool = False) -> None:
     """Write a sealed checkpoint in place of `path`.
 
     Args:
@@ -60,7 +62,7 @@ def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> No
     write_bytes(path, sealed)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> Content:
     """Read and verify a checkpoint.
 
     Raises:
@@ -104,8 +106,8 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged or edited; use another copy of it") from None
 
 
-def load_model(path: Path) -> dict[str, Any]:
-    """`load` for a file that holds a model, not just the means to go on training.
+def load_model(path: Path) -> Content:
+    """`load` for a file that holds a model, not one that only resumes a training.
 
     Raises:
         UserError: it is another file of ours, besides what `load` refuses.
@@ -127,7 +129,7 @@ _PARTS = {"settings": dict, "tokenizer": dict, "metrics": dict, "data": dict, "m
           "newllm_version": str, "torch_version": str, "created": str}  # fmt: skip
 
 
-def _check_model(content: dict[str, Any]) -> None:
+def _check_model(content: Content) -> None:
     """Refuse a model whose parts do not fit each other, before anything is allocated for it.
 
     The seal finds damage; it is no proof of who wrote a file.
@@ -153,7 +155,7 @@ def _check_model(content: dict[str, Any]) -> None:
             raise ValueError(f"{name} is no plain tensor")
 
 
-def load_newest(path: Path) -> tuple[dict[str, Any], str | None] | None:
+def load_newest(path: Path) -> tuple[Content, str | None] | None:
     """The newest valid of a file and its previous one, and a line to print if it is not the first.
 
     None where there is neither. Raises UserError where files exist but none is valid.
@@ -222,3 +224,54 @@ def _link_previous(path: Path) -> None:
     scratch.unlink(missing_ok=True)  # a rename of a file onto itself leaves both names
     sync_folder(path.parent)
     remove_abandoned(previous)
+
+
+# Models that earlier versions wrote, brought to the present format one version at a time.
+
+_RENAMED_IN_2 = {
+    "context_norm": "mixer_norm",
+    "hidden_norm": "feed_forward.norm",
+    "up_proj.weight": "feed_forward.up_proj.weight",
+    "down_proj.weight": "feed_forward.down_proj.weight",
+}
+"""Parameters of a `context` block; those of the other architectures kept their names."""
+
+
+def _to_2(content: Content) -> Content:
+    if content["settings"]["architecture"] != "context":
+        return content
+    return {**content, "model": {_name_in_2(k): value for k, value in content["model"].items()}}
+
+
+def _name_in_2(name: str) -> str:
+    if not name.startswith("blocks."):
+        return name
+    blocks, index, own = name.split(".", 2)
+    return f"{blocks}.{index}.{_RENAMED_IN_2.get(own, own)}"
+
+
+def _to_3(content: Content) -> Content:
+    """The read-out gates of `context` got a bias."""
+    if content["settings"]["architecture"] != "context":
+        return content
+    model = dict(content["model"])
+    for name, forget_bias in content["model"].items():
+        if name.endswith("forget_bias"):
+            model[name.replace("forget_bias", "read_bias")] = torch.zeros_like(forget_bias)
+    return {**content, "model": model}
+
+
+MIGRATIONS: dict[int, Callable[[Content], Content]] = {1: _to_2, 2: _to_3}
+"""Format version -> what makes the next one of it."""
+
+
+def migrate(content: Content, version: int) -> Content:
+    """The content of a model file of an earlier format, as the format `version` has it.
+
+    Raises:
+        KeyError: there is no way from its format to that one.
+    """
+    while content["format_version"] != version:
+        here = content["format_version"]
+        content = {**MIGRATIONS[here](content), "format_version": here + 1}
+    return content

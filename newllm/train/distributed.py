@@ -1,9 +1,10 @@
-"""Several processes that train one model: which lanes each computes, and what they tell each other.
+"""Several processes that train one model: the sequences each computes, and what they exchange.
 
-Every process holds the whole model and reads a fixed part of the lanes of each batch. Gradients are
-added up over the processes, so that all take the same step; whatever depends on a clock, a signal
-or the memory of one machine is decided once. `torchrun` starts the processes (so does `accelerate
-launch`) and says through the environment who is who. One process alone speaks to nobody.
+Every process holds the whole model and reads a fixed part of the sequences of each batch. Gradients
+are summed over the processes, so that all take the same step; whatever depends on a clock, a signal
+or the memory of one machine is decided once. A launcher (`torchrun`, `accelerate launch`) starts
+the processes and tells each its rank through the environment. In a run of one process every method
+returns at once, without any communication.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -23,17 +26,28 @@ from newllm.errors import UserError
 
 if TYPE_CHECKING:
     from newllm.model import State
-    from newllm.train.progress import Progress
-    from newllm.train.signals import StopRequest
 
 STEP_TIMEOUT = timedelta(minutes=10)
-"""After so long without the others in a step or a sum a process gives up: a machine may vanish
-without a word."""
+"""How long a process waits for the others in a step or a sum: a machine that loses power or network
+closes no connection."""
 
-_PATIENCE = timedelta(days=7)
-"""For what process 0 does alone, which may be much; should it die, that is noticed anyway."""
+_MAIN_ALONE_TIMEOUT = timedelta(days=7)
+"""How long the others wait for what process 0 does alone, such as encoding the data. Should it die,
+its closed connection ends their wait at once."""
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class StepFlags:
+    """What all processes have to know alike after a step."""
+
+    signal: int
+    """Number of the signal that asks for a stop; 0: none."""
+    save_due: bool
+    seconds: float
+    """Time in training steps, of the run and of the epoch: `--minutes` ends a run by it."""
+    epoch_seconds: float
 
 
 class Processes:
@@ -51,26 +65,39 @@ class Processes:
     ) -> None:
         self.rank, self.world = rank, world
         self.local_rank, self.local_world = local_rank, local_world
-        self._patient: dist.ProcessGroup | None = None
+        self._long_wait: dist.ProcessGroup | None = None
         if world > 1:
-            with self._speaking():
-                group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+            with self._explain_losses():
+                group = dist.new_group(backend="gloo", timeout=_MAIN_ALONE_TIMEOUT)
             assert isinstance(group, dist.ProcessGroup)
-            self._patient = group
+            self._long_wait = group
 
     @property
     def main(self) -> bool:
         """Whether this is process 0."""
         return self.rank == 0
 
-    def device(self, device: torch.device) -> torch.device:
-        """The device of this process, of the kind that was chosen.
+    def take_device(self, device: torch.device) -> torch.device:
+        """The device of this process, of the kind that was chosen, made torch's current one.
+
+        This sets what torch keeps for the whole process: the current GPU, or the number of CPU
+        threads, which several processes share where OMP_NUM_THREADS does not say it.
 
         Raises:
             UserError: there are more processes than GPUs, or all were told to share one.
         """
-        if self.world == 1 or device.type == "cpu":
+        if device.type == "cpu":
+            if self.world > 1 and not os.environ.get("OMP_NUM_THREADS"):
+                cores = psutil.cpu_count(logical=False) or torch.get_num_threads()
+                torch.set_num_threads(max(1, cores // self.local_world))
             return device
+        device = self._own_gpu(device)
+        torch.cuda.set_device(device)
+        return device
+
+    def _own_gpu(self, device: torch.device) -> torch.device:
+        if self.world == 1:
+            return torch.device("cuda", device.index or 0)
         if device.index is not None:
             raise UserError(
                 f"--device {device}: each process takes a GPU of its own; give --device cuda"
@@ -82,11 +109,11 @@ class Processes:
             )
         return torch.device("cuda", self.local_rank)
 
-    def lanes(self, count: int) -> slice:
-        """The part of `count` lanes that this process computes.
+    def sequences(self, count: int) -> slice:
+        """The part of a batch of `count` sequences that this process computes.
 
         Raises:
-            UserError: there are fewer lanes than processes.
+            UserError: there are fewer sequences than processes.
         """
         if count < self.world:
             raise UserError(
@@ -99,76 +126,73 @@ class Processes:
     def main_first(self) -> Iterator[None]:
         """The main process does the block, then the others do.
 
-        When the main one fails, the others leave without a word: the error is told once.
+        When the main one fails, the others exit without a message: the error is printed once.
         """
-        if not self.main and not self.agree(True):
+        if not self.main and not self.broadcast(True):
             raise SystemExit(2)
         try:
             yield
         except BaseException:
             if self.main:
-                self.agree(False)
+                self.broadcast(False)
             raise
         if self.main:
-            self.agree(True)
+            self.broadcast(True)
 
-    def agree(self, value: _T) -> _T:
-        """The main process's value, in all of them."""
+    def broadcast(self, value: _T) -> _T:
+        """The main process's value, in all processes."""
         if self.world == 1:
             return value
         values = [value if self.main else None]
-        with self._speaking():
-            dist.broadcast_object_list(values, src=0, group=self._patient)
+        with self._explain_losses():
+            dist.broadcast_object_list(values, src=0, group=self._long_wait)
         return values[0]  # type: ignore[return-value]
 
-    def meet(self) -> None:
-        """Wait until all are here."""
+    def barrier(self) -> None:
+        """Wait until all processes have called this."""
         if self.world > 1:
-            with self._speaking():
-                dist.barrier(group=self._patient)
+            with self._explain_losses():
+                dist.barrier(group=self._long_wait)
 
-    def add(self, numbers: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, numbers: Sequence[float]) -> list[float]:
         """Sums over the processes, in float64: counts below 2^53 stay exact."""
-        return self._reduced(numbers, dist.ReduceOp.SUM)
+        return self._all_reduce(numbers, dist.ReduceOp.SUM)
 
-    def least(self, number: int) -> int:
+    def all_reduce_min(self, number: int) -> int:
         """The smallest of the processes' numbers."""
-        return int(self._reduced([number], dist.ReduceOp.MIN)[0])
+        return int(self._all_reduce([number], dist.ReduceOp.MIN)[0])
 
-    def settle(self, progress: Progress, stop: StopRequest, save_due: bool) -> tuple[bool, bool]:
-        """After a step: whether all stop now, and whether all save; the clock is the main one's."""
+    def sync_flags(self, own: StepFlags) -> StepFlags:
+        """The same flags in all processes: the signal of any, the rest as in the main one."""
         if self.world == 1:
-            return stop.signal is not None, save_due
-        clocks = (progress.seconds, progress.epoch_seconds, save_due) if self.main else (0, 0, 0)
-        numbers = self._reduced([stop.signal or 0, *clocks], dist.ReduceOp.MAX)
-        signal, progress.seconds, progress.epoch_seconds, save = numbers
-        if signal:
-            stop.signal = int(signal)
-        return signal > 0, save > 0
+            return own
+        clock = (own.save_due, own.seconds, own.epoch_seconds) if self.main else (0, 0, 0)
+        signal, save_due, *seconds = self._all_reduce([own.signal, *clock], dist.ReduceOp.MAX)
+        return StepFlags(int(signal), save_due > 0, *seconds)
 
-    def share_weights(self, tensors: Iterable[Tensor]) -> None:
-        """Make tensors what they are in the main process."""
+    def broadcast_weights(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of the main process."""
         if self.world > 1:
-            with self._speaking():
+            with self._explain_losses():
                 for tensor in tensors:
                     dist.broadcast(tensor, src=0)
 
-    def add_gradients(self, parameters: Iterable[Tensor], nats: Tensor) -> None:
-        """Add up the gradients, and the loss, over the processes, in place: one exchange a step."""
+    def all_reduce_gradients(self, parameters: Iterable[Tensor], nats: Tensor) -> None:
+        """Sum the gradients, and the loss, over the processes, in place: one exchange a step."""
         if self.world == 1:
             return
         parts = [p.grad for p in parameters if p.grad is not None] + [nats]
         flat = torch.cat([part.flatten() for part in parts])
-        with self._speaking():
+        with self._explain_losses():
             dist.all_reduce(flat)
         for part, total in zip(parts, flat.split([p.numel() for p in parts]), strict=True):
             part.copy_(total.view_as(part))
 
-    def all_lanes(self, state: State) -> State:
-        """The carried states of all lanes, on the CPU; complete in the main process alone.
+    def gather_state(self, state: State) -> State:
+        """The carried states of the whole batch, on the CPU; complete in the main process alone.
 
         Args:
-            state: of this process's lanes, every tensor [L, B / processes, ...].
+            state: of this process's sequences, every tensor [L, B / processes, ...].
         """
         if self.world == 1:
             return state
@@ -180,21 +204,23 @@ class Processes:
         if self.world == 1:
             return [value]
         values = [value] * self.world if self.main else None
-        with self._speaking():
-            dist.gather_object(value, values, dst=0, group=self._patient)
+        with self._explain_losses():
+            dist.gather_object(value, values, dst=0, group=self._long_wait)
         return values or [value]
 
-    def _reduced(self, numbers: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
+    def _all_reduce(
+        self, numbers: Sequence[float], operation: dist.ReduceOp.RedOpType
+    ) -> list[float]:
         if self.world == 1:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.float64)
-        with self._speaking():
+        with self._explain_losses():
             dist.all_reduce(tensor, operation)
         return tensor.tolist()
 
     @contextlib.contextmanager
-    def _speaking(self) -> Iterator[None]:
-        """Tell a lost process as what it is."""
+    def _explain_losses(self) -> Iterator[None]:
+        """Turn torch's error about a broken connection into one that says what happened."""
         try:
             yield
         except RuntimeError as error:
@@ -205,7 +231,7 @@ class Processes:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Processes]:
+def process_group() -> Iterator[Processes]:
     """The processes that a launcher started together with this one, or this one alone.
 
     Raises:
@@ -249,6 +275,6 @@ def refuse_several(verb: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What torch says, without its place in torch's source and its advice."""
+    """The first sentence of torch's message, without the source location in front of it."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return re.sub(r"^\[\S+\] ", "", line).partition(". ")[0]

@@ -18,6 +18,9 @@ from newllm.results.runs import write_lines
 
 _MARKS = (20, 40, 60, 80, 100)
 
+COLAB_MINUTES = 90
+"""Minutes after which a free Colab session is cut off."""
+
 
 def training_summary(record: EpochRecord) -> str:
     """`0.2min | Loss: 2.85`."""
@@ -33,6 +36,19 @@ def validation_line(record: EpochRecord) -> str:
         f"  Val: Loss={record['loss']:.2f} PPL={record['ppl']:.1f} "
         f"Acc={record['accuracy']:.1%} {last}{mark}"
     )
+
+
+def describe_expectation(seconds: float, epochs: int) -> str:
+    """How long a run will take, with a warning where a Colab session would not last."""
+    minutes = seconds / 60
+    length = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+    line = f"Expected: about {length if minutes >= 1.5 else '1 minute'} for {epochs} epochs"
+    if minutes > COLAB_MINUTES:
+        line += (
+            f"; a Colab session is cut off after {COLAB_MINUTES}: the run goes on with --resume, "
+            f"or fits with --minutes {COLAB_MINUTES - 10}"
+        )
+    return line
 
 
 class EpochLog(Protocol):

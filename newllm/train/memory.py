@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import psutil
 import torch
-from accelerate import Accelerator
 
 from newllm.data.loader import Batch
 from newllm.errors import UserError
@@ -40,20 +39,20 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def step_trial(
-    model: LanguageModel, batch: Batch, accelerator: Accelerator, device: torch.device
+    model: LanguageModel, batch: Batch, autocast: torch.autocast, device: torch.device
 ) -> Callable[[int], int]:
     """What `fit_rows` tries: forward and backward on the first rows of a batch.
 
     Args:
         model: left as it is, in training mode.
         batch: real rows.
-        accelerator: knows the precision.
+        autocast: the precision of the forward pass.
         device: the model's.
     """
 
     def try_rows(rows: int) -> int:
         part = batch.lanes(slice(rows))
-        with accelerator.autocast():
+        with autocast:
             hidden, _ = model(part.ids.to(device), None, part.reset.to(device))
             loss = model.loss(hidden, part.targets.to(device))
         held = resident_bytes()

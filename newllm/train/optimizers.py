@@ -1,4 +1,7 @@
-"""Muon for the weight matrices, AdamW for everything else; Adam as published for `original`."""
+"""Muon for the weight matrices, AdamW for everything else; Adam as published for `original`.
+
+Also what surrounds their step: the scaler of fp16, entries that do not train, moments by name.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from newllm.config import Settings
+from newllm.config import ModelSettings, Settings
 from newllm.device import fast_bf16
-from newllm.model import ContextLM, LanguageModel, OriginalLM
+from newllm.model import LanguageModel, OriginalLM
+from newllm.model.growth import old_entries
 from newllm.model.residual import ResidualLM
-from newllm.train.schedule import EPOCHS_UNREGULARISED
 
 MUON_RATE = 10.0
 """Muon's rate as a multiple of the learning rate (an update of Muon has unit spectral norm)."""
@@ -25,10 +28,6 @@ VECTOR_RATE = 3.0
 
 ADAM_BETAS = (0.7, 0.98)
 """As short a momentum as Muon's; over 300 steps 0.9% fewer bits per byte than with (0.9, 0.95)."""
-
-PAIR_DECAY = 4.0
-"""Weight decay of the table of pairs, times its rate, once rows are read again and again: pairs
-that do not come back fade. Without it six epochs ended 4% higher in bits per byte (docs/LOG.md)."""
 
 _POLAR_EXPRESS = (
     (8.2193, -23.3375, 16.6266),
@@ -165,37 +164,16 @@ def _muon_and_adamw(model: ResidualLM, settings: Settings) -> list[torch.optim.O
     return [muon, adamw]
 
 
-def decay_pairs(model: LanguageModel, settings: Settings, epoch: int, rate_factor: float) -> None:
-    """Shrink the table of pairs, decoupled from its gradient as in AdamW, from a third epoch on.
+def step_all(optimizers: Iterable[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> None:
+    """Step every optimizer through the scaler of fp16, whose scale then changes once for all.
 
     Args:
-        model: in training.
-        settings: of the run.
-        epoch: how many are finished.
-        rate_factor: of the schedule, at this step.
-    """
-    if epoch < EPOCHS_UNREGULARISED or not isinstance(model, ContextLM) or model.pairs is None:
-        return
-    rate = settings.learning_rate * VECTOR_RATE * rate_factor
-    with torch.no_grad():
-        model.pairs.table.mul_(max(0.0, 1 - rate * PAIR_DECAY))
-
-
-def step_all(
-    optimizers: Iterable[torch.optim.Optimizer], scaler: torch.amp.GradScaler | None
-) -> None:
-    """Step every optimizer; with fp16 through its scaler, whose scale changes once for all.
-
-    The step of an accelerated optimizer ends with an update of the scaler, which then unscales
-    the gradients of the next optimizer a second time.
+        optimizers: their gradients are unscaled already.
+        scaler: skips the step of an optimizer whose gradients overflowed; disabled, it only steps.
     """
     for optimizer in optimizers:
-        if scaler is None:
-            optimizer.step()
-        else:
-            scaler.step(getattr(optimizer, "optimizer", optimizer))
-    if scaler is not None:
-        scaler.update()
+        scaler.step(optimizer)
+    scaler.update()
 
 
 def get_moments(
@@ -227,3 +205,41 @@ def set_moments(
                     part: value.to(parameter.device) if isinstance(value, Tensor) else value
                     for part, value in parts.items()
                 }
+
+
+class Frozen:
+    """With --freeze-old only what growing added trains: the old entries stay as they are."""
+
+    def __init__(self, model: nn.Module, before: ModelSettings) -> None:
+        """Wholly old parameters stop asking for gradients.
+
+        Args:
+            model: the grown model.
+            before: its shape before it grew.
+        """
+        self._partly: list[tuple[Tensor, Tensor]] = []  # parameter, where it is old
+        self._held: list[Tensor] = []
+        for name, parameter in model.named_parameters():
+            old = old_entries(name, parameter.detach(), before)
+            if bool(old.all()):
+                parameter.requires_grad_(False)
+            elif bool(old.any()):
+                self._partly.append((parameter, old))
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """From now on the old entries are what they are at this moment."""
+        self._held = [parameter[old].clone() for parameter, old in self._partly]
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Before clipping and stepping: no part of the step is spent on the old entries."""
+        for parameter, old in self._partly:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(old, 0.0)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """After a step: undo what momentum and weight decay did to the old entries."""
+        for (parameter, old), held in zip(self._partly, self._held, strict=True):
+            parameter[old] = held

@@ -1,43 +1,68 @@
-"""One run from settings to verdict: data, model, training, files, resume."""
+"""One run from settings to verdict: what it begins with, data, training, files, resume, summary."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
 import torch
 
 import newllm
-from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, Settings, option_name, parse, to_yaml
+from newllm.chat.session import ChatSession
+from newllm.config import (
+    WITHOUT_EFFECT_ON_WEIGHTS,
+    ModelSettings,
+    Settings,
+    option_name,
+    parse,
+    to_yaml,
+)
+from newllm.data import joint_tokenizer
 from newllm.data.encode import Accounting
 from newllm.data.prepare import Encoded, Encoding, prepare_training
-from newllm.data.render import make_renderer
+from newllm.data.render import Renderer, make_renderer
 from newllm.data.sources import open_source
+from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
 from newllm.datasets.base import find_level
 from newllm.datasets.conversations import ROW_FORMATS
+from newllm.device import cpu_model, give_back_freed_memory, keep_freed_memory, pick_device
 from newllm.errors import Stopped, UserError
+from newllm.evaluate.ngram import ngram_baseline
 from newllm.files import write_text
+from newllm.inference.sampling import Sampling
+from newllm.model import LanguageModel
 from newllm.model.kernels import active_kernel
 from newllm.recipes import resolve
-from newllm.results.records import AnswersRecord, EpochRecord
+from newllm.results.marks import judge_bpb
+from newllm.results.records import (
+    Answers,
+    AnswersRecord,
+    ComparedBaseline,
+    EpochRecord,
+    PromptAnswer,
+)
 from newllm.results.runs import RunFiles, read_answers, set_aside, write_lines
-from newllm.results.summary import save_summary, summary_lines
+from newllm.results.summary import Summary, save_summary, summary_lines
+from newllm.results.verdict import judge, next_steps
 from newllm.sizes import shape_of_size
 from newllm.train import checkpoint
-from newllm.train.answers import answer_prompts
-from newllm.train.conclude import summarize
-from newllm.train.distributed import Processes, joined
+from newllm.train.distributed import Processes, process_group
 from newllm.train.log import EpochLog, MetricsFile, SilentLog, make_log
-from newllm.train.optimizers import get_moments
+from newllm.train.optimizers import get_moments, set_moments
 from newllm.train.signals import StopRequest, run_lock
-from newllm.train.start import Start, prepare_rehearsal, shape_of
 from newllm.train.trainer import Trainer
+
+_ANSWER_TOKENS = 48
+_REPEATED_WORDS = 3
 
 
 def train(
@@ -66,7 +91,7 @@ def train(
         UserError: anything the user can mend.
         Stopped: a signal came; everything is saved.
     """
-    with joined() as processes, contextlib.ExitStack() as held:
+    with process_group() as processes, contextlib.ExitStack() as held:
         log = make_log() if processes.main else SilentLog()
         held.callback(log.close)
         stored = None
@@ -81,20 +106,21 @@ def train(
             if processes.main:
                 held.enter_context(run_lock(files.folder, files.name, log.note))
                 stored = _find_resume(files, log) if resume else None
-        stored = processes.agree(stored)
+        stored = processes.broadcast(stored)
         with processes.main_first():
             if stored is not None:
                 settings = _settings_of_resumed(stored, given, settings)
-            elif processes.main:
+            device = processes.take_device(pick_device(settings.device))
+            if stored is None and processes.main:
                 set_aside(files, log.note)
-            run = _Run(settings, files, log, advise, processes)
+            run = _Run(settings, files, log, advise, processes, device)
             held.callback(run.metrics_file.close)
             trainer = run.prepare(stored)
         return run.train(trainer)
 
 
 class _Run:
-    """What `train` needs in several places."""
+    """One run: its settings, files and data, and what its trainer calls back for."""
 
     def __init__(
         self,
@@ -103,9 +129,10 @@ class _Run:
         log: EpochLog,
         advise: bool,
         processes: Processes,
+        device: torch.device,
     ) -> None:
         self.settings, self.files, self.log, self.advise = settings, files, log, advise
-        self.processes = processes
+        self.processes, self.device = processes, device
         self.level = find_level(settings.dataset)
         self.start = Start.read(settings)
         self.data = self._encode()
@@ -116,13 +143,14 @@ class _Run:
         )
 
     def prepare(self, stored: dict[str, Any] | None) -> Trainer:
-        """A trainer that stands where the run does; process 0 has said and written so."""
+        """A trainer at the point the run has reached; process 0 has logged and written so."""
         trainer = Trainer(
             self.settings,
             self.data,
             self.log,
             self._save,
             self._finish_epoch,
+            self.device,
             rehearsed=[data.splits["train"] for data in self.rehearsed.values()],
             frozen=self.start.frozen,
             processes=self.processes,
@@ -143,11 +171,16 @@ class _Run:
         trained = not trainer.progress.finished
         if trained:
             stop = StopRequest(launched=self.processes.world > 1)
+            if self.device.type == "cpu":
+                keep_freed_memory()
             with stop.listening():
-                if not trainer.fit(stop):
-                    self._leave(stop)
+                finished = trainer.fit(stop)
+            # Of the whole process, and only steps need it: the n-gram counts need what they held.
+            give_back_freed_memory()
+            if not finished:
+                self._leave(stop)
         if self.processes.main:
-            # Not there: also where a kill came between the last save and here.
+            # It is missing, too, where a kill came between the last save and this line.
             if trained or not self.files.final.exists():
                 last = trainer.progress.history[-1]
                 moments = get_moments(trainer.model, trainer.optimizers)
@@ -156,7 +189,7 @@ class _Run:
         return self.files.best
 
     def _leave(self, stop: StopRequest) -> NoReturn:
-        """Everything is saved; one process says so."""
+        """Exit after a stop request, when everything is saved; process 0 says how to go on."""
         if not self.processes.main:
             raise SystemExit(stop.exit_code)
         command = _resume_command()
@@ -241,7 +274,7 @@ class _Run:
         if self.processes.main:
             checkpoint.save(self.files.resume, content, keep_previous=True)
             self.metrics_file.write(trainer.progress.history)
-        self.processes.meet()
+        self.processes.barrier()
 
     def _finish_epoch(self, trainer: Trainer, best: bool) -> None:
         """The resume file last: should the run die before it, the epoch is simply done again."""
@@ -335,3 +368,197 @@ def _resume_command() -> str:
     script = sys.argv[0].endswith(".py") and not sys.argv[0].endswith("__main__.py")
     words = [*(["python", sys.argv[0]] if script else ["newllm"]), *sys.argv[1:]]
     return shlex.join(words if "--resume" in words else [*words, "--resume"])
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model of --from (None: fresh weights) and the vocabulary given (None: a new one)."""
+
+    settings: Settings
+    content: Mapping[str, Any] | None
+    tokenizer: Tokenizer | None
+
+    @classmethod
+    def read(cls, settings: Settings) -> Start:
+        """Read what the settings name.
+
+        Raises:
+            UserError: a file is missing, damaged, or does not fit the settings.
+        """
+        content = tokenizer = None
+        option = ""
+        if settings.init_from is not None:
+            option = f"--from {settings.init_from}"
+            content = checkpoint.load_model(Path(settings.init_from))
+            tokenizer = from_dict(content["tokenizer"])
+            _refuse_other_shape(option, content, settings)
+        if settings.tokenizer_file is not None:
+            option = f"--tokenizer-file {settings.tokenizer_file}"
+            given = joint_tokenizer.load(Path(settings.tokenizer_file))
+            if tokenizer is not None and fingerprint(tokenizer) != fingerprint(given):
+                raise UserError(
+                    f"{option}: not the tokenizer of --from {settings.init_from}; omit it"
+                )
+            tokenizer = given
+        if tokenizer is not None and tokenizer.kind != settings.tokenizer:
+            raise UserError(
+                f"{option}: its tokenizer is {tokenizer.kind}, so give --tokenizer {tokenizer.kind}"
+            )
+        if settings.freeze_old and (content is None or content.get("grown_from") is None):
+            raise UserError("--freeze-old: give --from a file that newllm grow wrote")
+        return cls(settings, content, tokenizer)
+
+    @property
+    def frozen(self) -> ModelSettings | None:
+        """Shape of the part that does not train, with --freeze-old.
+
+        Raises:
+            UserError: every old number has a new neighbour to be told apart from.
+        """
+        if not self.settings.freeze_old:
+            return None
+        assert self.content is not None
+        before = ModelSettings.model_validate(self.content["grown_from"])
+        if before.embed_dim != self.settings.embed_dim:
+            raise UserError(
+                f"--freeze-old: growing changed --embed-dim from {before.embed_dim} to "
+                f"{self.settings.embed_dim}, which leaves no part as it was"
+            )
+        return before
+
+    def apply(self, trainer: Trainer) -> None:
+        """Give a new run the weights, and the optimizer's moments if the file has them."""
+        if self.content is not None:
+            trainer.model.load_state_dict(self.content["model"])
+            set_moments(trainer.model, trainer.optimizers, self.content.get("moments", {}))
+
+
+def shape_of(path: str) -> dict[str, Any]:
+    """Settings that a run inherits from the model of --from, unless they are given.
+
+    Raises:
+        UserError: the file is missing, damaged, or no model.
+    """
+    stored = parse(checkpoint.load_model(Path(path))["settings"])
+    inherited = set(ModelSettings.model_fields) - {"dropout"} | {"tokenizer", "vocab_size"}
+    return stored.model_dump(include=inherited)
+
+
+def prepare_rehearsal(settings: Settings, tokenizer: Tokenizer) -> dict[str, Encoded]:
+    """The rows of the data sets in `rehearse`, in the vocabulary of the run.
+
+    Raises:
+        UserError: an unknown data set, the run's own, or unusable rows.
+    """
+    rehearsed = {}
+    for entry in settings.rehearse:
+        dataset, _, place = entry.partition("=")
+        dataset = dataset.replace("-", "_")
+        level = find_level(dataset)
+        if dataset == settings.dataset:
+            raise UserError(f"--rehearse {entry}: that is the data set of this run")
+        if not place and settings.data not in ("hub", "sample"):
+            raise UserError(f"--rehearse {entry}: say where its rows are: {dataset}=PATH")
+        encoding = Encoding(dataset, tokenizer.kind, tokenizer.vocab_size, settings.max_seq_length)
+        source = open_source(level, place or settings.data)
+        rehearsed[dataset] = prepare_training(source, encoding, tokenizer)
+    return rehearsed
+
+
+def _refuse_other_shape(option: str, content: Mapping[str, Any], settings: Settings) -> None:
+    stored = parse(content["settings"])
+    differing = [
+        f"{option_name(name)} {getattr(stored, name)}"
+        for name, value in settings.model_settings().model_dump(exclude={"dropout"}).items()
+        if getattr(stored, name) != value
+    ]
+    if differing:
+        raise UserError(
+            f"{option}: the model there has another shape; give {' '.join(differing)}, "
+            "or make it larger first with newllm grow"
+        )
+    if settings.tokenizer == "bpe" and settings.vocab_size != stored.vocab_size:
+        raise UserError(
+            f"{option}: the model there keeps its vocabulary; omit --vocab-size "
+            f"{settings.vocab_size}, or give {stored.vocab_size}"
+        )
+
+
+def answer_prompts(model: LanguageModel, renderer: Renderer, prompts: Sequence[str]) -> Answers:
+    """Greedy answers (no random number is drawn) and how repetitive they are."""
+    was_training = model.training
+    model.eval()
+    answers: list[PromptAnswer] = []
+    repeated = total = 0
+    for prompt in prompts:
+        session = ChatSession(model, renderer, Sampling(temperature=0))
+        answer = session.say(prompt, max_new_tokens=_ANSWER_TOKENS)
+        answers.append({"prompt": prompt, "answer": answer})
+        again, runs = count_repetitions(answer)
+        repeated, total = repeated + again, total + runs
+    model.train(was_training)
+    return {"answers": answers, "repetition_rate": repeated / total if total else 0.0}
+
+
+def count_repetitions(text: str) -> tuple[int, int]:
+    """(three-word runs that occurred before in the text, all three-word runs)."""
+    words = text.split()
+    runs = [tuple(words[i : i + _REPEATED_WORDS]) for i in range(len(words) - _REPEATED_WORDS + 1)]
+    return len(runs) - len(set(runs)), len(runs)
+
+
+def summarize(
+    run: str, settings: Settings, trainer: Trainer, data: Mapping[str, Any], checkpoint: Path
+) -> Summary:
+    """Everything there is to say about a finished run; counts the n-grams of its training rows.
+
+    Args:
+        run: name of the run.
+        settings: those of the run.
+        trainer: the finished trainer.
+        data: fingerprint, source, revision and accounting of the rows.
+        checkpoint: where the best epoch is.
+    """
+    level, progress = find_level(settings.dataset), trainer.progress
+    best = progress.history[progress.best_epoch - 1]
+    baseline = ngram_baseline(trainer.data)
+    bpb_mark = judge_bpb(
+        settings.dataset, data["rows"], best["bpb"], trainer.parameters, progress.seconds / 60
+    )
+    return Summary(
+        run=run,
+        dataset=settings.dataset,
+        level=level.number,
+        settings=settings.model_dump(),
+        parameters=trainer.parameters,
+        data={**data, "vocab_size": trainer.data.tokenizer.vocab_size},
+        best=best,
+        epochs=len(progress.history),
+        minutes=progress.seconds / 60,
+        trained_tokens=progress.trained_tokens,
+        ngram_baseline=ComparedBaseline(**asdict(baseline), beaten=baseline.beaten_by(best)),
+        verdict=replace(judge(level, settings, best), bpb_mark=bpb_mark),
+        advice=tuple(next_steps(level, settings, best, baseline)),
+        checkpoint=str(checkpoint),
+        versions={
+            "newllm": newllm.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+        machine=describe_machine(trainer),
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def describe_machine(trainer: Trainer) -> dict[str, Any]:
+    """What the training ran on; memory in bytes."""
+    device = trainer.device
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "memory": psutil.virtual_memory().total,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "kernel": active_kernel(device),
+        "precision": trainer.precision,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,4 +1,4 @@
-"""What keeps a run safe: one writer, orderly stops, and no non-finite number in the weights."""
+"""What keeps the files of a run safe: a lock against a second writer, and stops between steps."""
 
 from __future__ import annotations
 
@@ -9,13 +9,8 @@ from pathlib import Path
 from types import FrameType
 
 import filelock
-import torch
-from torch import Tensor
 
 from newllm.errors import UserError
-
-MAX_NONFINITE_STEPS = 20
-"""Steps in a row with a non-finite gradient after which a run gives up."""
 
 
 @contextlib.contextmanager
@@ -74,8 +69,8 @@ class StopRequest:
         try:
             yield self
         finally:
-            # A launcher ends the others when the first one leaves: nothing may cut them short now,
-            # not even when Python is going down and our handlers with it.
+            # A launcher terminates the other processes when the first one has exited. They are
+            # exiting too, and ignore its signal, also while Python shuts down.
             leaving = self._launched and self.signal is not None
             for kind, handler in before.items():
                 signal.signal(kind, signal.SIG_IGN if leaving else handler)
@@ -89,8 +84,3 @@ class StopRequest:
     def exit_code(self) -> int:
         """128 plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + (self.signal or 0)
-
-
-def all_finite(loss: Tensor, gradient_norm: Tensor) -> bool:
-    """Whether a step may be taken."""
-    return bool(torch.isfinite(loss) & torch.isfinite(gradient_norm))

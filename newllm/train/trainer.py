@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from newllm.config import ModelSettings, Settings
@@ -23,29 +21,84 @@ from newllm.data.loader import Batch, EpochLoader
 from newllm.data.mixing import Mixture
 from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
-from newllm.device import (
-    get_generators,
-    keep_freed_memory,
-    pick_device,
-    pick_precision,
-    set_generators,
-)
+from newllm.device import autocast, get_generators, pick_precision, set_generators
 from newllm.errors import UserError
 from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
 from newllm.model import State, build_model
 from newllm.model.kernels import Noise
-from newllm.train.distributed import Processes
-from newllm.train.freezing import Frozen
-from newllm.train.log import EpochLog, validation_line
+from newllm.results.records import EpochRecord, Metrics
+from newllm.train.distributed import Processes, StepFlags
+from newllm.train.log import EpochLog, describe_expectation, validation_line
 from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, step_trial
-from newllm.train.optimizers import decay_pairs, make_optimizers, step_all
-from newllm.train.progress import Progress, clip_norm, describe_expectation, differences
-from newllm.train.schedule import Schedule, set_dropout
-from newllm.train.signals import MAX_NONFINITE_STEPS, StopRequest, all_finite
+from newllm.train.optimizers import Frozen, make_optimizers, step_all
+from newllm.train.schedule import Schedule, clip_norm, decay_pairs, set_dropout
+from newllm.train.signals import StopRequest
+
+MAX_NONFINITE_STEPS = 20
+"""Steps in a row with a non-finite loss or gradient after which a run ends."""
+
+MIN_IMPROVEMENT = 0.001
+"""Nats per token below which a lower validation loss is no improvement."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands, in plain values that are stored as they are."""
+
+    epoch: int = 0
+    step: int = 0
+    """Steps done in this epoch."""
+    total_steps: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    """Time spent in training steps, over all sessions."""
+    epoch_nats: float = 0.0
+    epoch_tokens: int = 0
+    epoch_seconds: float = 0.0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    best_loss: float = float("inf")
+    best_epoch: int = 0
+    epochs_without_improvement: int = 0
+    finished: bool = False
+    history: list[EpochRecord] = field(default_factory=list)
+
+    def end_epoch(self, epochs: int, metrics: Metrics) -> EpochRecord:
+        """Close an epoch; its record.
+
+        Args:
+            epochs: of the whole run.
+            metrics: of the validation rows.
+        """
+        best = metrics["loss"] < self.best_loss
+        improved = metrics["loss"] < self.best_loss - MIN_IMPROVEMENT
+        self.epochs_without_improvement = 0 if improved else self.epochs_without_improvement + 1
+        if best:
+            self.best_loss, self.best_epoch = metrics["loss"], self.epoch + 1
+        record = self._record(epochs, metrics, best)
+        self.history.append(record)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch_nats, self.epoch_tokens, self.epoch_seconds = 0.0, 0, 0.0
+        return record
+
+    def _record(self, epochs: int, metrics: Metrics, best: bool) -> EpochRecord:
+        """The epoch's numbers; the one place they are put together."""
+        return {
+            "epoch": self.epoch + 1,
+            "epochs": epochs,
+            "steps": self.total_steps,
+            "trained_tokens": self.trained_tokens,
+            "train_loss": self.epoch_nats / max(1, self.epoch_tokens),
+            **metrics,
+            "best": best,
+            "skipped_steps": self.skipped_steps,
+            "seconds": self.epoch_seconds,
+            "total_seconds": self.seconds,
+        }
 
 
 class Trainer:
-    """Trains until the settings, the patience or a stop request say that it is enough.
+    """Trains until the settings are fulfilled, the patience is exhausted or a stop is requested.
 
     Args:
         settings: fully decided settings.
@@ -53,6 +106,7 @@ class Trainer:
         log: where lines go.
         save: called with the trainer when the state should be made durable.
         finish_epoch: called with the trainer, and whether the epoch was the best so far.
+        device: where it is computed.
         rehearsed: earlier training rows, of which every epoch has some.
         frozen: shape of the part of a grown model that does not train.
         processes: those that train together (default: this one alone).
@@ -65,44 +119,35 @@ class Trainer:
         log: EpochLog,
         save: Callable[[Trainer], None],
         finish_epoch: Callable[[Trainer, bool], None],
+        device: torch.device,
         rehearsed: Sequence[Documents] = (),
         frozen: ModelSettings | None = None,
         processes: Processes | None = None,
     ) -> None:
+        self.settings, self.data, self.log, self.device = settings, data, log, device
+        self._save, self._finish_epoch = save, finish_epoch
         self._rehearsed = rehearsed
         self.processes = processes or Processes()
-        self.settings, self.data, self.log = settings, data, log
-        self._save, self._finish_epoch = save, finish_epoch
-        device = self.processes.device(pick_device(settings.device))
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        else:
-            keep_freed_memory()
         self.precision = pick_precision(settings.precision, device)
-        # Accelerate keeps one state a process; several runs in one process may differ in precision.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision="no" if self.precision == "fp32" else self.precision,
-        )
-        self.device = self.accelerator.device
+        self._autocast = autocast(device, self.precision)
+        # Small gradients are zero in fp16, unless the loss is scaled up. Else it does nothing.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        # Of torch's own generator: the initial weights, alike in all processes, and then the
+        # dropout of `original`, which differs between them.
         torch.manual_seed(settings.seed)
-        # Not wrapped by accelerate: validation calls the same model in fp32.
         self.model = build_model(settings.model_settings(), data.tokenizer.vocab_size)
-        self.model.to(self.device)
-        if not self.processes.main:  # the dropout of `original` draws from torch's generator
+        self.model.to(device)
+        if not self.processes.main:
             torch.manual_seed(settings.seed + (self.processes.rank << 32))
         self._frozen = None if frozen is None else Frozen(self.model, frozen)
-        self.optimizers = [
-            self.accelerator.prepare_optimizer(optimizer)
-            for optimizer in make_optimizers(self.model, settings)
-        ]
+        self.optimizers = make_optimizers(self.model, settings)
         self.schedule = Schedule.planned(settings.warmup_share, settings.warmdown_share)
         self.progress = Progress()
-        self._lanes = range(settings.batch_size)[self.processes.lanes(settings.batch_size)]
-        self.state: State = self.model.initial_state(len(self._lanes))
-        self._apart = settings.architecture == "original"
-        """One document a row: the published recipe counts its batch in documents."""
+        sequences = self.processes.sequences(settings.batch_size)
+        self._sequences = range(settings.batch_size)[sequences]
+        self.state: State = self.model.initial_state(len(self._sequences))
+        self._one_document_per_row = settings.architecture == "original"
+        """The published recipe of `original` counts its batch in documents."""
         self.micro_batch = 0
         """Rows computed at once; found when training starts, and part of the run from then on."""
 
@@ -114,7 +159,7 @@ class Trainer:
     def fit(self, stop: StopRequest) -> bool:
         """Train on; True when finished, False when a stop request came (the state is saved)."""
         progress = self.progress
-        self.processes.share_weights(self.model.state_dict().values())
+        self.processes.broadcast_weights(self.model.state_dict().values())
         if self._frozen is not None:
             self._frozen.hold()
         if self.micro_batch == 0:
@@ -130,54 +175,43 @@ class Trainer:
                 if self.schedule.finished(self._done(len(loader))):
                     break
                 self._timed_step(batch, len(loader))
-                save_due = time.monotonic() - self._last_save > 60 * self.settings.save_minutes
-                stopping, save_due = self.processes.settle(progress, stop, save_due)
-                if stopping:
+                flags = self._sync_flags(stop)
+                if flags.signal:
+                    stop.signal = flags.signal
                     self._save(self)
                     return False
-                if save_due:
+                if flags.save_due:
                     self._save(self)
                     self._last_save = time.monotonic()
             self._end_epoch(len(loader))
             self._last_save = time.monotonic()
         return True
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides how the run goes on; all processes call it together."""
-        generators, *others = self.processes.gather(get_generators(self.device))
-        scaler = self.accelerator.scaler
-        return {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "schedule": asdict(self.schedule),
-            "progress": asdict(self.progress),
-            "carried_state": self.processes.all_lanes(self.state),
-            "processes": self.processes.world,
-            "generators": generators,
-            "other_generators": others,
-            "threads": torch.get_num_threads(),
-            "micro_batch": self.micro_batch,
-        }
-
-    def load_state_dict(self, stored: dict[str, Any]) -> None:
-        """Take up a run where `state_dict` was called."""
-        self.model.load_state_dict(stored["model"])
-        for optimizer, state in zip(self.optimizers, stored["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        if self.accelerator.scaler is not None and stored["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(stored["scaler"])
-        self.schedule = Schedule(**stored["schedule"])
-        self.progress = Progress(**stored["progress"])
-        self.micro_batch = stored["micro_batch"]
-        own = slice(self._lanes.start, self._lanes.stop)
-        carried = stored["carried_state"]
-        self.state = {name: part[:, own].to(self.device) for name, part in carried.items()}
-        generators = [stored["generators"], *stored.get("other_generators", [])]
-        if self.processes.rank < len(generators):
-            set_generators(generators[self.processes.rank], self.device)
-        for line in differences(stored, self.processes.world):
-            self.log.note(line)
+    def _find_micro_batch(self) -> None:
+        """Try a step's work before the first step: what fits, and how long a run will take."""
+        settings = self.settings
+        loader = self._loader(0)
+        batch = loader.batch(0)
+        try_rows = step_trial(self.model, batch, self._autocast, self.device)
+        rows = settings.micro_batch_size or preset_rows(self.device, settings.max_seq_length)
+        wanted = min(rows, len(self._sequences))
+        self.model.train()
+        # Dropout draws from the CPU's generator or the GPU's: both stay as they were.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            self.micro_batch, seconds = fit_rows(
+                try_rows, wanted, self.device, self.log.note, self.processes.local_world
+            )
+        self.micro_batch = self.processes.all_reduce_min(self.micro_batch)
+        computed = sum(
+            part.ids.numel()
+            for _, part in batch.pieces(self.micro_batch, self._one_document_per_row)
+        )
+        seconds *= computed / (self.micro_batch * settings.max_seq_length)
+        steps = len(loader) * settings.epochs
+        seconds *= min(steps, settings.max_steps or steps)
+        if settings.minutes is not None:
+            seconds = min(seconds, 60 * settings.minutes)
+        self.log.note(describe_expectation(seconds, settings.epochs))
 
     def _loader(self, epoch: int) -> EpochLoader:
         documents: Documents = self.data.splits["train"]
@@ -189,35 +223,12 @@ class Trainer:
             self.settings.max_seq_length,
             self.settings.batch_size,
             (self.settings.seed, epoch),
-            shared=not self._apart,
-            part=slice(self._lanes.start, self._lanes.stop),
+            shared=not self._one_document_per_row,
+            part=slice(self._sequences.start, self._sequences.stop),
         )
 
-    def _find_micro_batch(self) -> None:
-        """Try a step's work before the first step: what fits, and how long a run will take."""
-        settings = self.settings
-        loader = self._loader(0)
-        batch = loader.batch(0)
-        try_rows = step_trial(self.model, batch, self.accelerator, self.device)
-        rows = settings.micro_batch_size or preset_rows(self.device, settings.max_seq_length)
-        wanted = min(rows, len(self._lanes))
-        self.model.train()
-        # Dropout draws from the CPU's generator or the GPU's: both stay as they were.
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            self.micro_batch, seconds = fit_rows(
-                try_rows, wanted, self.device, self.log.note, self.processes.local_world
-            )
-        self.micro_batch = self.processes.least(self.micro_batch)
-        computed = sum(part.ids.numel() for _, part in batch.pieces(self.micro_batch, self._apart))
-        seconds *= computed / (self.micro_batch * settings.max_seq_length)
-        steps = len(loader) * settings.epochs
-        seconds *= min(steps, settings.max_steps or steps)
-        if settings.minutes is not None:
-            seconds = min(seconds, 60 * settings.minutes)
-        self.log.note(describe_expectation(seconds, settings.epochs))
-
     def _done(self, steps_in_epoch: int) -> float:
-        """Share of the run done, by epochs, steps or minutes, whichever is furthest."""
+        """Fraction of the run done, by epochs, steps or minutes, whichever is furthest."""
         progress, settings = self.progress, self.settings
         done = (progress.epoch + progress.step / steps_in_epoch) / settings.epochs
         if settings.max_steps is not None:
@@ -247,7 +258,7 @@ class Trainer:
         if rows < self.micro_batch:
             self.micro_batch = rows
             self.log.note(f"\n  Out of memory: {rows} rows at once from here on; the same batch.")
-        self.processes.add_gradients(self.model.parameters(), nats)
+        self.processes.all_reduce_gradients(self.model.parameters(), nats)
         self._update(nats, rate_factor)
         mean = nats.item() / max(1, batch.scored)
         if self.progress.skipped_in_a_row == 0:
@@ -262,54 +273,64 @@ class Trainer:
         nats = torch.zeros((), device=self.device)
         states: list[State] = []
         order: list[slice | Tensor] = []
-        for lanes, part in batch.pieces(rows, self._apart):
-            first_lane = self._lanes.start + rows * len(order)
-            noise = Noise(self.settings.seed, self.progress.total_steps, first_lane)
-            order.append(lanes)
-            state = {name: tensor[:, lanes] for name, tensor in self.state.items()}
-            with self.accelerator.autocast():
+        for which, part in batch.pieces(rows, self._one_document_per_row):
+            first_sequence = self._sequences.start + rows * len(order)
+            noise = Noise(self.settings.seed, self.progress.total_steps, first_sequence)
+            order.append(which)
+            state = {name: tensor[:, which] for name, tensor in self.state.items()}
+            with self._autocast:
                 hidden, state = self.model(
                     part.ids.to(self.device), state, part.reset.to(self.device), noise=noise
                 )
                 loss = self.model.loss(hidden, part.targets.to(self.device))
             # Normalised by the tokens of the whole batch, however it is split.
-            self.accelerator.backward(loss / max(1, batch.scored))
+            self.scaler.scale(loss / max(1, batch.scored)).backward()
             states.append({name: tensor.detach() for name, tensor in state.items()})
             nats += loss.detach()
         behind = {name: states[0][name].new_empty(old.shape) for name, old in self.state.items()}
-        for lanes, state in zip(order, states, strict=True):
+        for which, state in zip(order, states, strict=True):
             for name, tensor in behind.items():
-                tensor[:, lanes] = state[name]
+                tensor[:, which] = state[name]
         return nats, behind
 
     def _update(self, nats: Tensor, rate_factor: float) -> None:
-        """Step the optimizers, unless a number is not finite."""
-        progress = self.progress
+        """Clip the gradients and step the optimizers, unless a number is not finite."""
         if self._frozen is not None:
             self._frozen.mask_gradients()
-        norm: Tensor = self.accelerator.clip_grad_norm_(  # type: ignore[assignment]
-            self.model.parameters(), clip_norm(self.settings, progress.epoch)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), clip_norm(self.settings, self.progress.epoch)
         )
         finite = all_finite(nats, norm)
         # With fp16 the scaler must see an overflow to lower its scale; it skips the step itself.
-        if finite or self.accelerator.scaler is not None:
+        if finite or self.scaler.is_enabled():
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak_lr"] * rate_factor
-            decay_pairs(self.model, self.settings, progress.epoch, rate_factor)
-            step_all(self.optimizers, self.accelerator.scaler)
+            decay_pairs(self.model, self.settings, self.progress.epoch, rate_factor)
+            step_all(self.optimizers, self.scaler)
             if self._frozen is not None:
                 self._frozen.restore()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         if finite:
-            progress.skipped_in_a_row = 0
-            return
-        # A state with a non-finite number would poison the lane for good.
-        self.state = self.model.initial_state(len(self._lanes))
+            self.progress.skipped_in_a_row = 0
+        else:
+            self._count_skipped()
+
+    def _count_skipped(self) -> None:
+        """A step was not finite: begin with fresh states, and end the run after too many.
+
+        Raises:
+            UserError: so many in a row that the run has diverged.
+        """
+        progress = self.progress
+        # A non-finite number in a carried state would stay in its sequence for good.
+        self.state = self.model.initial_state(len(self._sequences))
         progress.skipped_steps += 1
         progress.skipped_in_a_row += 1
-        if self.accelerator.scaler is None:
+        if not self.scaler.is_enabled():
             self.log.note(
                 f"\n  Step {progress.step + 1} of epoch {progress.epoch + 1} skipped: "
                 "loss or gradient is not finite; the weights are unchanged."
@@ -320,6 +341,16 @@ class Trainer:
                 "Train again with a lower --learning-rate or with --precision fp32"
             )
 
+    def _sync_flags(self, stop: StopRequest) -> StepFlags:
+        """What all processes do after this step; their clocks become that of the main one."""
+        progress = self.progress
+        save_due = time.monotonic() - self._last_save > 60 * self.settings.save_minutes
+        flags = self.processes.sync_flags(
+            StepFlags(stop.signal or 0, save_due, progress.seconds, progress.epoch_seconds)
+        )
+        progress.seconds, progress.epoch_seconds = flags.seconds, flags.epoch_seconds
+        return flags
+
     def _end_epoch(self, steps_in_epoch: int) -> None:
         split, lanes = self.data.splits["validation"], max(EVALUATION_LANES, self.processes.world)
         metrics = evaluate(
@@ -327,7 +358,7 @@ class Trainer:
         )
         done = self._done(steps_in_epoch)
         record = self.progress.end_epoch(self.settings.epochs, metrics)
-        self.state = self.model.initial_state(len(self._lanes))
+        self.state = self.model.initial_state(len(self._sequences))
         self.log.end_training(record)
         self.log.note(validation_line(record))
         self._decide(done)
@@ -335,12 +366,12 @@ class Trainer:
         self.log.note("  [Checkpoint saved]")
 
     def _decide(self, done: float) -> None:
-        """End the run, or start its warm-down, when it is time."""
+        """End the run, or start its warmdown, when it is time."""
         progress = self.progress
         if self.schedule.finished(done) or progress.epoch >= self.settings.epochs:
             progress.finished = True
         elif progress.epochs_without_improvement >= self.settings.patience:
-            if self.schedule.wind_down(done):
+            if self.schedule.start_warmdown(done):
                 progress.epochs_without_improvement = 0
                 self.log.note(
                     f"  No improvement in {self.settings.patience} epochs: warming down to the end."
@@ -348,3 +379,51 @@ class Trainer:
             else:
                 self.log.note(f"  No improvement in {self.settings.patience} epochs: stopping.")
                 progress.finished = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the run goes on; all processes call it together."""
+        generators, *others = self.processes.gather(get_generators(self.device))
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+            "schedule": asdict(self.schedule),
+            "progress": asdict(self.progress),
+            "carried_state": self.processes.gather_state(self.state),
+            "processes": self.processes.world,
+            "generators": generators,
+            "other_generators": others,
+            "threads": torch.get_num_threads(),
+            "micro_batch": self.micro_batch,
+        }
+
+    def load_state_dict(self, stored: dict[str, Any]) -> None:
+        """Take up a run where `state_dict` was called; notes what makes it another run."""
+        self.model.load_state_dict(stored["model"])
+        for optimizer, state in zip(self.optimizers, stored["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        if self.scaler.is_enabled() and stored["scaler"] is not None:
+            self.scaler.load_state_dict(stored["scaler"])
+        self.schedule = Schedule(**stored["schedule"])
+        self.progress = Progress(**stored["progress"])
+        self.micro_batch = stored["micro_batch"]
+        own = slice(self._sequences.start, self._sequences.stop)
+        carried = stored["carried_state"]
+        self.state = {name: part[:, own].to(self.device) for name, part in carried.items()}
+        generators = [stored["generators"], *stored.get("other_generators", [])]
+        if self.processes.rank < len(generators):
+            set_generators(generators[self.processes.rank], self.device)
+        for what, now in (
+            ("threads", torch.get_num_threads()), ("processes", self.processes.world)
+        ):  # fmt: skip
+            before = stored.get(what, 1)
+            if before != now:
+                self.log.note(
+                    f"Resumed with {now} {what} instead of {before}: the run goes on, but not bit "
+                    "for bit as it would have."
+                )
+
+
+def all_finite(loss: Tensor, gradient_norm: Tensor) -> bool:
+    """Whether a step may be taken."""
+    return bool(torch.isfinite(loss) & torch.isfinite(gradient_norm))

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from newllm.data.loader import EpochLoader
 from newllm.errors import UserError
 from newllm.train import checkpoint
-from newllm.train.distributed import Processes, joined, refuse_several
+from newllm.train.distributed import Processes, StepFlags, process_group, refuse_several
 from newllm.train.run import train
 from newllm.train.signals import StopRequest
 
@@ -178,17 +178,17 @@ def test_a_mistake_is_told_once(shared_dolly_folder: Path, tmp_path: Path) -> No
 
 
 @given(world=st.integers(1, 9), more=st.integers(0, 40))
-def test_lanes_are_shared_out(world: int, more: int) -> None:
+def test_sequences_are_shared_out(world: int, more: int) -> None:
     count = world + more
     alone = Processes()
     parts = []
     for rank in range(world):
         alone.rank, alone.world = rank, world
-        parts.append(list(range(count)[alone.lanes(count)]))
-    assert [lane for part in parts for lane in part] == list(range(count))
+        parts.append(list(range(count)[alone.sequences(count)]))
+    assert [sequence for part in parts for sequence in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     with pytest.raises(UserError, match="start fewer processes"):
-        alone.lanes(world - 1)
+        alone.sequences(world - 1)
 
 
 class _Counting:
@@ -219,17 +219,45 @@ def test_parts_of_a_batch_are_the_batch() -> None:
 
 def test_alone_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined() as alone:
+    with process_group() as alone:
         assert (alone.main, alone.world) == (True, 1)
-        assert alone.agree("x") == "x"
-        assert alone.add([1.5, 2]) == [1.5, 2]
+        assert alone.broadcast("x") == "x"
+        assert alone.all_reduce_sum([1.5, 2]) == [1.5, 2]
+        flags = StepFlags(15, True, 2.5, 0.5)
+        assert alone.sync_flags(flags) == flags
     refuse_several("climb")
+
+
+def test_a_gpu_without_a_number_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch makes only a numbered one the current device."""
+    current: list[int | None] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(device.index))
+    for name, index in (("cuda", 0), ("cuda:1", 1)):
+        assert Processes().take_device(torch.device(name)) == torch.device("cuda", index)
+    assert current == [0, 1]
+
+
+@pytest.mark.parametrize(("said", "threads"), [(None, [3]), ("2", [])])
+def test_processes_of_a_machine_share_its_cores(
+    said: str | None, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless OMP_NUM_THREADS says how many threads each has, as torchrun does."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 7)
+    set_to: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    processes = Processes()
+    processes.world = processes.local_world = 2
+    assert processes.take_device(torch.device("cpu")) == torch.device("cpu")
+    assert set_to == threads
 
 
 def test_half_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(UserError, match="WORLD_SIZE=2 without RANK"), joined():
+    with pytest.raises(UserError, match="WORLD_SIZE=2 without RANK"), process_group():
         pass
     with pytest.raises(UserError, match="newllm climb: runs in one process"):
         refuse_several("climb")

@@ -12,7 +12,13 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from newllm.results.records import EpochRecord
-from newllm.train.log import LiveLog, MetricsFile, PlainLog, validation_line
+from newllm.train.log import (
+    LiveLog,
+    MetricsFile,
+    PlainLog,
+    describe_expectation,
+    validation_line,
+)
 
 RECORD: EpochRecord = {
     "epoch": 50, "epochs": 100, "steps": 500, "trained_tokens": 9000, "train_loss": 2.853,
@@ -93,3 +99,13 @@ def test_a_resumed_run_draws_no_epoch_twice(tmp_path: Path) -> None:
     file.write([first, {**second, "ppl": 8.0}])
     file.close()
     assert drawn(tmp_path / "curves") == [(1, 9.0), (2, 8.0)]
+
+
+def test_expectation_warns_of_the_colab_cut() -> None:
+    for seconds in (20, 60, 80):
+        assert describe_expectation(seconds, 3) == "Expected: about 1 minute for 3 epochs"
+    assert describe_expectation(60 * 50, 3) == "Expected: about 50 minutes for 3 epochs"
+    long = describe_expectation(3600 * 3, 100)
+    assert "3.0 hours" in long
+    assert "--resume" in long
+    assert "--minutes 80" in long

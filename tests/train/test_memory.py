@@ -8,7 +8,6 @@ import torch
 from newllm.errors import UserError
 from newllm.train import memory
 from newllm.train.memory import fit_rows, preset_rows
-from newllm.train.progress import describe_expectation
 
 CUDA_ERROR = torch.cuda.OutOfMemoryError("CUDA out of memory")
 CPU_ERROR = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: tried 8 GB")
@@ -65,13 +64,3 @@ def test_cpu_never_tries_more_than_free_memory_holds(monkeypatch) -> None:
 def test_presets() -> None:
     assert preset_rows(torch.device("cpu"), 128) == 128
     assert preset_rows(torch.device("cpu"), 10**6) == 1
-
-
-def test_expectation_warns_of_the_colab_cut() -> None:
-    for seconds in (20, 60, 80):
-        assert describe_expectation(seconds, 3) == "Expected: about 1 minute for 3 epochs"
-    assert describe_expectation(60 * 50, 3) == "Expected: about 50 minutes for 3 epochs"
-    long = describe_expectation(3600 * 3, 100)
-    assert "3.0 hours" in long
-    assert "--resume" in long
-    assert "--minutes 80" in long

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from newllm.errors import UserError
-from newllm.train import checkpoint, migrations
+from newllm.train import checkpoint
 from newllm.trained import TrainedModel
 
 FORMATS = Path(__file__).parent / "formats"
@@ -23,7 +23,7 @@ LOGITS = {
 
 
 def test_every_earlier_format_is_here() -> None:
-    assert list(migrations.MIGRATIONS) == list(LOGITS) == list(range(1, checkpoint.FORMAT_VERSION))
+    assert list(checkpoint.MIGRATIONS) == list(LOGITS) == list(range(1, checkpoint.FORMAT_VERSION))
 
 
 @pytest.mark.parametrize("version", LOGITS)

@@ -10,10 +10,8 @@ from newllm.model import build_model
 from newllm.recipes import resolve
 from newllm.train.optimizers import (
     MUON_RATE,
-    PAIR_DECAY,
     VECTOR_RATE,
     Muon,
-    decay_pairs,
     make_optimizers,
     orthogonalize,
     step_all,
@@ -127,41 +125,21 @@ def test_the_scaler_of_fp16_unscales_each_gradient_once() -> None:
     torch.manual_seed(0)
     matrix, vector = torch.randn(8, 8), torch.randn(8)
     moved = []
-    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+    for scaler in (
+        torch.amp.GradScaler("cpu", enabled=False),
+        torch.amp.GradScaler("cpu", init_scale=1024.0),
+    ):
         parameters = [nn.Parameter(matrix.clone()), nn.Parameter(vector.clone())]
         optimizers = [
             Muon([{"params": parameters[:1]}], lr=0.02),
             torch.optim.AdamW(parameters[1:], lr=0.02, eps=0.1, fused=True),
         ]
         loss = sum((parameter**2).sum() for parameter in parameters)
-        (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[union-attr, arg-type]
-        if scaler is not None:
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)  # as clipping does
+        scaler.scale(loss).backward()  # type: ignore[union-attr, arg-type]
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)  # as before clipping
         step_all(optimizers, scaler)
         moved.append([parameter.detach() for parameter in parameters])
     for ours, expected in zip(moved[1], moved[0], strict=True):
         torch.testing.assert_close(ours, expected)
-    assert scaler is not None
     assert scaler.state_dict()["_growth_tracker"] == 1
-
-
-def test_the_table_of_pairs_fades_from_the_third_epoch_on() -> None:
-    settings = resolve("dolly", {"context_dim": 16, "pair_rows": 40})
-    model = build_model(settings.model_settings(), 50)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(1.0)
-    for epoch in (0, 1):
-        decay_pairs(model, settings, epoch, 0.5)
-        assert all(bool((p == 1).all()) for p in model.parameters())
-    decay_pairs(model, settings, 2, 0.5)
-    kept = 1 - 0.5 * settings.learning_rate * VECTOR_RATE * PAIR_DECAY
-    for name, parameter in model.named_parameters():
-        expected = kept if name == "pairs.table" else 1.0
-        torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, expected))
-    fast = settings.model_copy(update={"learning_rate": 1.0})  # fades to nothing, not beyond
-    decay_pairs(model, fast, 2, 1.0)
-    assert not model.get_parameter("pairs.table").any()
-    without = resolve("dolly", {"context_dim": 16, "tokenizer": "word1000"})
-    decay_pairs(build_model(without.model_settings(), 50), without, 5, 1.0)  # nothing to fade

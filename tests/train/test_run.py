@@ -14,11 +14,11 @@ import newllm
 from newllm.datasets.base import LEVELS
 from newllm.errors import Stopped, UserError
 from newllm.results.summary import load_summary, summary_lines
-from newllm.train import checkpoint, progress
+from newllm.train import checkpoint
 from newllm.train import trainer as loop
-from newllm.train.run import train
-from newllm.train.signals import MAX_NONFINITE_STEPS, StopRequest, run_lock
-from newllm.train.trainer import Trainer
+from newllm.train.run import count_repetitions, train
+from newllm.train.signals import StopRequest, run_lock
+from newllm.train.trainer import MAX_NONFINITE_STEPS, Trainer
 
 TINY = {
     "context_dim": 16,
@@ -276,8 +276,8 @@ def test_second_signal_acts_as_usual() -> None:
 
 
 def test_early_stop_warms_down_first(flags, monkeypatch, capsys) -> None:
-    """Patience exhausted in the constant part starts the warm-down; `original` just stops."""
-    monkeypatch.setattr(progress, "MIN_IMPROVEMENT", 100.0)
+    """Patience exhausted in the constant part starts the warmdown; `original` just stops."""
+    monkeypatch.setattr(loop, "MIN_IMPROVEMENT", 100.0)
     flags |= {"epochs": 40, "patience": 2}
     train("dolly", flags)
     output = capsys.readouterr().out
@@ -286,3 +286,11 @@ def test_early_stop_warms_down_first(flags, monkeypatch, capsys) -> None:
     assert 3 <= epochs < 10
     train("dolly", {**flags, "architecture": "original", "batch_size": 16})
     assert "stopping" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "repeated", "runs"),
+    [("", 0, 0), ("a b", 0, 0), ("a b c d", 0, 2), ("a b c a b c", 1, 4), ("x " * 6, 3, 4)],
+)
+def test_repetitions(text: str, repeated: int, runs: int) -> None:
+    assert count_repetitions(text) == (repeated, runs)

@@ -1,4 +1,4 @@
-"""The rate over a run is tested with the loop; here is when dropout sets in."""
+"""The rate over a run is tested with the loop; here is when dropout and decay set in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import torch
 
 from newllm.model import build_model
 from newllm.model.kernels import Noise
-from newllm.train.schedule import EPOCHS_UNREGULARISED, set_dropout
+from newllm.recipes import resolve
+from newllm.train.optimizers import VECTOR_RATE
+from newllm.train.schedule import EPOCHS_UNREGULARISED, PAIR_DECAY, decay_pairs, set_dropout
 
 
 @pytest.mark.parametrize("architecture", ["context", "gru", "original"])
@@ -25,3 +27,24 @@ def test_dropout_sets_in_when_rows_are_read_again(tiny_model_settings, architect
         set_dropout(model, epoch)
         drops = architecture == "original" or epoch >= EPOCHS_UNREGULARISED
         assert torch.equal(read(1), read(2)) != drops
+
+
+def test_the_table_of_pairs_fades_from_the_third_epoch_on() -> None:
+    settings = resolve("dolly", {"context_dim": 16, "pair_rows": 40})
+    model = build_model(settings.model_settings(), 50)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+    for epoch in (0, 1):
+        decay_pairs(model, settings, epoch, 0.5)
+        assert all(bool((p == 1).all()) for p in model.parameters())
+    decay_pairs(model, settings, 2, 0.5)
+    kept = 1 - 0.5 * settings.learning_rate * VECTOR_RATE * PAIR_DECAY
+    for name, parameter in model.named_parameters():
+        expected = kept if name == "pairs.table" else 1.0
+        torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, expected))
+    fast = settings.model_copy(update={"learning_rate": 1.0})  # fades to nothing, not beyond
+    decay_pairs(model, fast, 2, 1.0)
+    assert not model.get_parameter("pairs.table").any()
+    without = resolve("dolly", {"context_dim": 16, "tokenizer": "word1000"})
+    decay_pairs(build_model(without.model_settings(), 50), without, 5, 1.0)  # nothing to fade

@@ -16,6 +16,7 @@ from newllm.data import joint_tokenizer
 from newllm.data.tokenizers import BPE
 from newllm.errors import UserError
 from newllm.model.growth import old_entries
+from newllm.results.records import score
 from newllm.train import checkpoint
 from newllm.train.run import train
 from newllm.train.schedule import Schedule
@@ -70,7 +71,7 @@ def test_a_run_goes_on_with_the_optimizers_moments(
     names = {name for name, _ in TrainedModel.load(final).model.named_parameters()}
     assert set(moments) == names
     seen: dict[str, Any] = {}
-    from newllm.train import start
+    from newllm.train import run
 
     def watched(model: Any, optimizers: Any, given: Any) -> None:
         original(model, optimizers, given)
@@ -79,8 +80,8 @@ def test_a_run_goes_on_with_the_optimizers_moments(
                 if parameter in optimizer.state:
                     seen[name] = optimizer.state[parameter]
 
-    original = start.set_moments
-    monkeypatch.setattr(start, "set_moments", watched)
+    original = run.set_moments
+    monkeypatch.setattr(run, "set_moments", watched)
     train("dolly", small(flags, init_from=str(final), epochs=1, minutes=1e-9))
     assert set(seen) == names
     assert seen["embedding.weight"]["step"] >= moments["embedding.weight"]["step"] > 0
@@ -99,7 +100,7 @@ def test_greedy_text_is_the_same_after_growing_and_better_after_training_on(
     said = ["".join(TrainedModel.load(f).generate(prompt, greedy, 40, 40)) for f in (final, grown)]
     assert said[0] == said[1] != ""
     best = train("dolly", small(flags, init_from=str(grown), epochs=4))
-    before, after = (TrainedModel.load(file).metrics["bpb"] for file in (final, best))
+    before, after = (score(TrainedModel.load(file).metrics, "bpb") for file in (final, best))
     assert after < before
     assert TrainedModel.load(best).settings.num_layers == 3
 
