@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from newllm.data.tokenizers import BPE
 from newllm.model import build_model
+from newllm.results.records import EpochRecord
 from newllm.settings import resolve
 from newllm.train import checkpoint
 from newllm.trained import TrainedModel
@@ -45,7 +46,7 @@ def untrained(
         model=model.eval().requires_grad_(False),
         tokenizer=tokenizer,
         settings=decided,
-        metrics={},
+        metrics=cast(EpochRecord, {}),
         data={},
         versions={},
         path=Path(path),

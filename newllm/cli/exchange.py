@@ -58,7 +58,7 @@ def export(file: str, kind: str, output: Path, int8: bool, push: str | None, pub
             f"trust_remote_code=True)\nBring it back: newllm import {output} -o FILE"
         )
     if push is not None:
-        from newllm.export.push import push as upload
+        from newllm.export.folder import push as upload
 
         click.echo(f"Uploaded: {upload(output, push, private=not public)}")
 

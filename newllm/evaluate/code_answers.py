@@ -101,22 +101,22 @@ def score_code(
     run_code: bool,
     limits: Limits | None = None,
 ) -> dict[str, Any]:
-    """Shares of answers that parse, run, and pass.
+    """Fractions of answers that parse, run, and pass.
 
     Args:
         tasks: what was asked.
         answers: what the model wrote.
-        run_code: run them, shut in (:mod:`newllm.evaluate.sandbox`); else they are only read.
+        run_code: run them sandboxed (:mod:`newllm.evaluate.sandbox`); else they are only read.
         limits: of each answer.
 
     Returns:
-        parses, runs (shares of all rows), checked_rows, passes (share of those; None without any),
-        own_runs, own_passes (the same of the rows' own answers: what can be reached), errors
+        parses, runs (fractions of all rows), checked_rows, passes (fraction of those; None without
+        any), own_runs, own_passes (the same of the rows' own answers: what can be reached), errors
         (reasons why answers did not run -> how many, the most frequent first), protected_from and
         not_protected_from (in words). What takes running is None where nothing was run.
 
     Raises:
-        UserError: `run_code` where programs cannot be shut in.
+        UserError: `run_code` where this machine has no sandbox.
     """
     sources = [extract_code(answer.text) for answer in answers]
     parses = [is_program(source) for source in sources]
@@ -161,7 +161,7 @@ def score_code(
 def _shares(
     tasks: Sequence[CodeTask], outcomes: Sequence[Outcome | None]
 ) -> tuple[float, float | None]:
-    """(share of all that ran, share of those with checks that passed)."""
+    """(fraction of all that ran, fraction of those with checks that passed)."""
     ran = sum(outcome is not None and outcome.ran for outcome in outcomes)
     checked = [(task, o) for task, o in zip(tasks, outcomes, strict=True) if task.checked]
     passed = sum(o is not None and task.passed(o) for task, o in checked)

@@ -136,7 +136,7 @@ def _end(worker: subprocess.Popen[str]) -> None:
 def score_math(
     tasks: Sequence[MathTask], answers: Sequence[Answer], seconds: float = COMPARE_SECONDS
 ) -> dict[str, Any]:
-    """Shares of answers whose box is there, and right.
+    """Fractions of answers whose box is there, and right.
 
     Args:
         tasks: what was asked.
@@ -144,8 +144,8 @@ def score_math(
         seconds: for one comparison.
 
     Returns:
-        boxed (share of answers with a box), right (share of all rows), undecided (comparisons that
-        took too long, counted as wrong), by_subject and by_level: name -> {rows, right}.
+        boxed (fraction of answers with a box), right (fraction of all rows), undecided (comparisons
+        that took too long, counted as wrong), by_subject and by_level: name -> {rows, right}.
     """
     given = [boxed(answer.text) for answer in answers]
     asked = [(t.result, g) for t, g in zip(tasks, given, strict=True) if g]
@@ -161,7 +161,7 @@ def score_math(
 
 
 def _by(names: Sequence[str], right: Sequence[bool | None]) -> dict[str, dict[str, Any]]:
-    """Rows and share of right answers of each name, in the order of the names."""
+    """Rows and fraction of right answers of each name, in the order of the names."""
     groups: dict[str, list[bool]] = {}
     for name, verdict in zip(names, right, strict=True):
         groups.setdefault(name, []).append(bool(verdict))

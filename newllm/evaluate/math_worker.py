@@ -15,7 +15,7 @@ _MEMORY_BYTES = 2 * 1024**3
 
 def main() -> None:
     """Read lines `{"expected", "given"}` from stdin, answer each by `true` or `false`."""
-    del sys.path[0]  # the folder of this file, whose modules nobody here asks for
+    del sys.path[0]  # the folder of this file, which would shadow installed modules
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource  # Windows has none; there time alone is limited
 

@@ -20,7 +20,7 @@ from newllm.data.render import ChatRenderer
 from newllm.datasets.conversations import Conversation, hh_rlhf_conversation
 from newllm.model import LanguageModel
 
-SCORING_LANES = 32
+DIALOGUES_AT_ONCE = 32
 _READ_AT_ONCE = 256
 
 
@@ -55,7 +55,7 @@ def score_preferences(
     model: LanguageModel,
     renderer: ChatRenderer,
     pairs: Sequence[Pair],
-    lanes: int = SCORING_LANES,
+    at_once: int = DIALOGUES_AT_ONCE,
 ) -> dict[str, Any]:
     """How often `chosen` is likelier per byte.
 
@@ -63,7 +63,7 @@ def score_preferences(
         model: in evaluation mode.
         renderer: makes the model's tokens of dialogues.
         pairs: what is compared.
-        lanes: dialogues read side by side.
+        at_once: dialogues read side by side.
 
     Returns:
         prefers_chosen (share of pairs), standard_error (of that share), longer_chosen (share of
@@ -72,7 +72,7 @@ def score_preferences(
     """
     dialogues = [(pair.chosen, pair.alike) for pair in pairs]
     dialogues += [(pair.rejected, pair.alike) for pair in pairs]
-    nats, sizes = _score(model, renderer, dialogues, lanes)
+    nats, sizes = _score(model, renderer, dialogues, at_once)
     (chosen, rejected), (long, short) = np.split(nats, 2), np.split(sizes, 2)
     share = float(np.mean(chosen / long < rejected / short))
     return {
@@ -89,7 +89,7 @@ def _score(
     model: LanguageModel,
     renderer: ChatRenderer,
     dialogues: Sequence[tuple[Conversation, int]],
-    lanes: int,
+    at_once: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nats and bytes, float64 and int64 [N], of the answers from message `alike` on."""
     device = next(model.parameters()).device
@@ -98,15 +98,15 @@ def _score(
     sizes = [d.assistant_bytes - b.assistant_bytes for d, b in zip(documents, before, strict=True)]
     nats = np.zeros(len(documents))
     by_length = sorted(range(len(documents)), key=lambda index: len(documents[index].ids))
-    for start in range(0, len(by_length), lanes):
-        chosen = by_length[start : start + lanes]
+    for start in range(0, len(by_length), at_once):
+        chosen = by_length[start : start + at_once]
         longest = len(documents[chosen[-1]].ids)
         ids = torch.zeros(len(chosen), longest, dtype=torch.long)
         scored = torch.zeros(len(chosen), longest, dtype=torch.bool)
-        for lane, index in enumerate(chosen):
+        for sequence, index in enumerate(chosen):
             document, shared = documents[index], len(before[index].ids)
-            ids[lane, : len(document.ids)] = torch.tensor(document.ids)
-            scored[lane, shared : len(document.ids)] = torch.tensor(document.assistant[shared:])
+            ids[sequence, : len(document.ids)] = torch.tensor(document.ids)
+            scored[sequence, shared : len(document.ids)] = torch.tensor(document.assistant[shared:])
         state = None
         for first in range(0, longest - 1, _READ_AT_ONCE):
             stop = min(first + _READ_AT_ONCE, longest - 1)

@@ -1,4 +1,4 @@
-"""Runs a program that nobody has read: a model's answer, in a process that is shut in.
+"""Runs an untrusted program, a model's answer, in a sandboxed process.
 
 Every program gets a fresh Python process, without site packages and without this one's environment
 variables, in an empty temporary folder that is deleted afterwards. It ends by itself or is killed.
@@ -50,7 +50,7 @@ NOT_PROTECTED_FROM = "faults of the Linux kernel; answers made to fake their own
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _WATCH_SECONDS = 0.05
 _START_SECONDS = 60.0
-"""Until the process has shut itself in; only then the program's own time begins."""
+"""Until the process has sandboxed itself; only then the program's own time begins."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Outcome:
 
 
 def require_sandbox() -> None:
-    """Make sure that programs can be shut in on this machine.
+    """Make sure that programs can be sandboxed on this machine.
 
     Raises:
         UserError: they cannot; nothing was run.
@@ -99,7 +99,7 @@ def require_sandbox() -> None:
 
 
 def run_program(program: str, checks: Sequence[str] = (), limits: Limits | None = None) -> Outcome:
-    """Run Python source, then statements that should hold after it, shut in.
+    """Run Python source, then statements that should hold after it, sandboxed.
 
     Args:
         program: source; stdin is empty, the standard library is all there is to import.
@@ -163,7 +163,7 @@ def _resource_limits(limits: Limits) -> dict[str, int]:
         "RLIMIT_FSIZE": limits.file_bytes,
         "RLIMIT_NOFILE": 32,
         "RLIMIT_CORE": 0,
-        "RLIMIT_CPU": math.ceil(limits.seconds) + 2,  # a second line, should nobody watch any more
+        "RLIMIT_CPU": math.ceil(limits.seconds) + 2,  # in case this process has ended
     }
 
 

@@ -1,4 +1,4 @@
-"""The other side of `sandbox.py`: shuts itself in, then executes a program it was given.
+"""The other side of `sandbox.py`: sandboxes itself, then executes a program it was given.
 
 Run as a script in a process of its own, with the standard library alone. It gives up, one after
 the other and for good, memory and file sizes (`setrlimit`), every file but its folder and the

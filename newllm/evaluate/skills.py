@@ -68,7 +68,7 @@ def skill_check(
         dataset: whose rows they are.
         source: where they come from.
         rows: at most so many of the rows that can be judged, always the same ones.
-        run_code: run code answers, shut in (:mod:`newllm.evaluate.sandbox`); else they are parsed.
+        run_code: run code answers sandboxed (:mod:`newllm.evaluate.sandbox`); else they are parsed.
 
     Returns:
         check (its name, or None), reason (why there is none, or None), rows (judged), of (that

@@ -1,4 +1,4 @@
-"""Folders of several files that appear whole or not at all."""
+"""The folders that exports write: they appear whole or not at all, and go to the Hub (`--push`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 from newllm.errors import UserError
 from newllm.files import remove_abandoned, scratch_path, sync_folder
@@ -34,3 +35,51 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+_NETWORK = ("huggingface_hub", "httpx", "httpx2", "requests")
+"""Whose errors are about the connection: the Hub's client, and those it has been built on."""
+
+
+class Hub(Protocol):
+    """The part of `huggingface_hub.HfApi` that is used."""
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> Any: ...
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any: ...
+
+
+def push(folder: Path, repository: str, private: bool = True, hub: Hub | None = None) -> str:
+    """Upload a folder, creating the repository if it is not there.
+
+    Args:
+        folder: that an export wrote.
+        repository: `user/name`.
+        private: whether a repository that is created is.
+        hub: where it goes; the Hub that huggingface-hub is logged in to by default.
+
+    Returns:
+        address of what was uploaded.
+
+    Raises:
+        UserError: no connection, no right, a bad name; the folder stays as it is.
+    """
+    if hub is None:
+        from huggingface_hub import HfApi
+
+        hub = HfApi()
+    try:
+        created = hub.create_repo(repository, private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=created.repo_id, folder_path=folder, commit_message="Exported by newllm"
+        )
+    except Exception as error:
+        package = type(error).__module__.split(".")[0]
+        if not isinstance(error, OSError) and package not in _NETWORK:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"--push {repository}: {reason} (the folder {folder} is complete; log in with "
+            "`hf auth login`)"
+        ) from None
+    return str(created)

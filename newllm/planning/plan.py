@@ -12,8 +12,15 @@ import torch
 from newllm.config import Settings
 from newllm.device import cpu_model, pick_device
 from newllm.errors import UserError
-from newllm.planning.devices import DEVICES, HERE, UTILISATION, parse_device
-from newllm.planning.speed import Speed, assumed_speed, measured_speed
+from newllm.planning.speed import (
+    DEVICES,
+    HERE,
+    UTILISATION,
+    Speed,
+    assumed_speed,
+    measured_speed,
+    parse_device,
+)
 from newllm.planning.work import Work, work_of
 from newllm.train.memory import preset_rows
 
@@ -131,11 +138,11 @@ def machine_of(
 
     Args:
         device: its name.
-        utilisation: share of its peaks (default: `UTILISATION`); `here` has none.
+        utilisation: fraction of its peaks (default: `UTILISATION`); `here` has none.
         price: dollars an hour and device.
 
     Raises:
-        UserError: unknown device, or a share of what is measured.
+        UserError: unknown device, or a fraction of what is measured.
     """
     name, count = parse_device(device)
     if name == HERE:

@@ -160,7 +160,7 @@ def _threshold_line(line: Threshold, y: float) -> str:
 
 
 def _threshold_label(line: Threshold, y: float) -> str:
-    """The mark is told at the right, the floor at the left, so that they keep apart."""
+    """The mark is told at the right, the baseline at the left, so that they keep apart."""
     x, anchor = (WIDTH - _RIGHT, "end") if line.kind == "mark" else (_LEFT + 4, "start")
     style = f'class="threshold-label {line.kind} {anchor}"'
     return f'<text {style} x="{x}" y="{y - 6:.1f}">{escape(line.label)}</text>'

@@ -181,8 +181,8 @@ def _label(run: Summary, names: tuple[str, ...]) -> str:
 
 
 def _cells(row: Mapping[str, Any], comparison: Comparison) -> tuple[str, ...]:
-    floor = row["floor"]
-    in_bits = floor["bpb"] is not None
+    baseline = row["floor"]
+    in_bits = baseline["bpb"] is not None
     return (
         *(str(row[name]) for name in comparison.swept),
         count(row["parameters"]),
@@ -192,7 +192,7 @@ def _cells(row: Mapping[str, Any], comparison: Comparison) -> tuple[str, ...]:
         fixed(row["tokens_per_second"], 0),
         fixed(row["minutes"], 1),
         f"{row['best_epoch']} of {row['epochs']}",
-        fixed(floor["bpb"], 4) if in_bits else f"PPL {fixed(floor['ppl'], 2)}",
+        fixed(baseline["bpb"], 4) if in_bits else f"PPL {fixed(baseline['ppl'], 2)}",
     )
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from newllm.cli import main
 from newllm.errors import UserError
-from newllm.export.push import push
+from newllm.export.folder import push
 from newllm.train import checkpoint
 from newllm.trained import TrainedModel
 from tests.export.conftest import Save

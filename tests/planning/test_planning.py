@@ -13,9 +13,8 @@ from newllm.cli import main
 from newllm.cli.options import Count
 from newllm.model import build_model
 from newllm.planning import plan, speed
-from newllm.planning.devices import DEVICES, parse_device
 from newllm.planning.plan import Machine, make_plan, plan_table
-from newllm.planning.speed import Speed
+from newllm.planning.speed import DEVICES, Speed, parse_device
 from newllm.planning.work import work_of
 from newllm.settings import resolve
 from newllm.train.optimizers import make_optimizers, orthogonalize

@@ -16,6 +16,7 @@ from newllm.data import joint_tokenizer
 from newllm.data.tokenizers import BPE
 from newllm.errors import UserError
 from newllm.model.growth import old_entries
+from newllm.results.records import score
 from newllm.train import checkpoint
 from newllm.train.run import train
 from newllm.train.schedule import Schedule
@@ -99,7 +100,7 @@ def test_greedy_text_is_the_same_after_growing_and_better_after_training_on(
     said = ["".join(TrainedModel.load(f).generate(prompt, greedy, 40, 40)) for f in (final, grown)]
     assert said[0] == said[1] != ""
     best = train("dolly", small(flags, init_from=str(grown), epochs=4))
-    before, after = (TrainedModel.load(file).metrics["bpb"] for file in (final, best))
+    before, after = (score(TrainedModel.load(file).metrics, "bpb") for file in (final, best))
     assert after < before
     assert TrainedModel.load(best).settings.num_layers == 3
 
