@@ -67,6 +67,6 @@ def shown(text: str) -> str:
 
 
 def session(model: TrainedModel, path: Path) -> ChatSession:
-    found = ChatSession.load(path, model.model, model.renderer)
+    found = ChatSession.load(path, model.decoder, model.renderer)
     found.dialogue.sampling = Sampling(0)
     return found

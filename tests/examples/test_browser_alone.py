@@ -48,7 +48,7 @@ def test_a_file_of_the_page_goes_on_in_python_and_back(
     for text in ["The sea", HOSTILE]:
         assert ask(page, text) == shown(python.say(text, TOKENS))
     file = saved(page, tmp_path / "page.session")
-    here = ChatSession.load(file, trained.model, trained.renderer)
+    here = ChatSession.load(file, trained.decoder, trained.renderer)
     assert here.dialogue.sampling == Sampling(0)
     assert here.transcript == python.transcript
     assert here.tokens_read == python.tokens_read
@@ -63,7 +63,7 @@ def test_a_file_of_the_page_goes_on_in_python_and_back(
     assert ask(page, "further") == shown(python.say("further", TOKENS))
     assert page.title() != "owned"
     expect(page.locator("#messages img, #messages script")).to_have_count(0)
-    again = ChatSession.load(saved(page, tmp_path / "3"), trained.model, trained.renderer)
+    again = ChatSession.load(saved(page, tmp_path / "3"), trained.decoder, trained.renderer)
     assert again.dialogue.sampling == Sampling(0.5, 0.75, 2**61 + 1)
     assert again.transcript == python.transcript
 
