@@ -17,7 +17,10 @@ from newllm import __version__
 TRAINING_ALONE = frozenset({"late_decaying", "loss", "matrices", "mixing_matrices"})
 """Methods of models that only our own training calls; they are left out."""
 
-REFERENCE = {"newllm.model.kernels": "newllm.model.kernels.reference"}
+REFERENCE = {
+    "newllm.model.context": "newllm.model.context.reference",
+    "newllm.model.kernels": "newllm.model.kernels.reference",
+}
 """Where the plain torch definitions of a module's names are."""
 
 STAND_INS = {"ModelSettings": "ModelSettings = Any  # its fields are those of NewLLMConfig"}

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from newllm.model import ContextLM
+from newllm.model.context import CONV_TAPS, group_size
 from newllm.model.context.lm import (
     HASH_SHIFT,
     PREVIOUS_FACTOR,
@@ -23,7 +24,7 @@ from newllm.model.context.lm import (
     BigramHashEmbedding,
     ContextBlock,
 )
-from newllm.model.kernels import CONV_TAPS, EPSILON, group_size
+from newllm.model.kernels import EPSILON
 
 OPSET, IR_VERSION = 18, 9
 """Old enough for the runtimes in use, new enough for `LayerNormalization`."""

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from newllm.config import ModelSettings, option_name, parse_model
 from newllm.errors import UserError
+from newllm.model.context import group_size
 from newllm.model.context.lm import ContextLM
-from newllm.model.kernels import group_size
 from newllm.model.spec import find_spec
 
 GROWING = ("num_layers", "context_dim", "embed_dim", "hidden_dim")

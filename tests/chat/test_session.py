@@ -62,7 +62,7 @@ def test_one_pass_and_token_by_token_give_the_same_opinion(model, renderer) -> N
 @pytest.mark.parametrize("kernel", ["numba", "reference"])
 def test_read_in_any_pieces(model, renderer, kernel, cuts, monkeypatch) -> None:
     """Single tokens take the fused step, pieces the module; the state goes along."""
-    monkeypatch.setenv("NEWLLM_KERNEL", kernel)
+    monkeypatch.setattr("newllm.model.kernels.FORCED", kernel)
     ids = (renderer.prompt([{"role": "user", "content": "hello there, how are you?"}]) * 4)[:41]
     whole, pieces = Stream(make_decoder(model)), Stream(make_decoder(model))
     whole.read(ids)

@@ -50,7 +50,7 @@ def test_an_answer_is_that_of_the_rounded_model(file: str, weights, capsys, monk
     arguments += [*limits, "--weights", weights]
     assert main(arguments) == 0
     packed = capsys.readouterr().out
-    monkeypatch.setenv("NEWLLM_KERNEL", "reference")
+    monkeypatch.setattr("newllm.model.kernels.FORCED", "reference")
     assert main(arguments) == 0
     assert capsys.readouterr().out == packed
     assert len(packed) > 20

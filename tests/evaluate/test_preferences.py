@@ -93,7 +93,7 @@ def test_scores_are_those_by_hand(model, renderer, at_once: int) -> None:
 def test_a_model_that_learned_one_side_prefers_it(
     renderer, tiny_model_settings, monkeypatch
 ) -> None:
-    monkeypatch.setenv("NEWLLM_KERNEL", "reference")  # no compiling for a few steps
+    monkeypatch.setattr("newllm.model.kernels.FORCED", "reference")  # no compiling for a few steps
     torch.manual_seed(0)
     model = build_model(tiny_model_settings(), renderer.tokenizer.vocab_size)
     found = pair(f"{BEGIN}\n\nHuman: a\n\nAssistant: good", f"{BEGIN}\n\nHuman: a\n\nAssistant: zz")

@@ -9,7 +9,7 @@ import pytest
 
 from newllm.export import bundle as bundling
 from newllm.export.bundle import bundle
-from newllm.model.kernels import reference
+from newllm.model.context import reference
 from newllm.model.residual import Block, ResidualLM
 
 MODULE = "newllm.export.modeling_new_llm"

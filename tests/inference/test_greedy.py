@@ -39,7 +39,7 @@ def talkative(settings, vocab_size: int) -> LanguageModel:
 def test_side_by_side_as_one_by_one(
     renderer, architecture: str, kernel: str, tiny_model_settings, monkeypatch
 ) -> None:
-    monkeypatch.setenv("NEWLLM_KERNEL", kernel)
+    monkeypatch.setattr("newllm.model.kernels.FORCED", kernel)
     tokenizer = renderer.tokenizer
     model = talkative(tiny_model_settings(architecture=architecture), tokenizer.vocab_size)
     prompts = [renderer.prompt([{"role": "user", "content": text}]) for text in QUESTIONS]

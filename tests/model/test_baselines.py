@@ -16,7 +16,7 @@ from newllm.model import LanguageModel, build_model, count_parameters
 from newllm.model.baselines.mingru import min_gru
 from newllm.model.baselines.rnn import GatedBlock, Segments
 from newllm.model.baselines.transformer import WINDOW
-from newllm.model.kernels import KERNEL_VARIABLE, Noise
+from newllm.model.kernels import Noise
 from newllm.model.shape import PAIR_SHARE, matched_widths
 from newllm.settings import resolve
 
@@ -44,7 +44,7 @@ def batch(lanes: int, time: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
 def test_a_layer_is_torchs(kind: type[nn.GRU | nn.LSTM], kernel: str, monkeypatch) -> None:
     """Outputs, last states and all gradients, on lanes without a reset."""
-    monkeypatch.setenv(KERNEL_VARIABLE, kernel)
+    monkeypatch.setattr("newllm.model.kernels.FORCED", kernel)
     torch.manual_seed(0)
     block = GatedBlock(kind, 24)
     for parameter in block.rnn.parameters():
@@ -77,7 +77,7 @@ def test_kernels_equal_plain_torch(architecture: str, dtype: torch.dtype, monkey
     valid[1, :7] = valid[2, :] = False
     found = []
     for kernel in ("numba", "reference"):
-        monkeypatch.setenv(KERNEL_VARIABLE, kernel)
+        monkeypatch.setattr("newllm.model.kernels.FORCED", kernel)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             _, carried = model(*batch(4, 20)[:1])
             hidden, last = model(ids, carried, reset, valid)
@@ -127,7 +127,7 @@ def test_a_token_sees_the_window_and_no_more() -> None:
 @pytest.mark.parametrize("kernel", ["numba", "reference"])
 def test_long_texts_are_read_in_parts(kernel: str, monkeypatch) -> None:
     """More queries than are computed at once, with a full window carried and a reset within."""
-    monkeypatch.setenv(KERNEL_VARIABLE, kernel)
+    monkeypatch.setattr("newllm.model.kernels.FORCED", kernel)
     model = make_model("transformer")
     ids, reset = batch(2, 600)[0], torch.zeros(2, 600, dtype=torch.bool)
     reset[0, 290] = True

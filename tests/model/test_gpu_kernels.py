@@ -21,9 +21,9 @@ from torch import Tensor
 
 from newllm.config import ModelSettings
 from newllm.errors import UserError
-from newllm.model import kernels
+from newllm.model import context, kernels
+from newllm.model.context import reference
 from newllm.model.context.lm import ContextLM
-from newllm.model.kernels import reference
 from newllm.report.doctor import how_to_get_triton
 
 needs_triton = pytest.mark.skipif(
@@ -199,12 +199,12 @@ def test_compiles_for_gpus(
 def test_kernel_on_a_gpu(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "triton_is_installed", lambda: installed)
     assert kernels.active_kernel("cuda") == ("triton" if installed else "reference")
-    monkeypatch.setenv(kernels.KERNEL_VARIABLE, "reference")
+    monkeypatch.setattr(kernels, "FORCED", "reference")
     assert kernels.active_kernel("cuda:1") == "reference"
-    monkeypatch.setenv(kernels.KERNEL_VARIABLE, "numba")
+    monkeypatch.setattr(kernels, "FORCED", "numba")
     with pytest.raises(UserError, match="on this cuda device use reference"):
         kernels.active_kernel("cuda")
-    monkeypatch.setenv(kernels.KERNEL_VARIABLE, "triton")
+    monkeypatch.setattr(kernels, "FORCED", "triton")
     if installed:
         assert kernels.active_kernel("cuda") == "triton"
     else:
@@ -217,13 +217,11 @@ def test_kernel_on_a_gpu(installed: bool, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_the_kernel_does_not_read_goes_to_the_reference(monkeypatch) -> None:
     monkeypatch.setattr(kernels, "active_kernel", lambda device: "triton")
     x = torch.randn(2, 3, 24, dtype=torch.float64)
-    assert kernels._implementation(x, triton=kernels._gpu_context) is reference
-    assert kernels._implementation(x[:0].float(), triton=kernels._gpu_context) is reference
-    assert kernels._implementation(x.float(), numba=kernels._cpu_stream) is reference
+    assert kernels.choose(x, reference, triton=context._gpu) is reference
+    assert kernels.choose(x[:0].float(), reference, triton=context._gpu) is reference
+    assert kernels.choose(x.float(), reference, numba=context._cpu) is reference
     if kernels.triton_is_installed():
-        chosen = kernels._implementation(
-            x.half(), numba=kernels._cpu_context, triton=kernels._gpu_context
-        )
+        chosen = kernels.choose(x.half(), reference, numba=context._cpu, triton=context._gpu)
         assert chosen.__name__ == "newllm.model.context.gpu"
 
 

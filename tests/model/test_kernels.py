@@ -16,9 +16,11 @@ from torch import Tensor
 
 from newllm.errors import UserError
 from newllm.model import kernels
+from newllm.model.context import context_read
 from newllm.model.context import cpu as cpu_context
+from newllm.model.context.reference import context_read as plain_context_read
 from newllm.model.dropout import dropout, random_bytes
-from newllm.model.kernels import Noise, cpu_loss, cpu_stream, reference
+from newllm.model.kernels import Noise, cpu, reference
 
 
 def context_inputs(
@@ -70,7 +72,7 @@ def test_context_read(time: int, resets: bool, cut: bool) -> None:
     for seed in range(4):
         inputs = context_inputs(3, time, 16, resets, cut, seed)
         fast = outputs_and_gradients(cpu_context.context_read, inputs)
-        slow = outputs_and_gradients(reference.context_read, inputs)
+        slow = outputs_and_gradients(plain_context_read, inputs)
         assert len(fast) == 10
         assert_equal(fast, slow, 1e-4)
 
@@ -79,7 +81,7 @@ def test_context_read_of_several_groups_in_bfloat16() -> None:
     inputs = context_inputs(2, 9, 128, resets=True, cut=False, seed=0)
     inputs[0] = inputs[0].bfloat16()
     fast = outputs_and_gradients(cpu_context.context_read, inputs)
-    slow = outputs_and_gradients(reference.context_read, inputs)
+    slow = outputs_and_gradients(plain_context_read, inputs)
     assert fast[0].dtype == torch.bfloat16
     assert_equal(fast, slow, 0.02)
 
@@ -91,7 +93,7 @@ def test_gradients_of_the_reference_are_right() -> None:
         x.double().requires_grad_() if x is not None and x.is_floating_point() else x
         for x in inputs
     ]
-    assert torch.autograd.gradcheck(reference.context_read, leaves)
+    assert torch.autograd.gradcheck(plain_context_read, leaves)
 
 
 def test_a_reset_everywhere_forgets_everything() -> None:
@@ -107,7 +109,7 @@ def test_a_reset_everywhere_forgets_everything() -> None:
 
 def test_no_time_steps() -> None:
     inputs = context_inputs(2, 0, 8, resets=False, cut=False, seed=0)
-    read, context, tail = kernels.context_read(*inputs)
+    read, context, tail = context_read(*inputs)
     assert read.shape == (2, 0, 8)
     assert torch.equal(context, inputs[7])
     assert torch.equal(tail, inputs[8])
@@ -123,7 +125,7 @@ def test_add_norm(share: float, with_stream: bool, dtype: torch.dtype) -> None:
         stream, torch.randn(2, 7, 24).to(dtype), torch.randn(24), dtype, share,
         Noise(seed=3, step=5, first_sequence=2), 4,
     ]  # fmt: skip
-    fast = outputs_and_gradients(cpu_stream.add_norm, inputs)
+    fast = outputs_and_gradients(cpu.add_norm, inputs)
     slow = outputs_and_gradients(reference.add_norm, inputs)
     assert_equal(fast, slow, 1e-5 if dtype == torch.float32 else 0.02)
     dropped = fast[0] == (stream if stream is not None else 0)
@@ -135,7 +137,7 @@ def test_add_norm_of_which_one_output_is_used(output: int) -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(2, 7, 24), torch.randn(2, 7, 24), torch.randn(24)]
     gradients = []
-    for operation in (cpu_stream.add_norm, reference.add_norm):
+    for operation in (cpu.add_norm, reference.add_norm):
         leaves = [x.clone().requires_grad_() for x in inputs]
         operation(leaves[0], leaves[1], leaves[2], torch.float32)[output].square().sum().backward()
         gradients.append([torch.zeros(()) if x.grad is None else x.grad for x in leaves])
@@ -146,7 +148,7 @@ def test_add_norm_of_which_one_output_is_used(output: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_squared_relu(dtype: torch.dtype) -> None:
     inputs = [torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0)).to(dtype)]
-    fast = outputs_and_gradients(cpu_stream.squared_relu, inputs)
+    fast = outputs_and_gradients(cpu.squared_relu, inputs)
     assert_equal(fast, outputs_and_gradients(reference.squared_relu, inputs), 0.02)
 
 
@@ -156,7 +158,7 @@ def test_softmax_gradient(dtype: torch.dtype) -> None:
     logits = (10 * torch.randn(9, 1001, generator=generator)).to(dtype)
     targets = torch.randint(0, 1001, (9,), generator=generator)
     fast, slow = logits.clone(), logits.clone()
-    nats = cpu_loss.softmax_gradient_(fast, targets)
+    nats = cpu.softmax_gradient_(fast, targets)
     torch.testing.assert_close(nats, reference.softmax_gradient_(slow, targets))
     torch.testing.assert_close(fast, slow, rtol=1e-2, atol=1e-5)
 
@@ -166,11 +168,11 @@ def test_what_is_not_finite_stays_so(bad: float) -> None:
     """The guard before the optimizer can only stop what it can see."""
     logits = torch.zeros(2, 40)
     logits[1, 7] = bad
-    assert not cpu_loss.softmax_gradient_(logits, torch.tensor([0, 0])).isfinite()
+    assert not cpu.softmax_gradient_(logits, torch.tensor([0, 0])).isfinite()
     branch = torch.zeros(1, 2, 16)
     branch[0, 1, 3] = bad
     for dtype in (torch.float32, torch.bfloat16):
-        _, normed = cpu_stream.add_norm(None, branch, torch.ones(16), dtype)
+        _, normed = cpu.add_norm(None, branch, torch.ones(16), dtype)
         assert not normed[0, 1].isfinite().any()
         assert normed[0, 0].isfinite().all()
     inputs = context_inputs(1, 3, 8, resets=False, cut=False, seed=0)
@@ -180,9 +182,9 @@ def test_what_is_not_finite_stays_so(bad: float) -> None:
 
 def test_kernel_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.active_kernel("cpu") == "numba"
-    monkeypatch.setenv(kernels.KERNEL_VARIABLE, "reference")
+    monkeypatch.setattr(kernels, "FORCED", "reference")
     assert kernels.active_kernel("cpu") == "reference"
-    monkeypatch.setenv(kernels.KERNEL_VARIABLE, "fast")
+    monkeypatch.setattr(kernels, "FORCED", "fast")
     with pytest.raises(UserError, match="numba or reference"):
         kernels.active_kernel("cpu")
 

@@ -223,7 +223,7 @@ def test_where_the_module_has_to_do_it(tiny_model_settings, monkeypatch) -> None
     drops = ContextLM(tiny_model_settings(dropout=0.1), 50)
     assert not can_step(drops.train())
     assert can_step(drops.eval())
-    monkeypatch.setenv("NEWLLM_KERNEL", "reference")
+    monkeypatch.setattr("newllm.model.kernels.FORCED", "reference")
     assert not can_step(make_model())
 
 

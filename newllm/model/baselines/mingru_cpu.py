@@ -15,11 +15,11 @@ from newllm.model.kernels.numerics import (
     ONE,
     ZERO,
     as_array,
+    from_fp32,
     kernel,
-    narrow,
     sigmoid,
+    to_fp32,
     use_torch_threads,
-    widen,
 )
 
 
@@ -36,15 +36,15 @@ def _min_gru_forward(projected, bias, reset, lengths, hidden, y, kept, last):
                 for i in range(channels):
                     h[i] = ZERO
             for i in range(channels):
-                z = sigmoid(widen(projected[b, t, 0, i]) + bias[i])
-                h[i] += z * (widen(projected[b, t, 1, i]) - h[i])
-                y[b, t, i] = narrow(h[i], y)
+                z = sigmoid(to_fp32(projected[b, t, 0, i]) + bias[i])
+                h[i] += z * (to_fp32(projected[b, t, 1, i]) - h[i])
+                y[b, t, i] = from_fp32(h[i], y)
             if keep:
                 for i in range(channels):
                     kept[b, t, i] = h[i]
         for t in range(lengths[b], time):
             for i in range(channels):
-                y[b, t, i] = narrow(ZERO, y)
+                y[b, t, i] = from_fp32(ZERO, y)
 
 
 @kernel
@@ -59,18 +59,18 @@ def _min_gru_backward(
             d_bias[b, i] = ZERO
         for t in range(lengths[b], time):
             for i in range(channels):
-                d_projected[b, t, 0, i] = narrow(ZERO, d_projected)
-                d_projected[b, t, 1, i] = narrow(ZERO, d_projected)
+                d_projected[b, t, 0, i] = from_fp32(ZERO, d_projected)
+                d_projected[b, t, 1, i] = from_fp32(ZERO, d_projected)
         for t in range(lengths[b] - 1, -1, -1):
             old = kept[b, t - 1] if t > 0 else hidden[b]
             keep = ZERO if reset[b, t] else ONE
             for i in range(channels):
-                z = sigmoid(widen(projected[b, t, 0, i]) + bias[i])
-                new = widen(projected[b, t, 1, i])
-                d = carry[i] + widen(d_y[b, t, i])
+                z = sigmoid(to_fp32(projected[b, t, 0, i]) + bias[i])
+                new = to_fp32(projected[b, t, 1, i])
+                d = carry[i] + to_fp32(d_y[b, t, i])
                 d_gate = d * (new - keep * old[i]) * z * (ONE - z)
-                d_projected[b, t, 0, i] = narrow(d_gate, d_projected)
-                d_projected[b, t, 1, i] = narrow(d * z, d_projected)
+                d_projected[b, t, 0, i] = from_fp32(d_gate, d_projected)
+                d_projected[b, t, 1, i] = from_fp32(d * z, d_projected)
                 d_bias[b, i] += d_gate
                 carry[i] = keep * d * (ONE - z)
 

@@ -18,12 +18,12 @@ from newllm.model.baselines.rnn import Segments
 from newllm.model.kernels.numerics import (
     ONE,
     as_array,
+    from_fp32,
     inlined,
     kernel,
-    narrow,
     sigmoid,
+    to_fp32,
     use_torch_threads,
-    widen,
 )
 
 
@@ -48,15 +48,15 @@ def _gru_forward(gates, recurrent, bias, memory, kept, out, start, rows):
         gate, after = gates[start + row], recurrent[row]
         h = memory[row]
         for i in range(size):
-            r = sigmoid(widen(gate[size + i]) + widen(after[i]) + bias[size + i])
-            z = sigmoid(widen(gate[2 * size + i]) + widen(after[size + i]) + bias[2 * size + i])
-            seen = widen(after[2 * size + i]) + bias[3 * size + i]
-            n = _tanh(widen(gate[i]) + bias[i] + r * seen)
+            r = sigmoid(to_fp32(gate[size + i]) + to_fp32(after[i]) + bias[size + i])
+            z = sigmoid(to_fp32(gate[2 * size + i]) + to_fp32(after[size + i]) + bias[2 * size + i])
+            seen = to_fp32(after[2 * size + i]) + bias[3 * size + i]
+            n = _tanh(to_fp32(gate[i]) + bias[i] + r * seen)
             h[i] = n + z * (h[i] - n)
-            gate[i], gate[size + i] = narrow(n, gates), narrow(r, gates)
-            gate[2 * size + i], gate[3 * size + i] = narrow(z, gates), narrow(seen, gates)
+            gate[i], gate[size + i] = from_fp32(n, gates), from_fp32(r, gates)
+            gate[2 * size + i], gate[3 * size + i] = from_fp32(z, gates), from_fp32(seen, gates)
             kept[start + row, i] = h[i]
-            out[start + row, i] = narrow(h[i], out)
+            out[start + row, i] = from_fp32(h[i], out)
 
 
 @kernel
@@ -69,13 +69,13 @@ def _gru_backward(
         gate, d_gate = gates[start + row], d_gates[start + row]
         old, d_memory = before[before_start + row], carry[row]
         for i in range(size):
-            n, r = widen(gate[i]), widen(gate[size + i])
-            z, seen = widen(gate[2 * size + i]), widen(gate[3 * size + i])
-            d = d_memory[i] + widen(later[row, i]) + widen(d_out[start + row, i])
+            n, r = to_fp32(gate[i]), to_fp32(gate[size + i])
+            z, seen = to_fp32(gate[2 * size + i]), to_fp32(gate[3 * size + i])
+            d = d_memory[i] + to_fp32(later[row, i]) + to_fp32(d_out[start + row, i])
             dn = d * (ONE - z) * (ONE - n * n)
-            d_gate[i], d_gate[3 * size + i] = narrow(dn, d_gates), narrow(dn * r, d_gates)
-            d_gate[size + i] = narrow(dn * seen * r * (ONE - r), d_gates)
-            d_gate[2 * size + i] = narrow(d * (old[i] - n) * z * (ONE - z), d_gates)
+            d_gate[i], d_gate[3 * size + i] = from_fp32(dn, d_gates), from_fp32(dn * r, d_gates)
+            d_gate[size + i] = from_fp32(dn * seen * r * (ONE - r), d_gates)
+            d_gate[2 * size + i] = from_fp32(d * (old[i] - n) * z * (ONE - z), d_gates)
             d_memory[i] = d * z
 
 
@@ -87,15 +87,15 @@ def _lstm_forward(gates, recurrent, bias, memory, kept, out, start, rows):
         c = memory[row]
         for i in range(size):
             j, k, m = size + i, 2 * size + i, 3 * size + i
-            write = sigmoid(widen(gate[i]) + widen(after[i]) + bias[i])
-            keep = sigmoid(widen(gate[j]) + widen(after[j]) + bias[j])
-            new = _tanh(widen(gate[k]) + widen(after[k]) + bias[k])
-            read = sigmoid(widen(gate[m]) + widen(after[m]) + bias[m])
+            write = sigmoid(to_fp32(gate[i]) + to_fp32(after[i]) + bias[i])
+            keep = sigmoid(to_fp32(gate[j]) + to_fp32(after[j]) + bias[j])
+            new = _tanh(to_fp32(gate[k]) + to_fp32(after[k]) + bias[k])
+            read = sigmoid(to_fp32(gate[m]) + to_fp32(after[m]) + bias[m])
             c[i] = keep * c[i] + write * new
-            gate[i], gate[j] = narrow(write, gates), narrow(keep, gates)
-            gate[k], gate[m] = narrow(new, gates), narrow(read, gates)
+            gate[i], gate[j] = from_fp32(write, gates), from_fp32(keep, gates)
+            gate[k], gate[m] = from_fp32(new, gates), from_fp32(read, gates)
             kept[start + row, i] = c[i]
-            out[start + row, i] = narrow(read * _tanh(c[i]), out)
+            out[start + row, i] = from_fp32(read * _tanh(c[i]), out)
 
 
 @kernel
@@ -109,15 +109,15 @@ def _lstm_backward(
         old, d_memory = before[before_start + row], carry[row]
         for i in range(size):
             j, k, m = size + i, 2 * size + i, 3 * size + i
-            write, keep = widen(gate[i]), widen(gate[j])
-            new, read = widen(gate[k]), widen(gate[m])
+            write, keep = to_fp32(gate[i]), to_fp32(gate[j])
+            new, read = to_fp32(gate[k]), to_fp32(gate[m])
             shown = _tanh(keep * old[i] + write * new)
-            d = widen(later[row, i]) + widen(d_out[start + row, i])
+            d = to_fp32(later[row, i]) + to_fp32(d_out[start + row, i])
             dc = d_memory[i] + d * read * (ONE - shown * shown)
-            d_gate[i] = narrow(dc * new * write * (ONE - write), d_gates)
-            d_gate[j] = narrow(dc * old[i] * keep * (ONE - keep), d_gates)
-            d_gate[k] = narrow(dc * write * (ONE - new * new), d_gates)
-            d_gate[m] = narrow(d * shown * read * (ONE - read), d_gates)
+            d_gate[i] = from_fp32(dc * new * write * (ONE - write), d_gates)
+            d_gate[j] = from_fp32(dc * old[i] * keep * (ONE - keep), d_gates)
+            d_gate[k] = from_fp32(dc * write * (ONE - new * new), d_gates)
+            d_gate[m] = from_fp32(d * shown * read * (ONE - read), d_gates)
             d_memory[i] = dc * keep
 
 

@@ -20,10 +20,10 @@ from newllm.model.kernels.numerics import (
     ZERO,
     as_array,
     exp,
+    from_fp32,
     kernel,
-    narrow,
+    to_fp32,
     use_torch_threads,
-    widen,
 )
 
 _LANES = 16
@@ -40,9 +40,9 @@ def _to_heads(x, cos, sin, y):
         b, t = job // time, job % time
         for h in range(heads):
             for i in range(half):
-                left, right = widen(x[b, t, h, 0, i]), widen(x[b, t, h, 1, i])
-                y[b, h, t, 0, i] = narrow(left * cos[t, i] - right * sin[t, i], y)
-                y[b, h, t, 1, i] = narrow(right * cos[t, i] + left * sin[t, i], y)
+                left, right = to_fp32(x[b, t, h, 0, i]), to_fp32(x[b, t, h, 1, i])
+                y[b, h, t, 0, i] = from_fp32(left * cos[t, i] - right * sin[t, i], y)
+                y[b, h, t, 1, i] = from_fp32(right * cos[t, i] + left * sin[t, i], y)
 
 
 @kernel
@@ -53,9 +53,9 @@ def _from_heads(y, cos, sin, x):
         b, t = job // time, job % time
         for h in range(heads):
             for i in range(half):
-                left, right = widen(y[b, h, t, 0, i]), widen(y[b, h, t, 1, i])
-                x[b, t, h, 0, i] = narrow(left * cos[t, i] + right * sin[t, i], x)
-                x[b, t, h, 1, i] = narrow(right * cos[t, i] - left * sin[t, i], x)
+                left, right = to_fp32(y[b, h, t, 0, i]), to_fp32(y[b, h, t, 1, i])
+                x[b, t, h, 0, i] = from_fp32(left * cos[t, i] + right * sin[t, i], x)
+                x[b, t, h, 1, i] = from_fp32(right * cos[t, i] - left * sin[t, i], x)
 
 
 @kernel
@@ -69,7 +69,7 @@ def _softmax(scores, first, past):
             row, low = scores[b, h, t], first[b, t]
             count = past + t + 1 - low
             for i in range(count):
-                s[i] = widen(row[low + i])
+                s[i] = to_fp32(row[low + i])
             for i in range(_LANES):
                 s[count + i], peaks[i] = _LOWEST, _LOWEST
             for start in range(0, count, _LANES):
@@ -85,11 +85,11 @@ def _softmax(scores, first, past):
                 total += s[i]
             inverse = ONE / total
             for i in range(low):
-                row[i] = narrow(ZERO, scores)
+                row[i] = from_fp32(ZERO, scores)
             for i in range(count):
-                row[low + i] = narrow(s[i] * inverse, scores)
+                row[low + i] = from_fp32(s[i] * inverse, scores)
             for i in range(low + count, columns):
-                row[i] = narrow(ZERO, scores)
+                row[i] = from_fp32(ZERO, scores)
 
 
 @kernel
@@ -102,13 +102,13 @@ def _softmax_backward(shares, d_shares, first, past):
             p, d, low, high = shares[b, h, t], d_shares[b, h, t], first[b, t], past + t + 1
             mean = ZERO
             for i in range(low, high):
-                mean += widen(p[i]) * widen(d[i])
+                mean += to_fp32(p[i]) * to_fp32(d[i])
             for i in range(low):
-                d[i] = narrow(ZERO, d_shares)
+                d[i] = from_fp32(ZERO, d_shares)
             for i in range(low, high):
-                d[i] = narrow(widen(p[i]) * (widen(d[i]) - mean), d_shares)
+                d[i] = from_fp32(to_fp32(p[i]) * (to_fp32(d[i]) - mean), d_shares)
             for i in range(high, columns):
-                d[i] = narrow(ZERO, d_shares)
+                d[i] = from_fp32(ZERO, d_shares)
 
 
 class _Attend(torch.autograd.Function):

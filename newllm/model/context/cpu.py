@@ -16,17 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from newllm.model.context.reference import CHANNEL_PARAMETERS, group_size, split_parameters
 from newllm.model.kernels.numerics import (
     ONE,
     ZERO,
     as_array,
+    from_fp32,
     kernel,
-    narrow,
     sigmoid,
+    to_fp32,
     use_torch_threads,
-    widen,
 )
-from newllm.model.kernels.reference import CHANNEL_PARAMETERS, EPSILON, group_size, split_parameters
+from newllm.model.kernels.reference import EPSILON
 
 _EPSILON = np.float32(EPSILON)
 
@@ -64,12 +65,12 @@ def _forward_kernel(group: int) -> Any:
                         for i in range(4 * group):  # context and the three writes
                             s[c_0 + i] = ZERO
                     for i in range(group):
-                        w0 = widen(projected[b, t, 0, h, i])
+                        w0 = to_fp32(projected[b, t, 0, h, i])
                         w1, w2 = s[w1_0 + i], s[w2_0 + i]
                         value = s[conv_0 + i] * w0 + s[conv_1 + i] * w1
                         value += s[conv_2 + i] * w2 + s[conv_3 + i] * s[w3_0 + i]
                         s[w1_0 + i], s[w2_0 + i], s[w3_0 + i] = w0, w1, w2
-                        f = sigmoid(widen(projected[b, t, 1, h, i]) + s[forget_0 + i])
+                        f = sigmoid(to_fp32(projected[b, t, 1, h, i]) + s[forget_0 + i])
                         s[c_0 + i] = value + f * (s[c_0 + i] - value)
                     mean = ZERO
                     for i in range(n):
@@ -81,16 +82,16 @@ def _forward_kernel(group: int) -> Any:
                         variance += difference * difference
                     deviation = ONE / np.sqrt(variance / size + _EPSILON)
                     for i in range(group):
-                        g = widen(projected[b, t, 2, h, i]) + s[open_0 + i]
+                        g = to_fp32(projected[b, t, 2, h, i]) + s[open_0 + i]
                         y = (s[c_0 + i] - mean) * deviation * s[scale_0 + i] * g * sigmoid(g)
-                        read[b, t, h, i] = narrow(y, read)
+                        read[b, t, h, i] = from_fp32(y, read)
                     if keep_contexts:
                         for i in range(n):
                             contexts[b, t, h, i] = s[c_0 + i]
             for t in range(lengths[b], time):
                 for h in range(groups):
                     for i in range(n):
-                        read[b, t, h, i] = narrow(ZERO, read)
+                        read[b, t, h, i] = from_fp32(ZERO, read)
             for h in range(groups):
                 s = scratch[h]
                 for i in range(group):
@@ -136,7 +137,7 @@ def _backward_kernel(group: int) -> Any:
                     t = length - 1 - age
                     for i in range(group):
                         if t >= 0:
-                            s[w1_0 + age * group + i] = widen(projected[b, t, 0, h, i])
+                            s[w1_0 + age * group + i] = to_fp32(projected[b, t, 0, h, i])
                         else:
                             s[w1_0 + age * group + i] = tail[b, -t - 1, h, i]
             in_tail = True  # no document starts after token t: its write is in the last tail
@@ -152,7 +153,7 @@ def _backward_kernel(group: int) -> Any:
                         s[w0_0 + i] = s[w1_0 + i]
                     if t >= 3:
                         for i in range(n):
-                            s[w3_0 + i] = widen(projected[b, t - 3, 0, h, i])
+                            s[w3_0 + i] = to_fp32(projected[b, t - 3, 0, h, i])
                     else:
                         for i in range(n):
                             s[w3_0 + i] = tail[b, 2 - t, h, i]
@@ -165,11 +166,11 @@ def _backward_kernel(group: int) -> Any:
                         for i in range(n):
                             s[old_0 + i] = context[b, h, i]
                     for i in range(n):
-                        s[dy_0 + i] = widen(d_read[b, t, h, i])
+                        s[dy_0 + i] = to_fp32(d_read[b, t, h, i])
                     for i in range(n):
-                        s[gate_0 + i] = widen(projected[b, t, 2, h, i])
+                        s[gate_0 + i] = to_fp32(projected[b, t, 2, h, i])
                     for i in range(n):
-                        s[f_0 + i] = widen(projected[b, t, 1, h, i])
+                        s[f_0 + i] = to_fp32(projected[b, t, 1, h, i])
 
                     mean = ZERO
                     for i in range(n):
@@ -225,17 +226,17 @@ def _backward_kernel(group: int) -> Any:
                         for i in range(n):
                             s[dw_0 + i] += d_last_tail[b, age, h, i]
                     for i in range(n):
-                        d_projected[b, t, 0, h, i] = narrow(s[dw_0 + i], d_projected)
+                        d_projected[b, t, 0, h, i] = from_fp32(s[dw_0 + i], d_projected)
                     for i in range(n):
-                        d_projected[b, t, 1, h, i] = narrow(s[f_0 + i], d_projected)
+                        d_projected[b, t, 1, h, i] = from_fp32(s[f_0 + i], d_projected)
                     for i in range(n):
-                        d_projected[b, t, 2, h, i] = narrow(s[gate_0 + i], d_projected)
+                        d_projected[b, t, 2, h, i] = from_fp32(s[gate_0 + i], d_projected)
                 in_tail = in_tail and not reset[b, t]
             for t in range(length, time):
                 for part in range(3):
                     for h in range(groups):
                         for i in range(n):
-                            d_projected[b, t, part, h, i] = narrow(ZERO, d_projected)
+                            d_projected[b, t, part, h, i] = from_fp32(ZERO, d_projected)
             for h in range(groups):
                 s = scratch[h]
                 for i in range(group):
@@ -321,7 +322,7 @@ def context_read(
     context: Tensor,
     tail: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`newllm.model.kernels.reference.context_read`; fp32 inside."""
+    """See :func:`newllm.model.context.reference.context_read`; fp32 inside."""
     batch, time, _ = projected.shape
     if reset is None:
         reset = torch.zeros(batch, time, dtype=torch.bool)

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from newllm.model.context import CONV_TAPS, group_size
 from newllm.model.context.lm import PAIR_DIM, ContextBlock, ContextLM
-from newllm.model.kernels import CONV_TAPS, active_kernel, group_size
+from newllm.model.kernels import active_kernel
 from newllm.model.quantize import RoundedLM, WeightFormat, int8_rows
 from newllm.model.residual import State
 

@@ -23,8 +23,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from newllm.model.context.lm import HASH_SHIFT, PREVIOUS_FACTOR, TOKEN_FACTOR
+from newllm.model.context.reference import CHANNEL_PARAMETERS
 from newllm.model.kernels.numerics import FAST, ONE, ZERO, inlined, sigmoid
-from newllm.model.kernels.reference import CHANNEL_PARAMETERS, EPSILON
+from newllm.model.kernels.reference import EPSILON
 
 WIDTH = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
 """Elements of a vector register."""

@@ -23,7 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from newllm.model.kernels.reference import CHANNEL_PARAMETERS, EPSILON, group_size, split_parameters
+from newllm.model.context.reference import CHANNEL_PARAMETERS, group_size, split_parameters
+from newllm.model.kernels.reference import EPSILON
 
 _ONE_WARP = 1
 _jit: Any = triton.jit
@@ -289,7 +290,7 @@ def context_read(
     context: Tensor,
     tail: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`newllm.model.kernels.reference.context_read`; fp32 inside."""
+    """See :func:`newllm.model.context.reference.context_read`; fp32 inside."""
     floats = (projected, forget_bias, read_bias, conv_weight, read_scale, context, tail)
     return _ContextRead.apply(
         projected.contiguous(),

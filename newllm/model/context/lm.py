@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings
-from newllm.model.kernels import CONV_TAPS, Noise, context_read, group_size
+from newllm.model.context import CONV_TAPS, context_read, group_size
+from newllm.model.kernels import Noise
 from newllm.model.residual import (
     EMBEDDING_STD,
     Block,

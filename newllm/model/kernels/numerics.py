@@ -1,8 +1,8 @@
 """Scalar building blocks of the numba kernels: bfloat16, `exp` and random numbers, all of which
 LLVM vectorises (numba's wheels have no vector `exp`, and numba knows no bfloat16).
 
-A bfloat16 tensor enters a kernel as its 16-bit patterns (`as_array`); `widen` and `narrow` convert
-one element, and do nothing where the array is fp32: one kernel serves both.
+A bfloat16 tensor enters a kernel as its 16-bit patterns (`as_array`); `to_fp32` and `from_fp32`
+convert one element, and do nothing where the array is fp32: one kernel serves both.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def use_torch_threads() -> None:
 
 
 @_instruction
-def widen(typing_context: Any, x: Any) -> Any:
+def to_fp32(typing_context: Any, x: Any) -> Any:
     """Element of an array (bfloat16 pattern or fp32) -> fp32."""
     if x == types.float32:
         return types.float32(x), lambda context, builder, signature, args: args[0]
@@ -70,7 +70,7 @@ def widen(typing_context: Any, x: Any) -> Any:
 
 
 @_instruction
-def narrow(typing_context: Any, x: Any, array: Any) -> Any:
+def from_fp32(typing_context: Any, x: Any, array: Any) -> Any:
     """fp32 -> what `array` holds, rounded to the nearest even bfloat16; NaN stays NaN."""
     if array.dtype == types.float32:
         return types.float32(types.float32, array), lambda c, builder, s, args: args[0]
@@ -144,7 +144,7 @@ def sigmoid(x):
 
 @inlined
 def random_byte(counter, key, second_key):
-    """The top byte of a 32-bit mix of `counter` (uint32) and two keys: as in `noise.py`."""
+    """The top byte of a 32-bit mix of `counter` (uint32) and two keys: as in `model/dropout.py`."""
     # numba computes with 64 bits unless told otherwise after every operation.
     x = np.uint32(counter + key)
     x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))

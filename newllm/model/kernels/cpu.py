@@ -1,4 +1,5 @@
-"""The residual stream on a CPU: one pass each for add + dropout + norm, and for squared ReLU.
+"""On a CPU: the residual stream, one pass each for add + dropout + norm and for squared ReLU, and
+the cross-entropy, whose logits become their gradient in two passes over a row in the cache.
 
 Equal to `reference.py` in outputs and gradients (tested).
 """
@@ -17,11 +18,12 @@ from newllm.model.kernels.numerics import (
     ONE,
     ZERO,
     as_array,
+    exp,
+    from_fp32,
     kernel,
-    narrow,
     random_byte,
+    to_fp32,
     use_torch_threads,
-    widen,
 )
 from newllm.model.kernels.reference import EPSILON
 
@@ -43,10 +45,10 @@ def _add_norm_forward(
             for i in range(width):
                 byte = random_byte(np.uint32(counter + i), key, second_key)
                 kept = scale if byte >= drop_below else ZERO
-                total[row, i] = kept * widen(branch[row, i])
+                total[row, i] = kept * to_fp32(branch[row, i])
         else:
             for i in range(width):
-                total[row, i] = widen(branch[row, i])
+                total[row, i] = to_fp32(branch[row, i])
         if has_stream:
             for i in range(width):
                 total[row, i] += stream[row, i]
@@ -60,7 +62,7 @@ def _add_norm_forward(
             variance += difference * difference
         deviation = ONE / np.sqrt(variance / size + _EPSILON)
         for i in range(width):
-            normed[row, i] = narrow((total[row, i] - mean) * deviation * weight[i], normed)
+            normed[row, i] = from_fp32((total[row, i] - mean) * deviation * weight[i], normed)
         moments[row, 0], moments[row, 1] = mean, deviation
 
 
@@ -78,9 +80,9 @@ def _add_norm_backward(
         for row in range(rows * block // blocks, rows * (block + 1) // blocks):
             mean, deviation = moments[row, 0], moments[row, 1]
             for i in range(width):
-                d_weight[block, i] += widen(d_normed[row, i]) * (total[row, i] - mean) * deviation
+                d_weight[block, i] += to_fp32(d_normed[row, i]) * (total[row, i] - mean) * deviation
             for i in range(width):
-                d_stream[row, i] = widen(d_normed[row, i]) * weight[i]
+                d_stream[row, i] = to_fp32(d_normed[row, i]) * weight[i]
             # Sums are loops that store nothing: one that does is compiled twice, for arrays that
             # overlap and not, and which one runs, and in which order it adds, is up to addresses.
             mean_d, mean_d_n = ZERO, ZERO
@@ -100,10 +102,10 @@ def _add_norm_backward(
                 for i in range(width):
                     byte = random_byte(np.uint32(counter + i), key, second_key)
                     kept = scale if byte >= drop_below else ZERO
-                    d_branch[row, i] = narrow(kept * d_stream[row, i], d_branch)
+                    d_branch[row, i] = from_fp32(kept * d_stream[row, i], d_branch)
             else:
                 for i in range(width):
-                    d_branch[row, i] = narrow(d_stream[row, i], d_branch)
+                    d_branch[row, i] = from_fp32(d_stream[row, i], d_branch)
 
 
 class _AddNorm(torch.autograd.Function):
@@ -147,7 +149,7 @@ def add_norm(
     branch: Tensor,
     weight: Tensor,
     dtype: torch.dtype,
-    share: float = 0.0,
+    p: float = 0.0,
     noise: Noise | None = None,
     site: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -158,13 +160,13 @@ def add_norm(
     key, second_key, first, drop_below = 0, 0, 0, 0
     if noise is not None:
         key, second_key = noise.keys(site)
-        first, drop_below = noise.first_sequence * shape[1] * shape[2], threshold(share)
+        first, drop_below = noise.first_sequence * shape[1] * shape[2], threshold(p)
     total, normed = _AddNorm.apply(
         old.reshape(-1, shape[-1]).contiguous(),
         rows,
         weight,
         dtype,
-        (drop_below, np.float32(keep_scale(share)), np.uint32(key), np.uint32(second_key), first),
+        (drop_below, np.float32(keep_scale(p)), np.uint32(key), np.uint32(second_key), first),
     )
     return total.view(shape), normed.view(shape)
 
@@ -173,8 +175,8 @@ def add_norm(
 def _squared_relu_forward(x, y):
     for row in numba.prange(x.shape[0]):
         for i in range(x.shape[1]):
-            positive = max(widen(x[row, i]), ZERO)
-            y[row, i] = narrow(positive * positive, y)
+            positive = max(to_fp32(x[row, i]), ZERO)
+            y[row, i] = from_fp32(positive * positive, y)
 
 
 @kernel
@@ -182,7 +184,7 @@ def _squared_relu_backward(x, dy, dx):
     two = np.float32(2)
     for row in numba.prange(x.shape[0]):
         for i in range(x.shape[1]):
-            dx[row, i] = narrow(two * max(widen(x[row, i]), ZERO) * widen(dy[row, i]), dx)
+            dx[row, i] = from_fp32(two * max(to_fp32(x[row, i]), ZERO) * to_fp32(dy[row, i]), dx)
 
 
 class _SquaredRelu(torch.autograd.Function):
@@ -206,3 +208,28 @@ class _SquaredRelu(torch.autograd.Function):
 def squared_relu(x: Tensor) -> Tensor:
     """See :func:`newllm.model.kernels.reference.squared_relu`."""
     return _SquaredRelu.apply(x.reshape(-1, x.shape[-1]).contiguous()).view(x.shape)
+
+
+@kernel
+def _softmax_gradient(logits, targets, peaks, nats):
+    for row in numba.prange(logits.shape[0]):
+        peak = to_fp32(peaks[row])
+        total = ZERO
+        for i in range(logits.shape[1]):
+            total += exp(to_fp32(logits[row, i]) - peak)
+        target = targets[row]
+        wanted = to_fp32(logits[row, target]) - peak
+        nats[row] = np.log(total) - wanted
+        inverse = ONE / total
+        for i in range(logits.shape[1]):
+            logits[row, i] = from_fp32(exp(to_fp32(logits[row, i]) - peak) * inverse, logits)
+        logits[row, target] = from_fp32(exp(wanted) * inverse - ONE, logits)
+
+
+def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
+    """See :func:`newllm.model.kernels.reference.softmax_gradient_`."""
+    nats = torch.empty(len(logits))
+    use_torch_threads()
+    arrays = (as_array(x) for x in (logits, targets, logits.amax(dim=1), nats))
+    _softmax_gradient(*arrays)
+    return nats.sum()
