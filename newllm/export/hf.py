@@ -22,6 +22,7 @@ from newllm.export.folder import new_folder
 from newllm.export.hf_tokenizer import SPECIAL, chat_template, from_fast, require_bpe, to_fast
 from newllm.files import write_text
 from newllm.model import ContextLM
+from newllm.results.runs import RunFiles
 from newllm.results.summary import Summary, load_summary
 from newllm.train.checkpoint import FORMAT_VERSION
 from newllm.trained import TrainedModel
@@ -79,7 +80,7 @@ def exportable(model: TrainedModel) -> BPE:
 
 def summary_beside(model: TrainedModel) -> Summary | None:
     """The summary of the run, if it lies where the run wrote it and is of this model."""
-    path = model.path.with_name(f"{model.settings.run_name}.summary.json")
+    path = RunFiles(model.path.parent, model.settings.run_name).summary
     if not path.exists():
         return None
     summary = load_summary(path)
