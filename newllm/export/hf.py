@@ -23,6 +23,7 @@ from newllm.export.hf_tokenizer import SPECIAL, chat_template, from_fast, requir
 from newllm.files import write_text
 from newllm.model import ContextLM
 from newllm.model.spec import find_spec
+from newllm.results.runs import RunFiles
 from newllm.results.summary import Summary, load_summary
 from newllm.train.checkpoint import FORMAT_VERSION
 from newllm.trained import TrainedModel
@@ -80,7 +81,7 @@ def exportable(model: TrainedModel) -> BPE:
 
 def summary_beside(model: TrainedModel) -> Summary | None:
     """The summary of the run, if it lies where the run wrote it and is of this model."""
-    path = model.path.with_name(f"{model.settings.run_name}.summary.json")
+    path = RunFiles(model.path.parent, model.settings.run_name).summary
     if not path.exists():
         return None
     summary = load_summary(path)
