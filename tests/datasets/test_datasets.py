@@ -11,13 +11,13 @@ import pytest
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.render import make_renderer, render_rows
 from newllm.data.rows import Located
-from newllm.data.sample import SAMPLES, sample_rows
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE, Word1000
 from newllm.datasets.base import LEVELS
 from newllm.datasets.conversations import ROW_FORMATS, LeftOut, hh_rlhf_conversation
 from newllm.errors import UserError
 from newllm.recipes import resolve
+from tools.samples import SAMPLES
 
 GOOD: dict[str, list[dict[str, Any]]] = {
     "hh_rlhf": [{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: ok\n\nAssistant: Bye."}],
@@ -99,7 +99,8 @@ def assert_decodes_back(tokenizer: BPE, conversation: Any, document: Any) -> Non
 @pytest.mark.parametrize("dataset", SAMPLES)
 def test_every_built_in_row_is_good_on_both_roads(dataset: str) -> None:
     row_format = ROW_FORMATS[dataset]
-    rows = sample_rows(dataset, "validation")
+    source = open_source(LEVELS[dataset], "sample")
+    rows = [item.row for item in source.splits["validation"]() if isinstance(item, Located)]
     tokenizer = BPE.train((m["content"] for r in rows for m in row_format.conversation(r)), 600)
     renderer = make_renderer(tokenizer, row_format, 99)
     for row, document in zip(rows, render_rows(renderer, row_format, rows), strict=True):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -16,9 +18,14 @@ from typing import Any
 
 import pytest
 
-from newllm.data.sample import SAMPLES, sample_rows
-from newllm.data.sample.code_alpaca import TASKS, fails
-from newllm.data.sample.code_tasks import fill
+from newllm.data.rows import Located
+from newllm.data.sources import SAMPLES as PACKAGED
+from newllm.data.sources import open_source
+from newllm.datasets.base import LEVELS
+from newllm.errors import UserError
+from tools.samples import FOLDER, SAMPLES, compressed, sample_lines, sample_rows
+from tools.samples.code_alpaca import TASKS, fails
+from tools.samples.code_tasks import fill
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +37,7 @@ FIELDS = {
     "math": {"problem", "level", "type", "solution"},
     "wikitext2": {"text"},
 }
+SPLITS = ("train", "validation")
 COUNTS = {
     "dolly": (8000, 400),
     "hh_rlhf": (3000, 300),
@@ -38,9 +46,29 @@ COUNTS = {
     "math": (3000, 300),
     "wikitext2": (1500, 150),
 }
+FINGERPRINTS = {
+    "dolly": "4d2f6caf4cc0208e0ef4f3d4dfce7ddd5ca4a552400584c6cf5842ff935a6385",
+    "hh_rlhf": "e31afdfec40d5c639fe236814168c837d54dfe8a8a573dd0c52acf2995bc56a6",
+    "ultrachat": "8a2060a67dfd6880a2a559c716a0bb6bb1a78e68632c24f15d9ece948acff0b2",
+    "code_alpaca": "297f700dcf02e70a62e00c6611ee562c148495499329d9cdd20134a3fdba5d17",
+    "math": "42a6b1f9d0d4035bd304a3a0617b46dfb5a7c702f83fac8f089f9e1a751d2f05",
+    "wikitext2": "864580f625ab85f76975d0f0162158bed031700f40664fa7696b515b4eb7bf53",
+}
+"""As in checkpoints and caches of every version so far: another one would refuse to resume them."""
+PART_FINGERPRINTS = {
+    "helpful": "92fb62a12f673f3a76d3bdf1489b26fe2487ecbdd23d4003ca7484a8ad9c6bff",
+    "harmless": "5b3ae2e438831f42ad6cb3de543b78908f977d7ac06ad7c0ec097020cb4fd195",
+}
+ZLIB = "1.2.13"
+"""The version that compressed the files; others may choose other bytes for the same rows."""
 DIGEST = """
 import hashlib, json, sys
-from newllm.data.sample import SAMPLES, sample_rows
+from newllm.data.rows import Located
+from newllm.data.sources import SAMPLES as PACKAGED
+from newllm.data.sources import open_source
+from newllm.datasets.base import LEVELS
+from newllm.errors import UserError
+from tools.samples import FOLDER, SAMPLES, compressed, sample_lines, sample_rows
 for name in SAMPLES:
     text = json.dumps([sample_rows(name, split, seed=3) for split in ("train", "validation")])
     print(name, hashlib.sha256(text.encode()).hexdigest())
@@ -68,6 +96,56 @@ def words(text: str) -> list[str]:
 
 def test_names() -> None:
     assert set(SAMPLES) == set(FIELDS)
+
+
+def test_the_package_holds_a_folder_for_every_sample_and_nothing_else() -> None:
+    assert PACKAGED == FOLDER
+    files = {file.relative_to(FOLDER).as_posix() for file in FOLDER.rglob("*") if file.is_file()}
+    assert files == {f"{name}/{split}.jsonl.gz" for name in SAMPLES for split in SPLITS}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_generators_make_the_packaged_bytes(name: str, split: str) -> None:
+    packaged = (FOLDER / name / f"{split}.jsonl.gz").read_bytes()
+    lines = sample_lines(name, split)
+    assert gzip.decompress(packaged) == lines, f"python -m tools.samples {name}"
+    assert packaged[3:8] == bytes(5), "neither a file name nor a time"
+    if zlib.ZLIB_RUNTIME_VERSION == ZLIB:
+        assert packaged == compressed(lines)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_packaged_rows_are_read_as_they_were_made(name: str) -> None:
+    source = open_source(LEVELS[name], "sample")
+    assert source.description == f"built-in sample of {name}"
+    assert list(source.splits) == list(SPLITS)
+    for split, rows in source.splits.items():
+        made = enumerate(rows_of(name, split), start=1)
+        assert list(rows()) == [Located(f"sample {split}:{n}", row) for n, row in made]
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_fingerprints_stay(name: str) -> None:
+    assert open_source(LEVELS[name], "sample").fingerprint == FINGERPRINTS[name]
+    for part in LEVELS[name].subsets:
+        known = PART_FINGERPRINTS[part]
+        assert open_source(LEVELS[name], "sample", part).fingerprint == known
+
+
+def test_a_damaged_file_is_told_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("newllm.data.sources.SAMPLES", tmp_path)
+    with pytest.raises(UserError, match="dolly: there is no built-in sample"):
+        open_source(LEVELS["dolly"], "sample")
+    (tmp_path / "dolly").mkdir()
+    for split in SPLITS:
+        whole = compressed(sample_lines("dolly", split))
+        (tmp_path / "dolly" / f"{split}.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    source = open_source(LEVELS["dolly"], "sample")
+    items = list(source.splits["train"]())
+    assert items[-1].where == f"sample train:{len(items)}"
+    assert not isinstance(items[-1], Located)
+    assert source.fingerprint != FINGERPRINTS["dolly"]
 
 
 def test_unknown_names_are_refused() -> None:

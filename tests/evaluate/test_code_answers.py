@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newllm.data.sample import sample_rows
 from newllm.errors import UserError
 from newllm.evaluate.code_answers import (
     CodeTask,
@@ -17,6 +16,7 @@ from newllm.evaluate.code_answers import (
 )
 from newllm.evaluate.sandbox import Limits, require_sandbox
 from newllm.inference.greedy import Answer
+from tools.samples import sample_rows
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,10 @@ class GatedBlock(Block):
         dtype = self.rnn.all_weights[0][0].dtype
         packed = PackedSequence(rows[places.token].to(dtype), torch.tensor(places.counts))
         states = [part.to(dtype)[None] for part in first]
-        out, last = self.rnn(packed, states[0] if len(states) == 1 else tuple(states))
+        # torch's LSTM reads bfloat16 only on CPUs that have its instructions.
+        kind = rows.device.type
+        with torch.autocast(kind, enabled=kind != "cpu" and torch.is_autocast_enabled(kind)):
+            out, last = self.rnn(packed, states[0] if len(states) == 1 else tuple(states))
         y = out.data.new_zeros(rows.shape).index_copy(0, places.token, out.data)
         return y, [part[0] for part in (last if isinstance(last, tuple) else (last,))]
 

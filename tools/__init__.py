@@ -1,0 +1,1 @@
+"""Programs for working on New-LLM; no part of the package."""
