@@ -247,12 +247,12 @@ def process_group() -> Iterator[Processes]:
             f"WORLD_SIZE={world} without {', '.join(missing)}: start with torchrun or accelerate "
             "launch, or unset it to train in one process"
         )
-    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    main = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(backend, timeout=STEP_TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"cannot reach the other processes at {place}: {_reason(error)}") from error
+        raise UserError(f"cannot reach the other processes at {main}: {_reason(error)}") from error
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:

@@ -18,7 +18,7 @@ TOKENS_AT_ONCE = {"cpu": 16_384, "T4": 65_536, "L4": 131_072, "A100": 262_144, "
 
 Result = TypeVar("Result")
 
-_USABLE_SHARE = 0.8
+_USABLE_FRACTION = 0.8
 """Of the memory that is free, how much a step may take."""
 
 
@@ -138,7 +138,7 @@ def _rows_in_free_memory(try_rows: Callable[[int], int], rows: int, neighbours: 
     try_rows(1)  # first-time costs: code, thread pools
     before = resident_bytes()
     per_row = max(0, try_rows(few) - before) / few
-    free = psutil.virtual_memory().available * _USABLE_SHARE / neighbours
+    free = psutil.virtual_memory().available * _USABLE_FRACTION / neighbours
     return rows if per_row == 0 else max(1, int(free / per_row))
 
 

@@ -183,7 +183,7 @@ class _Run:
                 keep_freed_memory()
             with stop.listening():
                 finished = trainer.fit(stop)
-            # Of the whole process, and only steps need it: the n-gram counts need what they held.
+            # The setting is the whole process's, and what the steps held the n-gram counts need.
             give_back_freed_memory()
             if not finished:
                 self._leave(stop)
@@ -477,15 +477,15 @@ def prepare_rehearsal(settings: Settings, tokenizer: Tokenizer) -> dict[str, Enc
     """
     rehearsed = {}
     for entry in settings.rehearse:
-        dataset, _, place = entry.partition("=")
+        dataset, _, path = entry.partition("=")
         dataset = dataset.replace("-", "_")
         level = find_level(dataset)
         if dataset == settings.dataset:
             raise UserError(f"--rehearse {entry}: that is the data set of this run")
-        if not place and settings.data not in ("hub", "sample"):
+        if not path and settings.data not in ("hub", "sample"):
             raise UserError(f"--rehearse {entry}: say where its rows are: {dataset}=PATH")
         encoding = Encoding(dataset, tokenizer.kind, tokenizer.vocab_size, settings.max_seq_length)
-        source = open_source(level, place or settings.data)
+        source = open_source(level, path or settings.data)
         rehearsed[dataset] = prepare_training(source, encoding, tokenizer)
     return rehearsed
 

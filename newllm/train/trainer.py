@@ -83,7 +83,7 @@ class Progress:
         return record
 
     def _record(self, epochs: int, metrics: Metrics, best: bool) -> EpochRecord:
-        """The epoch's numbers; the one place they are put together."""
+        """The epoch's numbers, as they are printed and stored."""
         return {
             "epoch": self.epoch + 1,
             "epochs": epochs,
@@ -356,9 +356,10 @@ class Trainer:
         return flags
 
     def _end_epoch(self, steps_in_epoch: int) -> None:
-        split, lanes = self.data.splits["validation"], max(EVALUATION_LANES, self.processes.world)
+        split = self.data.splits["validation"]
+        sequences = max(EVALUATION_LANES, self.processes.world)
         metrics = evaluate(
-            self.model, split, self.data.tokenizer, self.device, lanes, self.processes
+            self.model, split, self.data.tokenizer, self.device, sequences, self.processes
         )
         done = self._done(steps_in_epoch)
         record = self.progress.end_epoch(self.settings.epochs, metrics)
