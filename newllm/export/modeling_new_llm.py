@@ -52,7 +52,7 @@ class ContextCache(Cache):
     """The state of fixed size, in transformers' layers for recurrent models.
 
     Each layer holds its context ("recurrent state", [B, C]) and its last three writes ("conv
-    state", [B, C, 3], oldest first); beside them stands the last token, for the table of pairs. It
+    state", [B, C, 3], oldest first); beside them stands the last token, for the bigram hash embedding. It
     is updated in place; `copy.deepcopy` forks it.
     """
 

@@ -1,4 +1,4 @@
-"""A tiny model that was never trained, far from birth, and the renderer that goes with it."""
+"""A tiny model that was never trained, far from initialization, and the renderer that goes with it."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ NAME = "tiny"
 
 
 def tiny_model(seed: int = 0, dataset: str = "dolly", **changes: Any) -> TrainedModel:
-    """A model far from birth, so that its texts differ."""
+    """A model far from initialization, so that its texts differ."""
     settings = {**TINY, "data": "sample", **changes}
     return untrained(dataset, seed=seed, scale=0.3, path=f"{NAME}.pt", **settings)
 
