@@ -62,7 +62,7 @@ class Budget:
     recall_length: int = 128
     pairs: tuple[int, ...] = (2, 4, 8, 16, 32)
     context_dims: tuple[int, ...] = (64, 128, 256)
-    """Of our architecture; its peers have the middle one."""
+    """Of our architecture; the baselines have the middle one."""
     parity_steps: int = 400
     parity_tokens: int = 1536
     parity_lengths: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)
@@ -143,8 +143,8 @@ def recall(
     by_pairs = [{**_description("guess", None, None), **guess}]
     by_distance = []
     for architecture in architectures:
-        peer = architecture != "context"
-        for context_dim in budget.context_dims[1:2] if peer else budget.context_dims:
+        baseline = architecture != "context"
+        for context_dim in budget.context_dims[1:2] if baseline else budget.context_dims:
             model = train_on(
                 [_recall_lesson(budget, pairs) for pairs in budget.pairs],
                 probes.RECALL_VOCABULARY,

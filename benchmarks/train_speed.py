@@ -1,4 +1,4 @@
-"""Trained tokens a second: ours, its peers, the published time loop, and the bare matrix products.
+"""Trained tokens a second: ours, the baselines, the published time loop, the bare products.
 
 A step is forward, backward, clipping and optimizer, on real rows in the word-1000 protocol (PAD
 positions take time and are not counted). Peers have at most as many parameters as the published

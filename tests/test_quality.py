@@ -1,4 +1,4 @@
-"""The comparison with the peers: budgets, intervals and the table, without training anything."""
+"""The comparison with the baselines: budgets, intervals and the table, nothing trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that were never trained, but are far from birth, so that their texts differ."""
+"""Models that were never trained, but are far from initialization, so that their texts differ."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def untrained(
         dataset: what it would have been trained on.
         texts: of the vocabulary.
         seed: of the weights.
-        scale: how far they are from birth.
+        scale: how far they are from that.
         path: where it says that it is from.
         settings: of the run.
     """

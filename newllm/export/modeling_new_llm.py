@@ -52,8 +52,8 @@ class ContextCache(Cache):
     """The state of fixed size, in transformers' layers for recurrent models.
 
     Each layer holds its context ("recurrent state", [B, C]) and its last three writes ("conv
-    state", [B, C, 3], oldest first); beside them stands the last token, for the table of pairs. It
-    is updated in place; `copy.deepcopy` forks it.
+    state", [B, C, 3], oldest first); beside them stands the last token, for the bigram hash
+    embedding. It is updated in place; `copy.deepcopy` forks it.
     """
 
     def __init__(self, num_layers: int) -> None:

@@ -79,7 +79,7 @@ class _Graph:
 def step_graph(model: ContextLM, own_head: bool = False) -> onnx.ModelProto:
     """ids [B], context [L, B, C], tail [L, B, 3, C] -> logits [B, V], and the state after them.
 
-    A model with a table of pairs also has previous [1, B] in its state, int64.
+    A model with a bigram hash embedding also has previous [1, B] in its state, int64.
 
     With `own_head` the output matrix is stored by itself, transposed, for tools that change
     constants; else it is the embedding's.

@@ -28,7 +28,7 @@ Save = Callable[..., TrainedModel]
 
 @pytest.fixture(scope="session")
 def save() -> Save:
-    """Write a checkpoint far from birth, and load it."""
+    """Write a checkpoint far from initialization, and load it."""
 
     def write(path: Path, dataset: str = "dolly", **changes: Any) -> TrainedModel:
         model = untrained(dataset, *TEXTS, **{**SHAPE, **changes})

@@ -91,7 +91,7 @@ def test_int8_is_smaller_and_its_price_is_told(
     for name in GRAPHS:
         graph = onnx.load(output / f"{name}.onnx").graph
         matrices = [c for c in graph.initializer if len(c.dims) == 2 and c.dims[0] > 1]
-        assert len(matrices) == 12  # five a layer, the embedding, two of the table of pairs
+        assert len(matrices) == 12  # five a layer, the embedding, two of the bigram hash embedding
         kinds = {c.data_type for c in matrices}
         assert kinds <= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
 

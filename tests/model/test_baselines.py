@@ -1,4 +1,4 @@
-"""The peers: their cells against torch's, kernels against plain torch, window, sizes."""
+"""The baselines: their cells against torch's, kernels against plain torch, window, sizes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_model(architecture: str, **changes: Any) -> LanguageModel:
     settings = ModelSettings.model_validate({"architecture": architecture, **shape, **changes})
     torch.manual_seed(0)
     model = build_model(settings, VOCAB)
-    with torch.no_grad():  # away from the zeros of birth
+    with torch.no_grad():  # away from the initial zeros
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model

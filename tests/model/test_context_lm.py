@@ -1,4 +1,4 @@
-"""The stack: size, birth, interface of the loss, dropout."""
+"""The stack: size, initialization, interface of the loss, dropout."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def make_model(architecture: str, settings: Callable[..., ModelSettings]) -> Lan
     name, _, pairs = architecture.partition(", ")
     shape = settings(architecture=name, context_dim=context_dim, pair_rows=37 if pairs else 0)
     model = build_model(shape, VOCAB)
-    with torch.no_grad():  # away from the zeros and ones of birth, where mistakes could hide
+    with torch.no_grad():  # away from the initial zeros and ones, where mistakes could hide
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return model

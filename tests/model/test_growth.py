@@ -34,7 +34,7 @@ BEFORE = ModelSettings(
 
 
 def trained(settings: ModelSettings = BEFORE) -> ContextLM:
-    """A model far from birth: no zeros, no ones."""
+    """A model far from initialization: no zeros, no ones."""
     torch.manual_seed(1)
     model = ContextLM(settings, ENTRIES)
     with torch.no_grad():

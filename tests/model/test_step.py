@@ -21,7 +21,7 @@ VOCAB = 130
 
 
 def make_model(context_dim: int = 48, **changes: Any) -> ContextLM:
-    """Widths that are no whole number of vectors, weights far from those of birth."""
+    """Widths that are no whole number of vectors, weights far from the initial ones."""
     shape: dict[str, Any] = {"num_layers": 2, "embed_dim": 40, "hidden_dim": 72, "pair_rows": 50}
     shape |= changes
     torch.manual_seed(0)

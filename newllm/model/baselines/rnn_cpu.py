@@ -207,7 +207,7 @@ def gated_cell(
     """Run S sequences through a GRU's cell or an LSTM's.
 
     Args:
-        x: inputs of all lanes, [B T, D].
+        x: inputs of all sequences, [B T, D].
         weight_x: [3 C, D] (new, reset, keep) makes a GRU, [4 C, D] (input, forget, new, output) an
             LSTM.
         weight_h: [3 C, C] (reset, keep, new) or [4 C, C].

@@ -1,8 +1,25 @@
 """`context_read` as one numba kernel with a hand-written backward, for the CPU.
 
-Lanes run in parallel. The state and parameters of a group of channels lie in a small scratch array
-that stays in the cache; its rows start at constants, so that LLVM can see that they do not overlap,
-and vectorises the loops over the channels of a group.
+Sequences run in parallel. The state and parameters of a group of channels lie in a small scratch
+array that stays in the cache; its rows start at constants, so that LLVM can see that they do not
+overlap, and vectorises the loops over the channels of a group.
+
+Two ranges say the same number in two ways: `group` is a constant when the kernel is compiled, `n`
+is read from the arrays. A loop of arithmetic on scratch rows runs over `group`; a short loop that
+only copies, or sums up, runs over `n`, because LLVM unrolls a short loop of constant length before
+it tries to vectorise it, and it stays scalar (docs/LOG.md).
+
+Rows of the scratch, `group` numbers each (the forward has the first seven, c and w1..w3)::
+
+    conv_0 .. conv_3    filter taps: of this token's write, and of those of 1, 2 and 3 tokens ago
+    forget, open, scale biases of forget and read-out gates; scale of the read-out
+    w0 .. w3            writes of t, t-1, t-2 and t-3
+    d0 .. d3            gradients of v_t, v_{t+1}, v_{t+2} and v_{t+3}, what the filters made
+    carry, c, old       gradient of c_t from the tokens after it; c_t, then normalised; c_{t-1}
+    dy, gate, f, dw     d_read, then gradient of the norm; g_t, f_t, then their gradients; of u_t
+    sum_*               gradients of the seven parameters, summed over the sequence, in the order
+                        of `split_parameters`
+
 Equal to `reference.py` in outputs and gradients (tested).
 """
 

@@ -1,11 +1,11 @@
 """`context_read` as two Triton kernels with a hand-written backward, for CUDA GPUs.
 
-One program, a single warp, reads one lane and one channel group from the first token to the last.
-All that a step needs stays in registers, in fp32; sums over a group are shuffles within the warp,
-so nothing waits for shared memory or other warps. The next token's inputs are requested before the
-current token is worked on. By design, not yet by measurement: many lanes hide the rest of the
-latency, and memory is the limit; with few lanes and long texts the chain from token to token is the
-limit, and most of the GPU idles.
+One program, a single warp, reads one sequence and one channel group from the first token to the
+last. All that a step needs stays in registers, in fp32; sums over a group are shuffles within the
+warp, so nothing waits for shared memory or other warps. The next token's inputs are requested before the
+current token is worked on. By design, not yet by measurement: many sequences hide the rest of the
+latency, and memory is the limit; with few sequences and long texts the chain from token to token is
+the limit, and most of the GPU idles.
 
 The backward needs no look back: it carries the gradient of the state (context and tail), as the
 forward carries the state, and takes the earlier contexts from the forward. Parameter gradients are
@@ -54,26 +54,26 @@ def _forward(
     EPSILON: tl.constexpr, CHANNELS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    lane = (program // (CHANNELS // GROUP)).to(tl.int64)  # products with it pass 2^31
+    sequence = (program // (CHANNELS // GROUP)).to(tl.int64)  # products with it pass 2^31
     at = (program % (CHANNELS // GROUP)) * GROUP + tl.arange(0, GROUP)
     length = time
     if lengths is not None:
-        length = tl.minimum(tl.load(lengths + lane).to(tl.int32), time)
+        length = tl.minimum(tl.load(lengths + sequence).to(tl.int32), time)
 
     conv_0, conv_1 = tl.load(conv + at), tl.load(conv + CHANNELS + at)
     conv_2, conv_3 = tl.load(conv + 2 * CHANNELS + at), tl.load(conv + 3 * CHANNELS + at)
     b_f, b_g = tl.load(forget_bias + at), tl.load(read_bias + at)
     s = tl.load(scale + at)
-    c = tl.load(context + lane * CHANNELS + at)
-    tail += lane * 3 * CHANNELS + at
+    c = tl.load(context + sequence * CHANNELS + at)
+    tail += sequence * 3 * CHANNELS + at
     w1, w2, w3 = tl.load(tail), tl.load(tail + CHANNELS), tl.load(tail + 2 * CHANNELS)
 
-    token = projected + lane * time * 3 * CHANNELS + at
-    read += lane * time * CHANNELS + at
+    token = projected + sequence * time * 3 * CHANNELS + at
+    read += sequence * time * CHANNELS + at
     if reset is not None:
-        reset += lane * time
+        reset += sequence * time
     if contexts is not None:
-        contexts += lane * (time + 1) * CHANNELS + at
+        contexts += sequence * (time + 1) * CHANNELS + at
         tl.store(contexts, c)
 
     w0, forget, gate = _inputs(token, length > 0, CHANNELS)
@@ -99,8 +99,8 @@ def _forward(
             tl.store(contexts, c)
         w0, forget, gate = next_w0, next_forget, next_gate
 
-    tl.store(last_context + lane * CHANNELS + at, c)
-    last_tail += lane * 3 * CHANNELS + at
+    tl.store(last_context + sequence * CHANNELS + at, c)
+    last_tail += sequence * 3 * CHANNELS + at
     tl.store(last_tail, w1)
     tl.store(last_tail + CHANNELS, w2)
     tl.store(last_tail + 2 * CHANNELS, w3)
@@ -114,11 +114,11 @@ def _backward(
     EPSILON: tl.constexpr, CHANNELS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    lane = (program // (CHANNELS // GROUP)).to(tl.int64)
+    sequence = (program // (CHANNELS // GROUP)).to(tl.int64)
     at = (program % (CHANNELS // GROUP)) * GROUP + tl.arange(0, GROUP)
     length = time
     if lengths is not None:
-        length = tl.minimum(tl.load(lengths + lane).to(tl.int32), time)
+        length = tl.minimum(tl.load(lengths + sequence).to(tl.int32), time)
 
     conv_0, conv_1 = tl.load(conv + at), tl.load(conv + CHANNELS + at)
     conv_2, conv_3 = tl.load(conv + 2 * CHANNELS + at), tl.load(conv + 3 * CHANNELS + at)
@@ -129,20 +129,20 @@ def _backward(
     sum_forget, sum_open, sum_scale = zero, zero, zero
 
     # Gradients of the state after token t: its context and the three writes of its tail.
-    d_c = tl.load(d_last_context + lane * CHANNELS + at)
-    d_last_tail += lane * 3 * CHANNELS + at
+    d_c = tl.load(d_last_context + sequence * CHANNELS + at)
+    d_last_tail += sequence * 3 * CHANNELS + at
     d_w1, d_w2 = tl.load(d_last_tail), tl.load(d_last_tail + CHANNELS)
     d_w3 = tl.load(d_last_tail + 2 * CHANNELS)
     # Gradients of v_{t+1} .. v_{t+3}, zero where a document's start hides token t from them.
     d_v1, d_v2, d_v3 = zero, zero, zero
 
     last = length - 1
-    token = projected + (lane * time + last) * 3 * CHANNELS + at
-    d_token = d_projected + (lane * time + last) * 3 * CHANNELS + at
-    d_read += (lane * time + last) * CHANNELS + at
-    contexts += (lane * (time + 1) + length) * CHANNELS + at  # after the last token
+    token = projected + (sequence * time + last) * 3 * CHANNELS + at
+    d_token = d_projected + (sequence * time + last) * 3 * CHANNELS + at
+    d_read += (sequence * time + last) * CHANNELS + at
+    contexts += (sequence * (time + 1) + length) * CHANNELS + at  # after the last token
     if reset is not None:
-        reset += lane * time
+        reset += sequence * time
 
     c = tl.load(contexts)
     contexts -= CHANNELS
@@ -205,18 +205,18 @@ def _backward(
         w0, forget, gate = next_w0, next_forget, next_gate
 
     # The filter also saw the writes before the first token.
-    tail += lane * 3 * CHANNELS + at
+    tail += sequence * 3 * CHANNELS + at
     w1, w2, w3 = tl.load(tail), tl.load(tail + CHANNELS), tl.load(tail + 2 * CHANNELS)
     sum_1 += d_v1 * w1
     sum_2 += d_v2 * w1 + d_v1 * w2
     sum_3 += d_v3 * w1 + d_v2 * w2 + d_v1 * w3
 
-    tl.store(d_context + lane * CHANNELS + at, d_c)
-    d_tail += lane * 3 * CHANNELS + at
+    tl.store(d_context + sequence * CHANNELS + at, d_c)
+    d_tail += sequence * 3 * CHANNELS + at
     tl.store(d_tail, d_w1)
     tl.store(d_tail + CHANNELS, d_w2)
     tl.store(d_tail + 2 * CHANNELS, d_w3)
-    d_parameters += lane * 7 * CHANNELS + at
+    d_parameters += sequence * 7 * CHANNELS + at
     tl.store(d_parameters, sum_0)
     tl.store(d_parameters + CHANNELS, sum_1)
     tl.store(d_parameters + 2 * CHANNELS, sum_2)
@@ -227,7 +227,7 @@ def _backward(
 
 
 def _launch(kernel: Any, channels: int, tensors: tuple[Tensor | None, ...], time: int) -> None:
-    """Run a kernel, one program for every lane and channel group, on the tensors' device."""
+    """Run a kernel, one program for every sequence and channel group, on the tensors' device."""
     projected, group = tensors[0], group_size(channels)
     assert projected is not None
     grid = (projected.shape[0] * channels // group,)
@@ -252,12 +252,12 @@ class _ContextRead(torch.autograd.Function):
         tail: Tensor,
         with_gradients: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        lanes, time, channels = projected.shape[0], projected.shape[1], context.shape[1]
-        # Tokens beyond a lane's length are not visited.
+        batch, time, channels = projected.shape[0], projected.shape[1], context.shape[1]
+        # Tokens beyond a sequence's length are not visited.
         make = torch.empty if lengths is None else torch.zeros
-        read = make(lanes, time, channels, dtype=projected.dtype, device=projected.device)
+        read = make(batch, time, channels, dtype=projected.dtype, device=projected.device)
         # Before the first token, and after each.
-        contexts = context.new_empty(lanes, time + 1, channels) if with_gradients else None
+        contexts = context.new_empty(batch, time + 1, channels) if with_gradients else None
         last_context, last_tail = torch.empty_like(context), torch.empty_like(tail)
         inputs = (projected, forget_bias, read_bias, conv, scale, reset, lengths, context, tail)
         _launch(_forward, channels, (*inputs, read, contexts, last_context, last_tail), time)
@@ -268,10 +268,10 @@ class _ContextRead(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         projected, lengths, tail = saved[0], saved[6], saved[7]
-        lanes, time, channels = projected.shape[0], projected.shape[1], tail.shape[2]
+        batch, time, channels = projected.shape[0], projected.shape[1], tail.shape[2]
         d_projected = (torch.empty_like if lengths is None else torch.zeros_like)(projected)
-        d_parameters = tail.new_empty(lanes, CHANNEL_PARAMETERS, channels)
-        d_context, d_tail = tail.new_empty(lanes, channels), torch.empty_like(tail)
+        d_parameters = tail.new_empty(batch, CHANNEL_PARAMETERS, channels)
+        d_context, d_tail = tail.new_empty(batch, channels), torch.empty_like(tail)
         d_outputs = (grad.contiguous() for grad in grad_outputs)
         d_inputs = (d_projected, d_parameters, d_context, d_tail)
         _launch(_backward, channels, (*saved, *d_outputs, *d_inputs), time)
