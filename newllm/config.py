@@ -27,8 +27,8 @@ from newllm.errors import UserError, did_you_mean
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
 
-class _Settings(BaseModel, extra="forbid", frozen=True):
-    """What all settings have in common: unknown names are refused, values never change."""
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataSettings(_Settings):

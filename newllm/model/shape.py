@@ -67,7 +67,7 @@ def shape_of_size(
         )
 
     def count(shape: ModelSettings) -> int:
-        return _count(shape, vocab_size, block)
+        return _count(shape, vocab_size, block)  # type: ignore[arg-type]  # it is frozen
 
     def count_stack(layers: int, width: int) -> int:
         """Parameters of a shape; of deep ones from those of two and three blocks."""
@@ -137,7 +137,7 @@ def matched_widths(
         return ModelSettings(architecture=spec.name, num_layers=num_layers, **table, **widths)
 
     def count(shape: ModelSettings) -> int:
-        return _count(shape, vocab_size)
+        return _count(shape, vocab_size)  # type: ignore[arg-type]  # it is frozen
 
     steps = largest(lambda steps: count(shape(steps)) <= parameters)
     if steps == 0:

@@ -2,10 +2,10 @@
 
 One program, a single warp, reads one sequence and one channel group from the first token to the
 last. All that a step needs stays in registers, in fp32; sums over a group are shuffles within the
-warp, so nothing waits for shared memory or other warps. The next token's inputs are requested before the
-current token is worked on. By design, not yet by measurement: many sequences hide the rest of the
-latency, and memory is the limit; with few sequences and long texts the chain from token to token is
-the limit, and most of the GPU idles.
+warp, so nothing waits for shared memory or other warps. The next token's inputs are requested
+before the current token is worked on. By design, not yet by measurement: many sequences hide the
+rest of the latency, and memory is the limit; with few sequences and long texts the chain from token
+to token is the limit, and most of the GPU idles.
 
 The backward needs no look back: it carries the gradient of the state (context and tail), as the
 forward carries the state, and takes the earlier contexts from the forward. Parameter gradients are
