@@ -36,12 +36,12 @@ from pathlib import Path
 from newllm.data import joint_tokenizer
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
-from newllm.datasets.base import find_level
+from newllm.datasets import find_dataset
 
 folder, file = sys.argv[1:]
 tokenizer = joint_tokenizer.load(Path(file))
 encoding = Encoding("ultrachat", "bpe", tokenizer.vocab_size, 128)
-prepare_training(open_source(find_level("ultrachat"), folder), encoding, tokenizer)
+prepare_training(open_source(find_dataset("ultrachat"), folder), encoding, tokenizer)
 """
 
 

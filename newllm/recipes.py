@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from newllm.config import Settings, parse
-from newllm.datasets.base import find_level
+from newllm.datasets import find_dataset
 from newllm.errors import UserError
 from newllm.widths import EQUAL_WIDTHS, ONE_WIDTH, PAIR_ROWS, default_widths, equal_widths
 
@@ -49,9 +49,9 @@ def resolve(
         file: settings from a YAML file.
 
     Raises:
-        UserError: a value is wrong.
+        UserError: a value is wrong, or the tokenizer cannot hold the rows.
     """
-    level = find_level(dataset)
+    level = find_dataset(dataset)
     given = {**(file or {}), **flags, "dataset": dataset}
     where = {name: f"setting {name}" for name in file or {} if name not in flags}
     architecture = str(given.get("architecture", "context"))  # wrong ones are told by `parse`
@@ -59,6 +59,7 @@ def resolve(
     epochs = level.epochs.get(architecture, level.epochs["context"])
     defaults = {**recipe, **level.settings, "epochs": epochs}
     settings = parse({**defaults, **_computed(defaults, given), **given}, where)
+    level.refuse_unfit(settings.tokenizer)
     context_dim, embed_dim = settings.context_dim, settings.embed_dim
     if architecture in ONE_WIDTH and context_dim != embed_dim:
         both = f"--context-dim {context_dim} and --embed-dim {embed_dim}"

@@ -14,7 +14,7 @@ import click
 
 from newllm.cli.help_pages import Command
 from newllm.config import Settings, option_name
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.recipes import RECIPES, resolve
 
 _PATHS = {"data", "tokenizer_file", "out", "init_from"}
@@ -122,7 +122,7 @@ def params_option(text: str, required: bool = False) -> Callable[[Any], Any]:
     return click.option("--params", type=Count(), required=required, help=text)
 
 
-dataset_argument = click.argument("dataset", type=click.Choice(list(LEVELS)), metavar="DATASET")
+dataset_argument = click.argument("dataset", type=click.Choice(list(DATASETS)), metavar="DATASET")
 file_argument = click.argument("file", type=click.Path(), metavar="FILE")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 weights_option = click.option(

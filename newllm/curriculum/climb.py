@@ -17,7 +17,8 @@ from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, option_name
 from newllm.curriculum.grow import grow_file
 from newllm.data import joint_tokenizer
 from newllm.data.sources import Source, open_source
-from newllm.datasets.base import LEVELS, Level, find_level
+from newllm.datasets import DATASETS, find_dataset
+from newllm.datasets.base import Dataset
 from newllm.errors import UserError, did_you_mean
 from newllm.evaluate.metrics import evaluate
 from newllm.evaluate.skills import require_skills
@@ -71,7 +72,7 @@ def named_levels(names: Sequence[str]) -> list[str]:
     Raises:
         UserError: an unknown one, or one twice.
     """
-    by_number = {str(level.number): name for name, level in LEVELS.items() if level.number}
+    by_number = {str(level.number): name for name, level in DATASETS.items() if level.number}
     chosen = []
     for name in names:
         dataset = by_number.get(name, name.replace("-", "_"))
@@ -81,7 +82,7 @@ def named_levels(names: Sequence[str]) -> list[str]:
         if dataset in chosen:
             raise UserError(f"--levels {name}: named twice")
         chosen.append(dataset)
-    return sorted(chosen, key=list(LEVELS).index)
+    return sorted(chosen, key=list(DATASETS).index)
 
 
 def climb(route: Route, resume: bool = False, note: Callable[[str], None] = print) -> Path:
@@ -172,9 +173,9 @@ def _begin(route: Route, folder: Path, resume: bool, note: Callable[[str], None]
 
 def _source(route: Route, dataset: str) -> Source:
     try:
-        return open_source(find_level(dataset), route.place(dataset))
+        return open_source(find_dataset(dataset), route.place(dataset))
     except UserError as error:
-        level = find_level(dataset)
+        level = find_dataset(dataset)
         raise UserError(
             f"level {level.number} ({dataset}): {error}; or leave the level out with --levels"
         ) from None
@@ -212,7 +213,7 @@ class _Ascent:
 
     def level(self, dataset: str, resume: bool) -> dict[str, Any]:
         """Train a level and score all so far; its entry in the record."""
-        level = find_level(dataset)
+        level = find_dataset(dataset)
         self.note(f"\n== Level {level.number}: {level.title}")
         flags, grown = self._flags(level)
         rounds = 1
@@ -247,11 +248,11 @@ class _Ascent:
             "skills": self._skills(model, dataset),
         }
 
-    def _flags(self, level: Level) -> tuple[dict[str, Any], dict[str, list[int]] | None]:
+    def _flags(self, level: Dataset) -> tuple[dict[str, Any], dict[str, list[int]] | None]:
         """Settings of a level's training, and what grew: name -> [before, after]."""
         flags = {
             **self.route.settings,
-            "data": self.route.place(level.dataset),
+            "data": self.route.place(level.name),
             "out": str(self.folder),
             "tokenizer": "bpe",
         }
@@ -267,7 +268,7 @@ class _Ascent:
         larger = {name: size for name, size in want.items() if size > have[name]}
         if not larger:
             return {**flags, **have, "init_from": str(self.start)}, None
-        grown = self.folder / f"climb_start_{level.dataset}.pt"
+        grown = self.folder / f"climb_start_{level.name}.pt"
         if not grown.exists():
             grow_file(self.start, grown, larger)
         change = {name: [have[name], size] for name, size in larger.items()}
@@ -295,7 +296,9 @@ class _Ascent:
         return model.skills(place, dataset, "all", run_code=run_code)
 
 
-def _recommended(level: Level, have: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, int]:
+def _recommended(
+    level: Dataset, have: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, int]:
     """Depth and context that a level asks for, unless given for all; the feed-forward with them."""
     sizes = {
         name: given.get(name, level.settings.get(name, have[name]))

@@ -17,7 +17,8 @@ import numpy as np
 from newllm.data.render import ChatRenderer, Document, make_renderer, render_rows
 from newllm.data.rows import Item, Malformed
 from newllm.data.tokenizers import Tokenizer, Word1000
-from newllm.datasets.conversations import ROW_FORMATS, LeftOut
+from newllm.datasets import find_dataset
+from newllm.datasets.conversations import LeftOut
 
 BLOCK_ROWS = 512
 """Rows encoded together; a shard ends with a block."""
@@ -95,7 +96,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, dataset: str, length: int) -> None:
         self.tokenizer, self.dataset, self.length = tokenizer, dataset, length
-        self._format = ROW_FORMATS[dataset]
+        self._format = find_dataset(dataset)
         self._renderer = make_renderer(tokenizer, self._format, length)
         chat = isinstance(self._renderer, ChatRenderer)
         self._read = self._format.conversation if chat else self._format.protocol_text

@@ -11,7 +11,7 @@ from newllm.data.encode import Accounting, usable_rows
 from newllm.data.prepare import TOKENIZER_BYTES
 from newllm.data.sources import Source
 from newllm.data.tokenizers import BPE, Tokenizer, from_dict
-from newllm.datasets.conversations import ROW_FORMATS
+from newllm.datasets import find_dataset
 from newllm.errors import UserError
 from newllm.files import write_text
 
@@ -55,7 +55,7 @@ def train_joint(sources: Mapping[str, Source], vocab_size: int) -> JointTokenize
 
 def _texts(dataset: str, source: Source, size: int) -> Iterator[str]:
     """Messages of the first training rows, up to so many bytes (the last one cut)."""
-    row_format = ROW_FORMATS[dataset]
+    row_format = find_dataset(dataset)
     rows, _ = source.training_splits()
     for row in usable_rows(rows(), row_format.conversation, Accounting()):
         for message in row_format.conversation(row):

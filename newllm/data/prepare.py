@@ -28,7 +28,8 @@ from newllm.data.shards import SHARD_TOKENS, EncodedSplit, SplitWriter, read_man
 from newllm.data.sources import Source
 from newllm.data.tokenizers import BPE, Tokenizer, Word1000, fingerprint, from_dict
 from newllm.data.workers import encode_blocks
-from newllm.datasets.conversations import ROW_FORMATS, RowFormat
+from newllm.datasets import find_dataset
+from newllm.datasets.base import Dataset
 from newllm.errors import UserError
 
 ENCODING_VERSION = 1
@@ -66,7 +67,11 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How rows become tokens."""
+    """How rows become tokens.
+
+    Raises:
+        UserError: the tokenizer cannot hold the rows of that data set.
+    """
 
     dataset: str
     tokenizer: str
@@ -75,6 +80,9 @@ class Encoding:
     """Tokens a word-1000 row is cut at (BPE rows are never cut)."""
     max_samples: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        find_dataset(self.dataset).refuse_unfit(self.tokenizer)
 
     @classmethod
     def of(cls, settings: Settings) -> Encoding:
@@ -94,8 +102,8 @@ class Encoding:
         return self.max_samples is not None and self.tokenizer == "word1000"
 
     @property
-    def row_format(self) -> RowFormat:
-        return ROW_FORMATS[self.dataset]
+    def row_format(self) -> Dataset:
+        return find_dataset(self.dataset)
 
 
 def prepare_training(

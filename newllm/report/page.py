@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 import newllm
-from newllm.datasets.base import Level
+from newllm.datasets.base import Dataset
 from newllm.report.charts import TEMPLATES
 from newllm.report.numbers import fixed, percent, signed
 from newllm.report.page_run import ICONS, STYLES, RunView, show_value, view_run
@@ -39,7 +39,7 @@ _BEST_FIRST: tuple[Status, ...] = (
 class Step:
     """A level as a step of the staircase."""
 
-    level: Level
+    level: Dataset
     status: Status
     style: str
     icon: str
@@ -51,7 +51,7 @@ class Step:
 class Group:
     """A level with its runs."""
 
-    level: Level
+    level: Dataset
     runs: Sequence[RunView]
 
 
@@ -131,8 +131,8 @@ def progress_page(progress: Progress) -> str:
 def view(progress: Progress, t: Translator) -> View:
     """Everything the page shows, in one language."""
     rows = [*progress.rows, *progress.beside]
-    levels = list(dict.fromkeys(row.level.dataset for row in rows))
-    by_level = {name: [row for row in rows if row.level.dataset == name] for name in levels}
+    levels = list(dict.fromkeys(row.level.name for row in rows))
+    by_level = {name: [row for row in rows if row.level.name == name] for name in levels}
     groups = [
         Group(found[0].level, [view_run(row, row.run, t) for row in found if row.run is not None])
         for found in by_level.values()
@@ -158,7 +158,7 @@ def choose_next(progress: Progress, t: Translator) -> NextStep | None:
     for row in rows:
         if row.status == "training" and row.run is not None and row.next_command is not None:
             text = t("Go on with {name}", name=t.level_name(row.level))
-            return NextStep(text, row.next_command, row.level.dataset)
+            return NextStep(text, row.next_command, row.level.name)
     for row in reversed(rows):
         if row.advice:
             step = row.advice[0]
@@ -167,7 +167,7 @@ def choose_next(progress: Progress, t: Translator) -> NextStep | None:
     for row in rows:
         if row.status == "ready" and row.next_command is not None:
             text = t("Train {name}", name=t.level_name(row.level))
-            return NextStep(text, row.next_command, row.level.dataset)
+            return NextStep(text, row.next_command, row.level.name)
     return None
 
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from newllm.datasets.base import LEVELS, Level
+from newllm.datasets import DATASETS
+from newllm.datasets.base import Dataset
 from newllm.errors import UserError
 from newllm.results.climb import Climb, read_climb
 from newllm.results.runs import Run, read_runs
@@ -25,7 +26,7 @@ PROTOCOLS = ("word1000", "bpe")
 class Row:
     """A level in one protocol: its best run there, or none yet."""
 
-    level: Level
+    level: Dataset
     status: Status
     tokenizer: str | None
     """The protocol; None for a level without a run."""
@@ -64,7 +65,7 @@ class Row:
         best: Mapping[str, Any] = (run.best if run else None) or {}
         return {
             "level": self.level.number,
-            "dataset": self.level.dataset,
+            "dataset": self.level.name,
             "title": self.level.title,
             "tokenizer": self.tokenizer,
             "status": self.status,
@@ -128,13 +129,13 @@ def read_progress(folder: Path) -> Progress:
     trained = {(run.settings.dataset, run.settings.tokenizer) for run in runs if run.summary}
     rows = [
         row
-        for level in LEVELS.values()
+        for level in DATASETS.values()
         if level.number is not None
         for row in _rows(level, runs, trained, steps) or [_without_run(level, trained, folder)]
     ]
     beside = [
         row
-        for level in LEVELS.values()
+        for level in DATASETS.values()
         if level.number is None
         for row in _rows(level, runs, trained, steps)
     ]
@@ -144,8 +145,8 @@ def read_progress(folder: Path) -> Progress:
 def leads_to(dataset: str) -> list[str]:
     """The data sets whose advice names this one: its predecessors."""
     return [
-        level.dataset
-        for level in LEVELS.values()
+        level.name
+        for level in DATASETS.values()
         if any(step.level == dataset for steps in level.advice.values() for step in steps)
     ]
 
@@ -159,7 +160,7 @@ def _steps_of_climb(climb: Climb, runs: Iterable[Run]) -> dict[str, tuple[NextSt
 
 
 def _rows(
-    level: Level,
+    level: Dataset,
     runs: Iterable[Run],
     trained: set[tuple[str, str]],
     steps: Mapping[str, tuple[NextStep, ...]],
@@ -170,7 +171,7 @@ def _rows(
         found = [
             run
             for run in runs
-            if (run.settings.dataset, run.settings.tokenizer) == (level.dataset, tokenizer)
+            if (run.settings.dataset, run.settings.tokenizer) == (level.name, tokenizer)
         ]
         if found:
             best = min(found, key=_rank)
@@ -189,7 +190,7 @@ def _rank(run: Run) -> tuple[Any, ...]:
 
 
 def _row_of(
-    level: Level,
+    level: Dataset,
     run: Run,
     others: tuple[str, ...],
     trained: set[tuple[str, str]],
@@ -204,7 +205,7 @@ def _row_of(
         advice = tuple(
             step
             for step in run.summary.advice
-            if step.dataset == level.dataset or (step.dataset, tokenizer) not in trained
+            if step.dataset == level.name or (step.dataset, tokenizer) not in trained
         )
     command = advice[0].command if advice else f"newllm chat {shlex.quote(str(run.files.best))}"
     return Row(level, _standing(run.summary.verdict), tokenizer, run, others, advice, command)
@@ -220,13 +221,13 @@ def _standing(verdict: Verdict) -> Status:
     return "cleared" if cleared else "trained, not cleared"
 
 
-def _without_run(level: Level, trained: set[tuple[str, str]], folder: Path) -> Row:
-    before = leads_to(level.dataset)
+def _without_run(level: Dataset, trained: set[tuple[str, str]], folder: Path) -> Row:
+    before = leads_to(level.name)
     protocols = [tokenizer for dataset, tokenizer in sorted(trained) if dataset in before]
     if before and not protocols:
         return Row(level, "planned", None, None, (), (), None)
     tokenizer = "bpe" if not before or "bpe" in protocols else "word1000"
-    command = train_command(level.dataset, tokenizer, str(folder))
+    command = train_command(level.name, tokenizer, str(folder))
     return Row(level, "ready", None, None, (), (), command)
 
 

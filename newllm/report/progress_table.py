@@ -64,7 +64,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     status: str = row.status
     if row.status == "training" and row.run is not None:
         status = f"training, epoch {row.run.epoch} of {row.run.settings.epochs}"
-    names = (number, row.level.dataset, row.tokenizer or "", status)
+    names = (number, row.level.name, row.tokenizer or "", status)
     bpe = row.tokenizer == "bpe"
     mark = row.mark if row.tokenizer else row.level.pass_mark
     last = (
@@ -81,8 +81,8 @@ def _details(row: Row) -> str:
     if row.run is None:
         if row.next_command is None:
             return ""
-        return f"{row.level.dataset}: ready\n  {row.next_command}"
-    lines = [f"{row.level.dataset}, {row.tokenizer}: {row.run.name}"]
+        return f"{row.level.name}: ready\n  {row.next_command}"
+    lines = [f"{row.level.name}, {row.tokenizer}: {row.run.name}"]
     summary = row.run.summary
     if summary is not None:
         lines.append(mark_line(summary))

@@ -11,7 +11,7 @@ from newllm.chat.dialogue import model_state_bytes
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import Tokenizer
-from newllm.datasets.base import find_level
+from newllm.datasets import find_dataset
 from newllm.recipes import resolve
 from newllm.trained import TrainedModel
 
@@ -122,7 +122,7 @@ def data_facts(dataset: str, flags: Mapping[str, Any]) -> Facts:
     """What `newllm data` says: accounting of both splits and a rendered example."""
     settings = resolve(dataset, flags)
     encoding = Encoding.of(settings)
-    source = open_source(find_level(dataset), settings.data, settings.subset, encoding.head)
+    source = open_source(find_dataset(dataset), settings.data, settings.subset, encoding.head)
     encoded = prepare_training(source, encoding)
     split, tokenizer = encoded.splits["train"], encoded.tokenizer
     example = split.tokens(0, 0, int(split.lengths[0])).tolist()

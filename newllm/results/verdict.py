@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from newllm.config import Settings, option_name
-from newllm.datasets.base import Advice, Level
+from newllm.datasets.base import Advice, Dataset
 from newllm.recipes import resolve
 
 if TYPE_CHECKING:  # these import torch, which showing a verdict does not need
@@ -30,9 +30,6 @@ Reason = Literal[
     "vocabulary of another run",
     "another unit",
 ]
-
-GUESSED_MARKS = (4, 5)
-"""Levels whose marks were published as guesses; a table of counts passes them."""
 
 REAL_ROWS = "the real rows, from the Hub (or --data PATH)"
 
@@ -68,7 +65,7 @@ class NextStep:
     """What the command trains."""
 
 
-def judge(level: Level, settings: Settings, best: Record) -> Verdict:
+def judge(level: Dataset, settings: Settings, best: Record) -> Verdict:
     """The verdict on a run's best epoch."""
     mark = level.pass_mark
     if mark is None:
@@ -82,8 +79,7 @@ def judge(level: Level, settings: Settings, best: Record) -> Verdict:
     band, margin = level.band(best["ppl"]), mark - best["ppl"]
     if band == "needs work":
         return Verdict("not cleared", "not below the mark", mark, margin, band)
-    guessed = level.number in GUESSED_MARKS
-    reason: Reason = "below a guessed mark" if guessed else "below the mark"
+    reason: Reason = "below a guessed mark" if level.marks_guessed else "below the mark"
     return Verdict("cleared", reason, mark, margin, band)
 
 
@@ -92,11 +88,11 @@ def beats_floor(best: Record, floor: Floor) -> bool:
     return best["ppl"] < floor.ppl if floor.bpb is None else best["bpb"] < floor.bpb
 
 
-def next_steps(level: Level, settings: Settings, best: Record, floor: Floor) -> list[NextStep]:
+def next_steps(level: Dataset, settings: Settings, best: Record, floor: Floor) -> list[NextStep]:
     """What to do next, the most promising first."""
     if settings.data == "sample":
-        command = train_command(level.dataset, settings.tokenizer, settings.out)
-        return [NextStep(REAL_ROWS, command, level.dataset)]
+        command = train_command(level.name, settings.tokenizer, settings.out)
+        return [NextStep(REAL_ROWS, command, level.name)]
     if level.pass_mark is None:
         return []
     if settings.tokenizer == "word1000":
@@ -105,7 +101,7 @@ def next_steps(level: Level, settings: Settings, best: Record, floor: Floor) -> 
         band = "cleared" if beats_floor(best, floor) else "needs work"
     steps = ((item, _command(item, settings)) for item in level.advice[band])
     return [
-        NextStep(item.text, command, item.level or level.dataset)
+        NextStep(item.text, command, item.level or level.name)
         for item, command in steps
         if command is not None
     ]

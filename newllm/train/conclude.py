@@ -15,7 +15,7 @@ import torch
 
 import newllm
 from newllm.config import Settings
-from newllm.datasets.base import find_level
+from newllm.datasets import find_dataset
 from newllm.device import cpu_model, give_back_freed_memory
 from newllm.evaluate.floor import ngram_floor
 from newllm.model.kernels import active_kernel
@@ -37,7 +37,7 @@ def summarize(
         data: fingerprint, source, revision and accounting of the rows.
         checkpoint: where the best epoch is.
     """
-    level, progress = find_level(settings.dataset), trainer.progress
+    level, progress = find_dataset(settings.dataset), trainer.progress
     best = progress.history[progress.best_epoch - 1]
     give_back_freed_memory()  # the table of counts needs much, the steps' share of it no more
     floor = ngram_floor(trainer.data)

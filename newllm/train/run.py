@@ -20,8 +20,7 @@ from newllm.data.encode import Accounting
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.render import make_renderer
 from newllm.data.sources import open_source
-from newllm.datasets.base import find_level
-from newllm.datasets.conversations import ROW_FORMATS
+from newllm.datasets import find_dataset
 from newllm.errors import Stopped, UserError
 from newllm.files import write_text
 from newllm.model.kernels import active_kernel
@@ -106,7 +105,7 @@ class _Run:
     ) -> None:
         self.settings, self.files, self.log, self.advise = settings, files, log, advise
         self.processes = processes
-        self.level = find_level(settings.dataset)
+        self.level = find_dataset(settings.dataset)
         self.start = Start.read(settings)
         self.data = self._encode()
         self.rehearsed = prepare_rehearsal(settings, self.data.tokenizer)
@@ -253,8 +252,7 @@ class _Run:
 
     def _write_answers(self, trainer: Trainer) -> None:
         """Fixed prompts, answered as the model stands after this epoch."""
-        row_format = ROW_FORMATS[self.settings.dataset]
-        renderer = make_renderer(self.data.tokenizer, row_format, row_format.protocol_length)
+        renderer = make_renderer(self.data.tokenizer, self.level)
         epoch = trainer.progress.history[-1]["epoch"]
         answered = answer_prompts(trainer.model, renderer, self.level.prompts)
         path = self.files.answers

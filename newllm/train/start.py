@@ -12,7 +12,7 @@ from newllm.data import joint_tokenizer
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
-from newllm.datasets.base import find_level
+from newllm.datasets import find_dataset
 from newllm.errors import UserError
 from newllm.train import checkpoint
 from newllm.train.optimizers import set_moments
@@ -103,7 +103,7 @@ def prepare_rehearsal(settings: Settings, tokenizer: Tokenizer) -> dict[str, Enc
     for entry in settings.rehearse:
         dataset, _, place = entry.partition("=")
         dataset = dataset.replace("-", "_")
-        level = find_level(dataset)
+        level = find_dataset(dataset)
         if dataset == settings.dataset:
             raise UserError(f"--rehearse {entry}: that is the data set of this run")
         if not place and settings.data not in ("hub", "sample"):

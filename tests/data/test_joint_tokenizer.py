@@ -12,7 +12,7 @@ from newllm.data import joint_tokenizer
 from newllm.data.joint_tokenizer import _texts, train_joint
 from newllm.data.sources import Source, open_source
 from newllm.data.tokenizers import BPE, fingerprint
-from newllm.datasets.base import find_level
+from newllm.datasets import find_dataset
 from newllm.errors import UserError
 
 
@@ -21,12 +21,12 @@ def chat_source(folder: Path, texts: list[str]) -> Source:
     for split in ("train", "validation"):
         lines = [json.dumps({"text": text}) + "\n" for text in texts]
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return open_source(find_level("chat"), str(folder))
+    return open_source(find_dataset("chat"), str(folder))
 
 
 def test_a_large_set_does_not_outweigh_a_small_one(tmp_path: Path, dolly_folder: Path) -> None:
     large = chat_source(tmp_path / "large", ["xyxyxyxy zwzwzwzw"] * 2000)
-    small = open_source(find_level("dolly"), str(dolly_folder))
+    small = open_source(find_dataset("dolly"), str(dolly_folder))
     joint = train_joint({"chat": large, "dolly": small}, 300)
     small_bytes = sum(len(text.encode()) for text in _texts("dolly", small, 10**9))
     assert joint.bytes_of_each == small_bytes

@@ -26,7 +26,7 @@ from newllm.data.rows import Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE
 from newllm.data.workers import encode_blocks
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.errors import UserError
 
 ENCODING = Encoding("ultrachat", "bpe", 300, 128)
@@ -57,7 +57,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made(rows: Path, workers: int | None = None) -> Encoded:
-    return prepare_training(open_source(LEVELS["ultrachat"], str(rows)), ENCODING, workers=workers)
+    return prepare_training(
+        open_source(DATASETS["ultrachat"], str(rows)), ENCODING, workers=workers
+    )
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -101,7 +103,7 @@ from pathlib import Path
 from newllm.data import partial, prepare
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 
 prepare.SHARD_TOKENS = int(sys.argv[2])
 save, saves = partial.Partial.save_shard, []
@@ -116,7 +118,7 @@ def die_later(self, writer):
         os.kill(os.getpid(), signal.SIGKILL)
 
 partial.Partial.save_shard = die_later
-source = open_source(LEVELS["ultrachat"], sys.argv[1])
+source = open_source(DATASETS["ultrachat"], sys.argv[1])
 prepare_training(source, Encoding("ultrachat", "bpe", 300, 128), workers=2)
 """
 
@@ -199,7 +201,7 @@ def test_rows_that_vanish_are_no_broken_rows(rows, expected, tmp_path) -> None:
     copy.mkdir()
     for file in rows.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    source = open_source(LEVELS["ultrachat"], str(copy))
+    source = open_source(DATASETS["ultrachat"], str(copy))
     (copy / "train-1.jsonl").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"train-1.jsonl: cannot be read any more"):
         prepare_training(source, ENCODING, BPE.train(["w1 w2"], 300))

@@ -9,13 +9,13 @@ import pytest
 
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.evaluate.floor import ngram_floor
 
 
 @pytest.mark.parametrize("tokenizer", ["word1000", "bpe"])
 def test_floor_of_a_data_set(dolly_folder: Path, tokenizer: str) -> None:
-    source = open_source(LEVELS["dolly"], str(dolly_folder))
+    source = open_source(DATASETS["dolly"], str(dolly_folder))
     encoded = prepare_training(source, Encoding("dolly", tokenizer, 400, 128))
     floor = ngram_floor(encoded)
     assert 1 < floor.ppl < 50

@@ -27,7 +27,8 @@ from newllm.config import read_yaml
 from newllm.data import joint_tokenizer
 from newllm.data.rows import Malformed, read_file
 from newllm.data.tokenizers import BPE
-from newllm.datasets.conversations import ROW_FORMATS, LeftOut
+from newllm.datasets import DATASETS
+from newllm.datasets.conversations import LeftOut
 from newllm.errors import UserError
 from newllm.inference.sampling import Sampling
 from newllm.recipes import resolve
@@ -67,9 +68,9 @@ def refusing(read: Callable[[Path], object], name: str) -> Target:
 def _rows(path: Path) -> None:
     for count, item in enumerate(read_file(path)):
         if not isinstance(item, Malformed):
-            for row_format in ROW_FORMATS.values():
+            for dataset in DATASETS.values():
                 try:
-                    row_format.conversation(item.row)
+                    dataset.conversation(item.row)
                 except (ValueError, LeftOut):
                     continue
         if count > 10_000:
