@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm.config import Settings, option_name
-from newllm.data import joint_tokenizer
-from newllm.data.tokenizers import Word1000
+from newllm.data.tokenizers import Word1000, load_tokenizer
 from newllm.errors import UserError
 from newllm.model import count_parameters
 from newllm.recipes import resolve
@@ -122,7 +121,7 @@ def _shape(num_layers: int, context_dim: int, known: _Known) -> Settings:
 
 def _vocabulary(settings: Settings) -> int:
     if settings.tokenizer_file is not None:
-        return joint_tokenizer.load(Path(settings.tokenizer_file)).vocab_size
+        return load_tokenizer(Path(settings.tokenizer_file)).vocab_size
     return Word1000.size if settings.tokenizer == "word1000" else settings.vocab_size
 
 

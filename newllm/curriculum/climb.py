@@ -15,8 +15,9 @@ from typing import Any
 
 from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, option_name
 from newllm.curriculum.grow import grow_file
-from newllm.data import joint_tokenizer
+from newllm.data.prepare import train_joint_tokenizer
 from newllm.data.sources import Source, open_source
+from newllm.data.tokenizers import save_tokenizer
 from newllm.datasets import DATASETS, find_dataset
 from newllm.datasets.base import Dataset
 from newllm.errors import UserError, did_you_mean
@@ -189,8 +190,8 @@ def train_tokenizer(route: Route, path: Path, note: Callable[[str], None]) -> No
     """
     sources = {dataset: _source(route, dataset) for dataset in route.levels}
     first = resolve(route.levels[0], route.settings)
-    joint = joint_tokenizer.train_joint(sources, first.vocab_size)
-    joint_tokenizer.save(joint.tokenizer, path)
+    joint = train_joint_tokenizer(sources, first.vocab_size)
+    save_tokenizer(joint.tokenizer, path)
     note(
         f"Tokenizer: {joint.tokenizer.vocab_size:,} entries from {joint.bytes_of_each:,} bytes of "
         f"each of {len(sources)} levels, {path}"

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from newllm.config import ModelSettings, Settings, option_name, parse
-from newllm.data import joint_tokenizer
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.sources import open_source
-from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
+from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict, load_tokenizer
 from newllm.datasets import find_dataset
 from newllm.errors import UserError
 from newllm.train import checkpoint
@@ -43,7 +42,7 @@ class Start:
             _refuse_other_shape(place, content, settings)
         if settings.tokenizer_file is not None:
             place = f"--tokenizer-file {settings.tokenizer_file}"
-            given = joint_tokenizer.load(Path(settings.tokenizer_file))
+            given = load_tokenizer(Path(settings.tokenizer_file))
             if tokenizer is not None and fingerprint(tokenizer) != fingerprint(given):
                 raise UserError(
                     f"{place}: not the tokenizer of --from {settings.init_from}; omit it"

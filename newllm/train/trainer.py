@@ -19,8 +19,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from newllm.config import ModelSettings, Settings
-from newllm.data.loader import Batch, EpochLoader
-from newllm.data.mixing import Mixture
+from newllm.data.loader import Batch, EpochLoader, Mixture
 from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
 from newllm.device import (

@@ -17,15 +17,12 @@ import numpy as np
 import psutil
 import pytest
 
-from newllm.data import prepare, shards, workers
-from newllm.data.encode import Encoder
-from newllm.data.partial import exclusive
-from newllm.data.prepare import Encoded, Encoding, prepare_training
-from newllm.data.progress import PreparationProgress
+from newllm.data import encode, prepare, shards
+from newllm.data.encode import Encoder, encode_blocks
+from newllm.data.prepare import Encoded, Encoding, PreparationProgress, exclusive, prepare_training
 from newllm.data.rows import Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE
-from newllm.data.workers import encode_blocks
 from newllm.datasets import DATASETS
 from newllm.errors import UserError
 
@@ -78,8 +75,8 @@ def expected(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 def test_any_number_of_processes_writes_the_same(rows, expected, monkeypatch) -> None:
-    monkeypatch.setattr(workers, "ALONE_BLOCKS", 2)
-    monkeypatch.setattr(workers, "usable_cores", lambda: 3)
+    monkeypatch.setattr(encode, "ALONE_BLOCKS", 2)
+    monkeypatch.setattr(encode, "usable_cores", lambda: 3)
     encoded = made(rows)
     assert content(encoded.folder) == expected
     counts = encoded.accounting["train"]
@@ -91,8 +88,8 @@ def test_any_number_of_processes_writes_the_same(rows, expected, monkeypatch) ->
 
 
 def test_small_data_start_no_process(rows, monkeypatch) -> None:
-    monkeypatch.setattr(workers, "usable_cores", lambda: 64)
-    monkeypatch.setattr(workers, "_Pool", None)
+    monkeypatch.setattr(encode, "usable_cores", lambda: 64)
+    monkeypatch.setattr(encode, "_Pool", None)
     assert made(rows).accounting["train"].rows == 4000
 
 
@@ -100,13 +97,13 @@ KILLED = """
 import os, signal, sys
 import psutil
 from pathlib import Path
-from newllm.data import partial, prepare
+from newllm.data import prepare
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.datasets import DATASETS
 
 prepare.SHARD_TOKENS = int(sys.argv[2])
-save, saves = partial.Partial.save_shard, []
+save, saves = prepare.Partial.save_shard, []
 
 def die_later(self, writer):
     save(self, writer)
@@ -117,7 +114,7 @@ def die_later(self, writer):
         print(" ".join(workers), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-partial.Partial.save_shard = die_later
+prepare.Partial.save_shard = die_later
 source = open_source(DATASETS["ultrachat"], sys.argv[1])
 prepare_training(source, Encoding("ultrachat", "bpe", 300, 128), workers=2)
 """

@@ -24,9 +24,8 @@ import torch
 
 from newllm.chat import session_file
 from newllm.config import read_yaml
-from newllm.data import joint_tokenizer
 from newllm.data.rows import Malformed, read_file
-from newllm.data.tokenizers import BPE
+from newllm.data.tokenizers import BPE, load_tokenizer
 from newllm.datasets import DATASETS
 from newllm.datasets.conversations import LeftOut
 from newllm.errors import UserError
@@ -86,7 +85,7 @@ def _settings(path: Path) -> None:
 
 
 def _tokenizer(path: Path) -> None:
-    tokenizer = joint_tokenizer.load(path)
+    tokenizer = load_tokenizer(path)
     (ids,) = tokenizer.encode_batch(["What comes after 3? \u4f60\ud800"])
     assert all(0 <= token < tokenizer.vocab_size for token in ids)
     tokenizer.decode(range(tokenizer.vocab_size))
