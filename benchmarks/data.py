@@ -34,8 +34,7 @@ from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.rows import Item, Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE, Tokenizer, replace_surrogates
-from newllm.datasets.base import LEVELS, find_level
-from newllm.datasets.conversations import ROW_FORMATS
+from newllm.datasets import DATASETS, find_dataset
 from newllm.errors import UserError
 from newllm.settings import resolve
 
@@ -46,7 +45,7 @@ _SETTINGS = ("data", "subset", "tokenizer", "vocab_size", "max_seq_length", "bat
 
 
 @click.command()
-@click.argument("dataset", type=click.Choice(list(LEVELS)), metavar="DATASET")
+@click.argument("dataset", type=click.Choice(list(DATASETS)), metavar="DATASET")
 @setting_options(*_SETTINGS)
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1),
               help="Rounds, of which the median counts.")  # fmt: skip
@@ -171,7 +170,7 @@ def _prepare(settings: Settings, cache: str, tokenizer: Tokenizer | None = None)
     before = os.environ.get("NEWLLM_CACHE")
     os.environ["NEWLLM_CACHE"] = cache
     try:
-        source = open_source(find_level(settings.dataset), settings.data, settings.subset)
+        source = open_source(find_dataset(settings.dataset), settings.data, settings.subset)
         return prepare_training(source, Encoding.of(settings), tokenizer)
     finally:
         if before is None:
@@ -181,22 +180,22 @@ def _prepare(settings: Settings, cache: str, tokenizer: Tokenizer | None = None)
 
 
 def _splits(settings: Settings) -> Iterator[Iterator[Item]]:
-    source = open_source(find_level(settings.dataset), settings.data, settings.subset)
+    source = open_source(find_dataset(settings.dataset), settings.data, settings.subset)
     return (rows() for rows in source.training_splits())
 
 
 def _texts(settings: Settings) -> Iterator[str]:
     """Every text that the preparation tokenizes, in its order."""
-    row_format, flat = ROW_FORMATS[settings.dataset], settings.tokenizer == "word1000"
+    rows_of, flat = find_dataset(settings.dataset), settings.tokenizer == "word1000"
     for rows in _splits(settings):
         for item in rows:
             if not isinstance(item, Located):
                 continue
             try:
                 if flat:
-                    yield row_format.protocol_text(item.row)
+                    yield rows_of.protocol_text(item.row)
                 else:
-                    yield from (m["content"] for m in row_format.conversation(item.row))
+                    yield from (m["content"] for m in rows_of.conversation(item.row))
             except ValueError:  # a malformed row, which the preparation counts
                 continue
 

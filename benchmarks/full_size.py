@@ -21,8 +21,8 @@ import tokenizers
 
 from benchmarks.dialogues import write_dialogues
 from benchmarks.measure import PeakMemory, Report, Row, progress
-from newllm.data import joint_tokenizer
-from newllm.data.workers import usable_cores
+from newllm.data.encode import usable_cores
+from newllm.data.tokenizers import load_tokenizer
 from newllm.errors import UserError
 
 _VALIDATION_ROWS = 500
@@ -33,15 +33,15 @@ _MODEL = "--num-layers 1 --context-dim 64 --embed-dim 64 --hidden-dim 128 --devi
 _PREPARE = """
 import sys
 from pathlib import Path
-from newllm.data import joint_tokenizer
+from newllm.data.tokenizers import load_tokenizer
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
-from newllm.datasets.base import find_level
+from newllm.datasets import find_dataset
 
 folder, file = sys.argv[1:]
-tokenizer = joint_tokenizer.load(Path(file))
+tokenizer = load_tokenizer(Path(file))
 encoding = Encoding("ultrachat", "bpe", tokenizer.vocab_size, 128)
-prepare_training(open_source(find_level("ultrachat"), folder), encoding, tokenizer)
+prepare_training(open_source(find_dataset("ultrachat"), folder), encoding, tokenizer)
 """
 
 
@@ -147,7 +147,7 @@ def _watch(arguments: list[str], folder: Path) -> _Watched:
 
 def _bare_rows_per_second(data: Path, vocabulary: Path) -> float:
     """The library's speed on the first rows: all cores, nothing of ours around it."""
-    stored = joint_tokenizer.load(vocabulary).to_dict()
+    stored = load_tokenizer(vocabulary).to_dict()
     library = tokenizers.Tokenizer.from_str(stored["definition"])
     with (data / "train.jsonl").open(encoding="utf-8") as file:
         rows = [

@@ -16,11 +16,11 @@ from typing import Any
 import click
 
 from benchmarks.measure import Report, Row, progress, report_options, setting_options
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.train.run import train
 from newllm.trained import TrainedModel
 
-DATASETS = [dataset for dataset, level in LEVELS.items() if level.hub]
+NAMES = [name for name, dataset in DATASETS.items() if dataset.hub]
 TOKENIZERS = ["word1000", "bpe"]
 
 
@@ -29,7 +29,7 @@ TOKENIZERS = ["word1000", "bpe"]
 @click.option("--minutes", default=3.0, show_default=True,
               type=click.FloatRange(min=0, min_open=True),
               help="Training time of each.")  # fmt: skip
-@click.option("--dataset", "datasets", multiple=True, type=click.Choice(DATASETS),
+@click.option("--dataset", "datasets", multiple=True, type=click.Choice(NAMES),
               help="Only this one (may be repeated).")  # fmt: skip
 @click.option("--tokenizer", "tokenizers", multiple=True, type=click.Choice(TOKENIZERS),
               help="Only this one (may be repeated).")  # fmt: skip
@@ -45,7 +45,7 @@ def command(
     **settings: Any,
 ) -> Report:
     rows = []
-    for dataset in datasets or DATASETS:
+    for dataset in datasets or NAMES:
         data = "sample" if data_dir == "sample" else str(Path(data_dir) / dataset)
         for tokenizer in tokenizers or TOKENIZERS:
             flags = {"data": data, "tokenizer": tokenizer, "minutes": minutes, "out": out}

@@ -29,8 +29,8 @@ from newllm.data.loader import IGNORED
 from newllm.data.render import ChatRenderer
 from newllm.data.rows import Located
 from newllm.data.sources import open_source
-from newllm.datasets.base import find_level
-from newllm.datasets.conversations import ROW_FORMATS, Conversation
+from newllm.datasets import DATASETS, find_dataset
+from newllm.datasets.conversations import Conversation
 from newllm.errors import UserError, require_packages
 from newllm.evaluate import probes
 from newllm.model import LanguageModel
@@ -85,7 +85,7 @@ QUICK = Budget(5, 64, 16, (2, 4), (16, 32, 64), 3, 64, (32, 64), 8)
               help="Only this probe (may be repeated).")  # fmt: skip
 @click.option("--checkpoint", "checkpoints", metavar="FILE", multiple=True,
               help="Also probe this model's dialogues (may be repeated).")  # fmt: skip
-@click.option("--dataset", type=click.Choice(list(ROW_FORMATS)),
+@click.option("--dataset", type=click.Choice(list(DATASETS)),
               help="Kind of the dialogues.  [default: what the model was trained on]")  # fmt: skip
 @click.option("--data", default="sample", show_default=True,
               help="Where the dialogues are: a path, hub or sample.")  # fmt: skip
@@ -231,12 +231,12 @@ def later_turns(checkpoint: str, dataset: str | None, data: str, count: int) -> 
     if not isinstance(renderer, ChatRenderer):
         raise UserError(f"{checkpoint}: the word-1000 protocol knows no turns; give a BPE model")
     conversations: list[Conversation] = []
-    for item in open_source(find_level(dataset), data).evaluation_split()():
+    for item in open_source(find_dataset(dataset), data).evaluation_split()():
         if len(conversations) == count:
             break
         if isinstance(item, Located):
             try:
-                conversations.append(ROW_FORMATS[dataset].conversation(item.row))
+                conversations.append(find_dataset(dataset).conversation(item.row))
             except ValueError:  # `newllm data` counts and shows them
                 continue
     turns = probes.turn_losses(trained.model, renderer, conversations)

@@ -36,7 +36,7 @@ from benchmarks.train_speed import stepper
 from benchmarks.trials import run_module, train_trial
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
-from newllm.datasets.base import find_level
+from newllm.datasets import find_dataset
 from newllm.device import fast_bf16, keep_freed_memory
 from newllm.evaluate.metrics import nats_by_document
 from newllm.model.shape import matched_widths
@@ -160,7 +160,7 @@ def measure_steps(
     for name in architectures:
         trial = Trial(*rows, name, millions, RATES[0], 0, 1)
         settings = resolve(trial.dataset, trial.settings(data))
-        source = open_source(find_level(trial.dataset), data, "all")
+        source = open_source(find_dataset(trial.dataset), data, "all")
         encoded = prepare_training(source, Encoding.of(settings))
         steps[name] = stepper(settings, encoded, dtype)[0]
     timings = rounds(steps, SPEED_ROUNDS)

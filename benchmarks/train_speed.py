@@ -24,7 +24,7 @@ from newllm.config import Settings
 from newllm.data.loader import EpochLoader
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.sources import open_source
-from newllm.datasets.base import find_level
+from newllm.datasets import find_dataset
 from newllm.device import fast_bf16, keep_freed_memory
 from newllm.model import LanguageModel, build_model
 from newllm.model.kernels import Noise
@@ -131,7 +131,7 @@ def bare_products(settings: Settings, vocab_size: int, dtype: torch.dtype) -> Ca
 def command(data: str, repeats: int, peers: tuple[str, ...]) -> Report:
     keep_freed_memory()
     ours = settings_of("context", 1, 1000)
-    source = open_source(find_level("dolly"), data, "all")
+    source = open_source(find_dataset("dolly"), data, "all")
     encoded = prepare_training(source, Encoding.of(ours.model_copy(update={"data": data})))
     vocab_size = encoded.tokenizer.vocab_size
     half = fast_bf16(torch.device("cpu"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm.config import Settings, is_own_block, option_name, parse
-from newllm.datasets.base import find_level
+from newllm.datasets import find_dataset
 from newllm.errors import UserError
 from newllm.model.spec import find_spec
 
@@ -65,7 +65,7 @@ def resolve(
 
 
 def _resolve(dataset: str, flags: Mapping[str, Any], file: Mapping[str, Any]) -> Settings:
-    level = find_level(dataset)
+    level = find_dataset(dataset)
     given = {**file, **flags, "dataset": dataset}
     where = {name: f"setting {name}" for name in file if name not in flags}
     architecture = str(given.get("architecture", "context"))  # wrong ones are told by `parse`
@@ -79,14 +79,14 @@ def _resolve(dataset: str, flags: Mapping[str, Any], file: Mapping[str, Any]) ->
     defaults = {**spec.recipe, **level.settings, "epochs": epochs}
     derived = spec.derived({**defaults, **given}, given)
     settings = parse({**defaults, **derived, **given}, where)
+    level.refuse_unfit(settings.tokenizer)
     spec.refuse(settings)
     return settings
 
 
 def _vocabulary(settings: Settings) -> int:
-    from newllm.data import joint_tokenizer
-    from newllm.data.tokenizers import Word1000
+    from newllm.data.tokenizers import Word1000, load_tokenizer
 
     if settings.tokenizer_file is not None:
-        return joint_tokenizer.load(Path(settings.tokenizer_file)).vocab_size
+        return load_tokenizer(Path(settings.tokenizer_file)).vocab_size
     return Word1000.size if settings.tokenizer == "word1000" else settings.vocab_size

@@ -19,10 +19,9 @@ from newllm.data.render import Renderer, make_renderer
 from newllm.data.shards import EncodedSplit
 from newllm.data.sources import Source, open_source
 from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
-from newllm.datasets.base import find_level
-from newllm.datasets.conversations import ROW_FORMATS
+from newllm.datasets import find_dataset
 from newllm.device import pick_device
-from newllm.errors import UserError, did_you_mean
+from newllm.errors import UserError
 from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
 from newllm.evaluate.ngram import ngram_baseline
 from newllm.evaluate.skills import SKILL_ROWS, skill_check
@@ -111,8 +110,7 @@ class TrainedModel:
     @property
     def renderer(self) -> Renderer:
         """Turns messages into the tokens this model was trained on."""
-        row_format = ROW_FORMATS[self.settings.dataset]
-        return make_renderer(self.tokenizer, row_format, row_format.protocol_length)
+        return make_renderer(self.tokenizer, find_dataset(self.settings.dataset))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -172,7 +170,7 @@ class TrainedModel:
         trained_on = self._training_rows()
         baseline = ngram_baseline(trained_on, split) if trained_on else None
         word1000 = self.tokenizer.kind == "word1000"
-        length = ROW_FORMATS[dataset].protocol_length
+        length = find_dataset(dataset).protocol_length
         return {
             "dataset": dataset,
             "tokenizer": self.tokenizer.kind,
@@ -191,7 +189,7 @@ class TrainedModel:
         """
         dataset = dataset or self.settings.dataset
         source = self._open(data, dataset, subset)
-        length = ROW_FORMATS[dataset].protocol_length
+        length = find_dataset(dataset).protocol_length
         encoding = Encoding(dataset, self.tokenizer.kind, self.tokenizer.vocab_size, length)
         return prepare_evaluation(source, encoding, self.tokenizer).splits["validation"]
 
@@ -216,11 +214,10 @@ class TrainedModel:
         return skill_check(self.model, self.tokenizer, dataset, source, rows, run_code)
 
     def _open(self, data: str, dataset: str, subset: str | None) -> Source:
-        if dataset not in ROW_FORMATS:
-            raise UserError(f"unknown data set {dataset}{did_you_mean(dataset, ROW_FORMATS)}")
+        rows_of = find_dataset(dataset)
         if subset is None:
             subset = self.settings.subset if dataset == self.settings.dataset else "all"
-        return open_source(find_level(dataset), data, subset)
+        return open_source(rows_of, data, subset)
 
     def _training_rows(self) -> Encoded | None:
         """The encoded training rows, if they are still in the cache (the n-gram counts them)."""

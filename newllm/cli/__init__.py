@@ -27,7 +27,7 @@ from newllm.cli.options import (
     weights_option,
 )
 from newllm.config import read_yaml
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.errors import Stopped, UserError
 from newllm.files import DISK_ERRORS, PATH_ERRORS
 
@@ -81,7 +81,7 @@ def train(
 @setting_options("data", "subset", default="what FILE was trained on")
 @setting_options("device")
 @click.option(
-    "--dataset", type=click.Choice(list(LEVELS)), metavar="DATASET",
+    "--dataset", type=click.Choice(list(DATASETS)), metavar="DATASET",
     help="Read the rows as this data set's.",
 )  # fmt: skip
 @click.option("--batch-size", default=None, type=click.IntRange(min=1), help="Rows scored at once.")

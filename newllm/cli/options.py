@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from newllm.cli.help_pages import Command
 from newllm.config import ARCHITECTURES, ModelSettings, Settings, option_name
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.model.spec import SPECS
 from newllm.settings import resolve
 
@@ -154,7 +154,7 @@ class Architecture(click.ParamType):
         return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
 
-dataset_argument = click.argument("dataset", type=click.Choice(list(LEVELS)), metavar="DATASET")
+dataset_argument = click.argument("dataset", type=click.Choice(list(DATASETS)), metavar="DATASET")
 file_argument = click.argument("file", type=click.Path(), metavar="FILE")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 weights_option = click.option(

@@ -13,9 +13,11 @@ from typing import Any
 
 from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, option_name
 from newllm.curriculum.grow import grow_file
-from newllm.data import joint_tokenizer
+from newllm.data.prepare import train_joint_tokenizer
 from newllm.data.sources import Source, open_source
-from newllm.datasets.base import LEVELS, Level, find_level
+from newllm.data.tokenizers import save_tokenizer
+from newllm.datasets import DATASETS, find_dataset
+from newllm.datasets.base import Dataset
 from newllm.errors import UserError, did_you_mean
 from newllm.evaluate.metrics import evaluate
 from newllm.evaluate.skills import require_skills
@@ -47,7 +49,7 @@ def named_levels(names: Sequence[str]) -> list[str]:
     Raises:
         UserError: an unknown one, or one twice.
     """
-    by_number = {str(level.number): name for name, level in LEVELS.items() if level.number}
+    by_number = {str(level.number): name for name, level in DATASETS.items() if level.number}
     chosen = []
     for name in names:
         dataset = by_number.get(name, name.replace("-", "_"))
@@ -57,7 +59,7 @@ def named_levels(names: Sequence[str]) -> list[str]:
         if dataset in chosen:
             raise UserError(f"--levels {name}: named twice")
         chosen.append(dataset)
-    return sorted(chosen, key=list(LEVELS).index)
+    return sorted(chosen, key=list(DATASETS).index)
 
 
 def climb(config: ClimbConfig, resume: bool = False, note: Callable[[str], None] = print) -> Path:
@@ -132,9 +134,9 @@ def _begin(
 
 def _source(config: ClimbConfig, dataset: str) -> Source:
     try:
-        return open_source(find_level(dataset), config.data_of(dataset))
+        return open_source(find_dataset(dataset), config.data_of(dataset))
     except UserError as error:
-        level = find_level(dataset)
+        level = find_dataset(dataset)
         raise UserError(
             f"level {level.number} ({dataset}): {error}; or leave the level out with --levels"
         ) from None
@@ -148,8 +150,8 @@ def train_tokenizer(config: ClimbConfig, path: Path, note: Callable[[str], None]
     """
     sources = {dataset: _source(config, dataset) for dataset in config.levels}
     first = resolve(config.levels[0], config.settings)
-    joint = joint_tokenizer.train_joint(sources, first.vocab_size)
-    joint_tokenizer.save(joint.tokenizer, path)
+    joint = train_joint_tokenizer(sources, first.vocab_size)
+    save_tokenizer(joint.tokenizer, path)
     note(
         f"Tokenizer: {joint.tokenizer.vocab_size:,} entries from {joint.bytes_of_each:,} bytes of "
         f"each of {len(sources)} levels, {path}"
@@ -172,7 +174,7 @@ class LevelRun:
 
     def train(self, dataset: str, resume: bool) -> LevelResult:
         """Train a level and score all so far; its entry in the record."""
-        level = find_level(dataset)
+        level = find_dataset(dataset)
         self.note(f"\n== Level {level.number}: {level.title}")
         flags, grown = self._flags(level)
         rounds = 1
@@ -207,11 +209,11 @@ class LevelRun:
             "skills": self._skills(model, dataset),
         }
 
-    def _flags(self, level: Level) -> tuple[dict[str, Any], dict[str, list[int]] | None]:
+    def _flags(self, level: Dataset) -> tuple[dict[str, Any], dict[str, list[int]] | None]:
         """Settings of a level's training, and what grew: name -> [before, after]."""
         flags = {
             **self.config.settings,
-            "data": self.config.data_of(level.dataset),
+            "data": self.config.data_of(level.name),
             "out": str(self.folder),
             "tokenizer": "bpe",
         }
@@ -227,7 +229,7 @@ class LevelRun:
         larger = {name: size for name, size in want.items() if size > have[name]}
         if not larger:
             return {**flags, **have, "init_from": str(self.start)}, None
-        grown = self.folder / f"climb_start_{level.dataset}.pt"
+        grown = self.folder / f"climb_start_{level.name}.pt"
         if not grown.exists():
             grow_file(self.start, grown, larger)
         change = {name: [have[name], size] for name, size in larger.items()}
@@ -253,7 +255,9 @@ class LevelRun:
         return model.skills(place, dataset, "all", run_code=run_code)
 
 
-def _recommended(level: Level, have: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, int]:
+def _recommended(
+    level: Dataset, have: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, int]:
     """Depth and context that a level asks for, unless given for all; the feed-forward with them."""
     sizes = {
         name: given.get(name, level.settings.get(name, have[name]))

@@ -2,37 +2,52 @@
 
 Memory is bounded by a shard and the blocks under way, whatever the number of rows. What is written
 is the same whatever the number of processes, and wherever a preparation was interrupted: it goes on
-after the last shard that was finished (`data/partial.py`).
+after the last shard that was finished (`Partial`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from newllm.config import Settings
-from newllm.data.encode import Accounting, Encoder, usable_rows
-from newllm.data.partial import Partial, exclusive
-from newllm.data.progress import PreparationProgress
+from newllm.data.encode import Accounting, Encoder, encode_blocks, usable_rows
 from newllm.data.rows import Located, Rows
-from newllm.data.shards import SHARD_TOKENS, EncodedSplit, SplitWriter, read_manifest
+from newllm.data.shards import (
+    SHARD_TOKENS,
+    EncodedSplit,
+    SplitWriter,
+    describe_file,
+    intact,
+    read_manifest,
+)
 from newllm.data.sources import Source
 from newllm.data.tokenizers import BPE, Tokenizer, Word1000, fingerprint, from_dict
-from newllm.data.workers import encode_blocks
-from newllm.datasets.conversations import ROW_FORMATS, RowFormat
+from newllm.datasets import find_dataset
 from newllm.errors import UserError
-from newllm.files import cache_folder
+from newllm.files import DISK_ERRORS, cache_folder, write_text
 
 ENCODING_VERSION = 1
 """Part of the cache key: raise it when rendering or the shard format changes."""
+
+_FIRST_SECONDS = 5.0
+"""Preparations shorter than this print nothing."""
+_TERMINAL_SECONDS, _PLAIN_SECONDS = 1.0, 30.0
+"""Between two lines on a terminal, and elsewhere."""
 
 _LEAST_VALIDATION_ROWS = 1000
 """Validation rows are limited with the training rows (a tenth of them), but not below this."""
@@ -59,7 +74,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How rows become tokens."""
+    """How rows become tokens.
+
+    Raises:
+        UserError: the tokenizer cannot hold the rows of that data set.
+    """
 
     dataset: str
     tokenizer: str
@@ -68,6 +87,9 @@ class Encoding:
     """Tokens a word-1000 row is cut at (BPE rows are never cut)."""
     max_samples: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        find_dataset(self.dataset).refuse_unfit(self.tokenizer)
 
     @classmethod
     def of(cls, settings: Settings) -> Encoding:
@@ -85,10 +107,6 @@ class Encoding:
     def head(self) -> bool:
         """Whether only the first rows of each split are read: with word1000, as published."""
         return self.max_samples is not None and self.tokenizer == "word1000"
-
-    @property
-    def row_format(self) -> RowFormat:
-        return ROW_FORMATS[self.dataset]
 
 
 def prepare_training(
@@ -196,8 +214,9 @@ def _encode(
     else:
         tokenizer = tokenizer or _train_tokenizer(splits["train"], encoding)
         partial.save_tokenizer(tokenizer.to_dict())
+    protocol_length = find_dataset(encoding.dataset).protocol_length
     for name, rows in splits.items():
-        length = encoding.length if name == "train" else encoding.row_format.protocol_length
+        length = encoding.length if name == "train" else protocol_length
         encoder = Encoder(tokenizer, encoding.dataset, length)
         accounting = _encode_split(rows, encoder, partial, name, workers)
         if not accounting.documents:
@@ -245,25 +264,6 @@ def _encode_split(
     return accounting
 
 
-def _train_tokenizer(rows: Rows, encoding: Encoding) -> Tokenizer:
-    row_format = encoding.row_format
-    if encoding.tokenizer == "word1000":
-        usable = usable_rows(rows(), row_format.vocabulary_text, Accounting())
-        usable = islice(usable, row_format.vocabulary_rows)
-        return Word1000.train(row_format.vocabulary_text(row) for row in usable)
-
-    def contents() -> Iterator[str]:
-        size = 0
-        for row in usable_rows(rows(), row_format.conversation, Accounting()):
-            for message in row_format.conversation(row):
-                yield message["content"]
-                size += len(message["content"])
-            if size > TOKENIZER_BYTES:
-                return
-
-    return BPE.train(contents(), encoding.vocab_size)
-
-
 def _first(rows: Rows, count: int) -> Rows:
     return lambda: islice(rows(), count)
 
@@ -284,3 +284,241 @@ def _limited(rows: Rows, encoding: Encoding, count: int) -> Rows:
         return (item for index, item in enumerate(located) if index in wanted)
 
     return sampled
+
+
+# -- vocabularies --------------------------------------------------------------------------------
+
+
+def _train_tokenizer(rows: Rows, encoding: Encoding) -> Tokenizer:
+    dataset = find_dataset(encoding.dataset)
+    if encoding.tokenizer == "word1000":
+        usable = usable_rows(rows(), dataset.vocabulary_text, Accounting())
+        usable = islice(usable, dataset.vocabulary_rows)
+        return Word1000.train(dataset.vocabulary_text(row) for row in usable)
+
+    def contents() -> Iterator[str]:
+        size = 0
+        for row in usable_rows(rows(), dataset.conversation, Accounting()):
+            for message in dataset.conversation(row):
+                yield message["content"]
+                size += len(message["content"])
+            if size > TOKENIZER_BYTES:
+                return
+
+    return BPE.train(contents(), encoding.vocab_size)
+
+
+@dataclass(frozen=True)
+class JointTokenizer:
+    """A trained vocabulary, and what it was trained on."""
+
+    tokenizer: BPE
+    bytes_of_each: int
+    """UTF-8 bytes that were read of every data set: all that the smallest one has."""
+
+
+def train_joint_tokenizer(sources: Mapping[str, Source], vocab_size: int) -> JointTokenizer:
+    """One BPE vocabulary for several data sets, of equally many bytes of each.
+
+    It is trained on the contents of the training rows of each data set, from the first on.
+
+    Args:
+        sources: data set -> where its rows are.
+        vocab_size: entries, special tokens included.
+
+    Raises:
+        UserError: a data set has no usable row.
+    """
+    most = TOKENIZER_BYTES // max(1, len(sources))
+    share = most
+    for dataset, source in sources.items():
+        size = sum(len(text.encode(errors="replace")) for text in _texts(dataset, source, most))
+        if size == 0:
+            raise UserError(f"{source.description}: no usable training row of {dataset}")
+        share = min(share, size)
+
+    def contents() -> Iterator[str]:
+        for dataset, source in sources.items():
+            yield from _texts(dataset, source, share)
+
+    return JointTokenizer(BPE.train(contents(), vocab_size), share)
+
+
+def _texts(dataset: str, source: Source, size: int) -> Iterator[str]:
+    """Messages of the first training rows, up to so many bytes (the last one cut)."""
+    read = find_dataset(dataset).conversation
+    rows, _ = source.training_splits()
+    for row in usable_rows(rows(), read, Accounting()):
+        for message in read(row):
+            text = message["content"].encode(errors="replace")[:size]
+            size -= len(text)
+            yield text.decode(errors="ignore")
+            if size <= 0:
+                return
+
+
+# -- a preparation under way ---------------------------------------------------------------------
+
+
+@dataclass
+class SplitState:
+    """How far a split is: what is in its finished shards."""
+
+    shards: int = 0
+    finished: bool = False
+    accounting: Accounting = field(default_factory=Accounting)
+
+
+class Partial:
+    """A folder in the making; use it through `taken_up`."""
+
+    def __init__(self, folder: Path, becomes: Path) -> None:
+        self.folder, self._becomes = folder, becomes
+        self.files: dict[str, dict[str, Any]] = {}
+        """Size and SHA-256 of every finished file."""
+        self._splits: dict[str, SplitState] = {}
+        self._read()
+
+    @classmethod
+    @contextlib.contextmanager
+    def taken_up(cls, becomes: Path) -> Iterator[Partial]:
+        """What an interrupted preparation left of the folder `becomes`, or nothing yet.
+
+        Raises:
+            UserError: the disk is full; what is finished is kept.
+        """
+        partial = cls(becomes.with_name(f"{becomes.name}.partial"), becomes)
+        try:
+            yield partial
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise UserError(
+                f"{error.filename or partial.folder}: {error.strerror} while rows were encoded; "
+                f"{partial.describe()} kept: free space there, or set NEWLLM_CACHE to another "
+                "folder, and give the same command again"
+            ) from None
+
+    def describe(self) -> str:
+        """`3 shards are`."""
+        count = sum(state.shards for state in self._splits.values())
+        return f"{count} finished shard{' is' if count == 1 else 's are'}"
+
+    def split(self, name: str) -> SplitState:
+        """How far a split is; to be changed, then kept by `save_shard`."""
+        return self._splits.setdefault(name, SplitState())
+
+    def save_shard(self, writer: SplitWriter) -> None:
+        """Write what is pending, and from here on go on after it."""
+        writer.finish_shard()
+        self.split(writer.split).shards = writer.shards
+        self.files |= writer.files
+        self._save()
+
+    def tokenizer(self) -> dict[str, Any] | None:
+        """The vocabulary that the finished shards are written in."""
+        if "tokenizer.json" not in self.files:
+            return None
+        return json.loads((self.folder / "tokenizer.json").read_text(encoding="utf-8"))
+
+    def save_tokenizer(self, stored: dict[str, Any]) -> None:
+        """Write the vocabulary."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "tokenizer.json"
+        write_text(path, json.dumps(stored, ensure_ascii=False))
+        self.files[path.name] = describe_file(path)
+        self._save()
+
+    def finish(self, manifest: str) -> None:
+        """The folder is complete: give it its name, in place of a damaged one."""
+        write_text(self.folder / "manifest.json", manifest)
+        self._progress.unlink()
+        shutil.rmtree(self._becomes, ignore_errors=True)
+        self.folder.rename(self._becomes)
+
+    def discard(self) -> None:
+        """Nothing here is of use."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _progress(self) -> Path:
+        return self.folder / "progress.json"
+
+    def _save(self) -> None:
+        splits = {name: asdict(state) for name, state in self._splits.items()}
+        write_text(self._progress, json.dumps({"files": self.files, "splits": splits}))
+
+    def _read(self) -> None:
+        try:
+            stored = json.loads(self._progress.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.discard()
+            return
+        if not intact(self.folder, stored["files"]):
+            print("An interrupted preparation is damaged; starting afresh.", file=sys.stderr)
+            self.discard()
+            return
+        self.files = stored["files"]
+        for name, state in stored["splits"].items():
+            accounting = Accounting(**state.pop("accounting"))
+            self._splits[name] = SplitState(accounting=accounting, **state)
+        if any(state.shards for state in self._splits.values()):
+            rows = sum(state.accounting.rows for state in self._splits.values())
+            print(f"Going on with an interrupted preparation: {rows:,} rows are encoded.",
+                  file=sys.stderr)  # fmt: skip
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Let no two processes make the same folder; a second one waits and then finds it made.
+
+    Some network folders cannot lock files: there it is for the user to start only one.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print("Waiting for another process that encodes the same rows.", file=sys.stderr)
+        lock.acquire()
+    except NotImplementedError:
+        print(f"{folder.parent} cannot lock files: let no second process encode these rows.",
+              file=sys.stderr)  # fmt: skip
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class PreparationProgress:
+    """Rows so far and rows a second on the error channel: one line that is written over on a
+    terminal, now and then a new one elsewhere.
+
+    Args:
+        split: what is prepared.
+        done: rows that were done before.
+    """
+
+    def __init__(self, split: str, done: int = 0) -> None:
+        self._split, self._before = split, done
+        self._terminal = sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._next = self._started + _FIRST_SECONDS
+        self._shown = False
+
+    def update(self, rows: int) -> None:
+        """So many rows are done, those done before included."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + (_TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS)
+        self._shown = True
+        speed = (rows - self._before) / (now - self._started)
+        line = f"Preparing {self._split}: {rows:,} rows, {speed:,.0f} rows/s"
+        end = "" if self._terminal else "\n"
+        print(f"\r{line}\x1b[K" if self._terminal else line, end=end, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the line that was written over."""
+        if self._shown and self._terminal:
+            print(file=sys.stderr, flush=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from newllm.data.tokenizers import BPE, Tokenizer, Word1000, replace_surrogates
-from newllm.datasets.conversations import Conversation, RowFormat
+from newllm.datasets.base import Dataset
+from newllm.datasets.conversations import Conversation
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,15 @@ class ChatRenderer:
 class ProtocolRenderer:
     """Flat texts of the word-1000 protocol, cut at its length (or in windows, where it says so)."""
 
-    def __init__(self, tokenizer: Word1000, row_format: RowFormat, length: int) -> None:
-        self.tokenizer, self.row_format, self.length = tokenizer, row_format, length
+    def __init__(self, tokenizer: Word1000, dataset: Dataset, length: int) -> None:
+        self.tokenizer, self.dataset, self.length = tokenizer, dataset, length
 
     def documents(self, rows: Sequence[str]) -> list[Document]:
         """BOS words EOS of each text; a cut row has no EOS. Windows: several documents a row."""
         documents = []
         for text, words in zip(rows, self.tokenizer.encode_batch(rows), strict=True):
             ids = [self.tokenizer.bos, *words, self.tokenizer.end]
-            stride = self.length // 2 if self.row_format.windows else len(ids)
+            stride = self.length // 2 if self.dataset.windows else len(ids)
             starts = range(0, max(1, len(ids) - self.length + 1), stride)
             cut = len(ids) - min(len(ids), starts[-1] + self.length)
             size = len(text.encode("utf-8", errors="replace"))
@@ -102,7 +103,7 @@ class ProtocolRenderer:
         texts = [
             (message["content"], True)
             if message["role"] == "assistant"
-            else (self.row_format.protocol_prompt(message["content"]), False)
+            else (self.dataset.protocol_prompt(message["content"]), False)
             for message in messages
         ]
         return _flat_prompt(self.tokenizer, texts, start)
@@ -120,18 +121,24 @@ def _flat_prompt(tokenizer: Tokenizer, texts: Sequence[tuple[str, bool]], start:
 Renderer = ChatRenderer | ProtocolRenderer
 
 
-def make_renderer(tokenizer: Tokenizer, row_format: RowFormat, length: int) -> Renderer:
-    """The renderer that goes with a tokenizer; `length` matters to word1000 alone."""
+def make_renderer(tokenizer: Tokenizer, dataset: Dataset, length: int | None = None) -> Renderer:
+    """The renderer that goes with a tokenizer.
+
+    Args:
+        tokenizer: the vocabulary.
+        dataset: whose rows, or what kind of prompts, are rendered.
+        length: tokens a word-1000 row is cut at (default: the protocol's length).
+    """
     if isinstance(tokenizer, BPE):
-        return ChatRenderer(tokenizer, row_format.plain_text)
+        return ChatRenderer(tokenizer, dataset.plain_text)
     assert isinstance(tokenizer, Word1000)
-    return ProtocolRenderer(tokenizer, row_format, length)
+    return ProtocolRenderer(tokenizer, dataset, length or dataset.protocol_length)
 
 
 def render_rows(
-    renderer: Renderer, row_format: RowFormat, rows: Sequence[Mapping[str, Any]]
+    renderer: Renderer, dataset: Dataset, rows: Sequence[Mapping[str, Any]]
 ) -> list[Document]:
     """Render raw rows on the road that the renderer belongs to. Rows must be well-formed."""
     if isinstance(renderer, ChatRenderer):
-        return renderer.documents([row_format.conversation(row) for row in rows])
-    return renderer.documents([row_format.protocol_text(row) for row in rows])
+        return renderer.documents([dataset.conversation(row) for row in rows])
+    return renderer.documents([dataset.protocol_text(row) for row in rows])

@@ -17,7 +17,7 @@ import numpy as np
 
 from newllm.data.hub import open_hub
 from newllm.data.rows import READABLE, Item, Located, Rows, read_file, split_name
-from newllm.datasets.base import Level
+from newllm.datasets.base import Dataset
 from newllm.errors import UserError
 from newllm.files import sha256
 
@@ -59,7 +59,7 @@ class Source:
         return self.splits.get("all") or self.training_splits()[1]
 
 
-def open_source(level: Level, data: str, subset: str = "all", head: bool = False) -> Source:
+def open_source(level: Dataset, data: str, subset: str = "all", head: bool = False) -> Source:
     """Open `data`: "hub", "sample", or a path to a file or folder.
 
     Args:
@@ -74,14 +74,14 @@ def open_source(level: Level, data: str, subset: str = "all", head: bool = False
     """
     if subset != "all" and subset not in level.subsets:
         known = ", ".join(level.subsets) or "none"
-        raise UserError(f"--subset {subset}: {level.dataset} has no such part (its parts: {known})")
+        raise UserError(f"--subset {subset}: {level.name} has no such part (its parts: {known})")
     if data == "hub":
         return _hub(level, subset, head)
-    source = _sample(level.dataset) if data == "sample" else _local(Path(data), level)
+    source = _sample(level.name) if data == "sample" else _local(Path(data), level)
     return source if subset == "all" else _only(source, subset, level)
 
 
-def _only(source: Source, subset: str, level: Level) -> Source:
+def _only(source: Source, subset: str, level: Dataset) -> Source:
     """The rows of one part; rows say theirs by the folder they lie in, or by a field `subset`."""
     folder = level.subsets[subset]
 
@@ -107,7 +107,7 @@ def _only(source: Source, subset: str, level: Level) -> Source:
     )
 
 
-def _part_of(item: Item, folder: str, level: Level) -> bool | None:
+def _part_of(item: Item, folder: str, level: Dataset) -> bool | None:
     """Whether an item belongs to the part; None where nothing tells."""
     if isinstance(item, Located) and isinstance(item.row.get("subset"), str):
         return item.row["subset"] == folder
@@ -170,9 +170,9 @@ def _sample(dataset: str) -> Source:
     )
 
 
-def _hub(level: Level, subset: str, head: bool) -> Source:
+def _hub(level: Dataset, subset: str, head: bool) -> Source:
     if not level.hub:
-        raise UserError(f"{level.dataset} is made of your own rows: give them with --data PATH")
+        raise UserError(f"{level.name} is made of your own rows: give them with --data PATH")
     failure = ""
     for repository in level.hub:
         folders = list(level.subsets.values() if subset == "all" else [level.subsets[subset]])
@@ -198,7 +198,7 @@ def _hub(level: Level, subset: str, head: bool) -> Source:
 # -- local files ---------------------------------------------------------------------------------
 
 
-def _local(path: Path, level: Level) -> Source:
+def _local(path: Path, level: Dataset) -> Source:
     if not path.exists():
         raise UserError(
             f"{path}: no such file or folder; --data takes a path, hub, or sample (built-in rows)"

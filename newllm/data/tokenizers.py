@@ -7,12 +7,19 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from newllm.errors import UserError
+from newllm.files import write_text
+
 PAD = 0
+
+_LARGEST_FILE = 2**26
+"""Bytes of a tokenizer file at most."""
 
 
 class Tokenizer(Protocol):
@@ -242,6 +249,33 @@ def _pipeline() -> dict[str, Any]:
     """How all our BPE tokenizers split texts, as the library writes it."""
     written = json.loads(BPE.train([""], 300).to_dict()["definition"])
     return {name: written[name] for name in _PIPELINE}
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Write a tokenizer file."""
+    write_text(path, json.dumps(tokenizer.to_dict(), ensure_ascii=False))
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer file.
+
+    Raises:
+        UserError: missing, or no tokenizer.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise UserError(f"{path}: larger than any tokenizer file")
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such tokenizer file; make one with newllm tokenizer train"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UserError:
+        raise
+    except Exception:  # the tokenizers library raises bare exceptions
+        raise UserError(f"{path}: not a tokenizer file of newllm tokenizer train") from None
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from newllm.data.render import ChatRenderer
-from newllm.datasets.conversations import Conversation, hh_rlhf_conversation
+from newllm.datasets.conversations import Conversation
+from newllm.datasets.hh_rlhf import hh_rlhf_conversation
 from newllm.model import LanguageModel
 
 DIALOGUES_AT_ONCE = 32

@@ -14,7 +14,8 @@ from newllm.data.render import ChatRenderer
 from newllm.data.rows import Located
 from newllm.data.sources import Source
 from newllm.data.tokenizers import BPE, Tokenizer
-from newllm.datasets.conversations import ROW_FORMATS
+from newllm.datasets import find_dataset
+from newllm.datasets.base import Dataset
 from newllm.errors import require_packages
 from newllm.evaluate.code_answers import code_task, score_code
 from newllm.evaluate.math_answers import math_task, score_math
@@ -25,12 +26,6 @@ from newllm.model import LanguageModel
 
 SKILL_ROWS = 200
 """Rows a check takes, where nothing else is said."""
-
-CHECKS = {
-    "code_alpaca": "code answers",
-    "math": "math answers",
-    "hh_rlhf": "preferences",
-}
 
 _ANSWER_TOKENS = 512
 _SEED = 0
@@ -46,9 +41,10 @@ def require_skills(dataset: str, run_code: bool = False) -> None:
     Raises:
         UserError: a package or a protection is missing.
     """
-    if dataset == "math":
+    check = find_dataset(dataset).skill_check
+    if check == "math answers":
         require_packages("--skills on MATH", "math_verify", extra="eval")
-    if dataset == "code_alpaca" and run_code:
+    if check == "code answers" and run_code:
         require_sandbox()
 
 
@@ -80,7 +76,8 @@ def skill_check(
     Raises:
         UserError: a package or a protection is missing.
     """
-    if dataset not in CHECKS:
+    rows_of = find_dataset(dataset)
+    if rows_of.skill_check is None:
         return _none(f"there is no skill check for {dataset}")
     if not isinstance(tokenizer, BPE):
         return _none("word1000 loses case, white space and most words; train with --tokenizer bpe")
@@ -88,28 +85,29 @@ def skill_check(
     was_training = model.training
     model.eval()
     try:
-        if dataset == "hh_rlhf":
-            return _preferences(model, ChatRenderer(tokenizer), source, rows)
-        if dataset == "math":
-            return _math(model, ChatRenderer(tokenizer), source, rows)
-        return _code(model, ChatRenderer(tokenizer), source, rows, run_code)
+        renderer = ChatRenderer(tokenizer)
+        if rows_of.skill_check == "preferences":
+            return _preferences(model, renderer, rows_of, source, rows)
+        if rows_of.skill_check == "math answers":
+            return _math(model, renderer, rows_of, source, rows)
+        return _code(model, renderer, rows_of, source, rows, run_code)
     finally:
         model.train(was_training)
 
 
 def _preferences(
-    model: LanguageModel, renderer: ChatRenderer, source: Source, rows: int
+    model: LanguageModel, renderer: ChatRenderer, dataset: Dataset, source: Source, rows: int
 ) -> dict[str, Any]:
-    chosen = _choose(source, "hh_rlhf", preference_pair, rows)
+    chosen = _choose(source, dataset, preference_pair, rows)
     if not chosen.tasks:
         return _none(f"no row of {source.description} has two answers", chosen.left_out)
     return chosen.facts() | score_preferences(model, renderer, chosen.tasks)
 
 
 def _math(
-    model: LanguageModel, renderer: ChatRenderer, source: Source, rows: int
+    model: LanguageModel, renderer: ChatRenderer, dataset: Dataset, source: Source, rows: int
 ) -> dict[str, Any]:
-    chosen = _choose(source, "math", math_task, rows)
+    chosen = _choose(source, dataset, math_task, rows)
     if not chosen.tasks:
         return _none(f"no solution of {source.description} has a box", chosen.left_out)
     answers = _answers(model, renderer, chosen)
@@ -117,9 +115,14 @@ def _math(
 
 
 def _code(
-    model: LanguageModel, renderer: ChatRenderer, source: Source, rows: int, run_code: bool
+    model: LanguageModel,
+    renderer: ChatRenderer,
+    dataset: Dataset,
+    source: Source,
+    rows: int,
+    run_code: bool,
 ) -> dict[str, Any]:
-    chosen = _choose(source, "code_alpaca", code_task, rows)
+    chosen = _choose(source, dataset, code_task, rows)
     if not chosen.tasks:
         return _none(f"no answer of {source.description} is a Python program", chosen.left_out)
     answers = _answers(model, renderer, chosen)
@@ -130,7 +133,7 @@ def _code(
 class _Chosen(Generic[_Task]):
     """The rows of a check."""
 
-    dataset: str
+    dataset: Dataset
     rows: list[_Row]
     tasks: list[_Task]
     """What is asked in each of them."""
@@ -139,7 +142,7 @@ class _Chosen(Generic[_Task]):
 
     def facts(self) -> dict[str, Any]:
         return {
-            "check": CHECKS[self.dataset],
+            "check": self.dataset.skill_check,
             "reason": None,
             "rows": len(self.rows),
             "of": self.of,
@@ -152,7 +155,7 @@ def _none(reason: str, left_out: int = 0) -> dict[str, Any]:
 
 
 def _choose(
-    source: Source, dataset: str, read: Callable[[_Row], _Task | None], rows: int
+    source: Source, dataset: Dataset, read: Callable[[_Row], _Task | None], rows: int
 ) -> _Chosen[_Task]:
     """Rows of which `read` makes a task."""
     usable: list[tuple[_Row, _Task]] = []
@@ -162,7 +165,7 @@ def _choose(
         if not isinstance(item, Located):
             continue
         try:
-            ROW_FORMATS[dataset].conversation(item.row)
+            dataset.conversation(item.row)
             task = read(item.row)
         except ValueError:  # malformed: counted with what cannot be judged
             continue
@@ -182,7 +185,7 @@ def _choose(
 
 def _answers(model: LanguageModel, renderer: ChatRenderer, chosen: _Chosen[Any]) -> list[Answer]:
     """What the model says to the questions of rows."""
-    read = ROW_FORMATS[chosen.dataset].conversation
+    read = chosen.dataset.conversation
     prompts = [renderer.prompt(read(row)[:-1]) for row in chosen.rows]
     return greedy_answers(model, renderer.tokenizer, prompts, _ANSWER_TOKENS)
 

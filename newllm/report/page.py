@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 import newllm
-from newllm.datasets.base import Level
+from newllm.datasets.base import Dataset
 from newllm.report.charts import TEMPLATES, Chart, Line, Threshold, draw
 from newllm.report.page_text import Language, Translator
 from newllm.report.progress import Progress, Row, Status
@@ -270,7 +270,7 @@ def show_value(value: Any) -> str:
 class Step:
     """A level as a step of the staircase."""
 
-    level: Level
+    level: Dataset
     status: Status
     style: str
     icon: str
@@ -282,7 +282,7 @@ class Step:
 class Group:
     """A level with its runs."""
 
-    level: Level
+    level: Dataset
     runs: Sequence[RunView]
 
 
@@ -362,8 +362,8 @@ def progress_page(progress: Progress) -> str:
 def view(progress: Progress, t: Translator) -> View:
     """Everything the page shows, in one language."""
     rows = [*progress.rows, *progress.beside]
-    levels = list(dict.fromkeys(row.level.dataset for row in rows))
-    by_level = {name: [row for row in rows if row.level.dataset == name] for name in levels}
+    levels = list(dict.fromkeys(row.level.name for row in rows))
+    by_level = {name: [row for row in rows if row.level.name == name] for name in levels}
     groups = [
         Group(found[0].level, [view_run(row, row.run, t) for row in found if row.run is not None])
         for found in by_level.values()
@@ -389,7 +389,7 @@ def choose_next(progress: Progress, t: Translator) -> NextStep | None:
     for row in rows:
         if row.status == "training" and row.run is not None and row.next_command is not None:
             text = t("Go on with {name}", name=t.level_name(row.level))
-            return NextStep(text, row.next_command, row.level.dataset)
+            return NextStep(text, row.next_command, row.level.name)
     for row in reversed(rows):
         if row.advice:
             step = row.advice[0]
@@ -398,7 +398,7 @@ def choose_next(progress: Progress, t: Translator) -> NextStep | None:
     for row in rows:
         if row.status == "ready" and row.next_command is not None:
             text = t("Train {name}", name=t.level_name(row.level))
-            return NextStep(text, row.next_command, row.level.dataset)
+            return NextStep(text, row.next_command, row.level.name)
     return None
 
 

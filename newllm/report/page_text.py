@@ -1,7 +1,8 @@
 """The words of the progress page, in English and Japanese.
 
-English texts are written where they are used; here stands what they are in Japanese. A text
-without its Japanese is an error (a test draws every part of the page in both languages).
+English texts are written where they are used; here stands what they are in Japanese. (A data set's
+title and advice stand in its own file, in both.) A text without its Japanese is an error: a test
+draws every part of the page in both languages.
 """
 
 from __future__ import annotations
@@ -9,43 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from newllm.datasets.base import Level
+from newllm.datasets import DATASETS
+from newllm.datasets.base import Dataset
 from newllm.results.climb import AGAIN, GO_ON
+from newllm.results.verdict import REAL_ROWS
 
 Language = Literal["en", "ja"]
 
-LEVELS_JA = {
-    "dolly": ("Dolly-15k", "一問一答"),
-    "hh_rlhf": ("HH-RLHF", "複数ターンの対話、人に好まれた答え"),
-    "ultrachat": ("UltraChat", "非常に多くの話題、非常に多くのデータ"),
-    "code_alpaca": ("CodeAlpaca", "コードを書く、説明する、直す"),
-    "math": ("MATH", "途中の段階を示す解答"),
-    "wikitext2": ("WikiText-2", "自然な文章。層数の比較用"),
-    "chat": ("自分の行", ""),
-}
-
 ADVICE_JA = {
-    "4 layers": "4 層にする",
-    "8 layers": "8 層にする",
-    "12 layers": "12 層にする",
-    "a larger context": "コンテキストを大きくする",
-    "longer rows": "行を長くする",
-    "more epochs": "エポックを増やす",
     GO_ON: "段階学習を続ける",
     AGAIN: "段階学習を二倍の長さでやり直す",
-    "half the learning rate": "学習率を半分にする",
-    "level 2, dialogues": "レベル 2（対話）へ進む",
-    "level 3, many topics (skipping level 2 is the practical way)": (
-        "レベル 3（多くの話題）へ進む。レベル 2 を飛ばすのが実際的です"
-    ),
-    "level 4, code": "レベル 4（コード）へ進む",
-    "level 5, mathematics": "レベル 5（数学）へ進む",
-    "the full set": "全データで学習する",
-    "more rows": "行を増やす",
-    "a larger model": "モデルを大きくする",
-    "the real rows, from the Hub (or --data PATH)": (
-        "本物の行で学習する（Hub から。手元のコピーなら --data PATH）"
-    ),
+    REAL_ROWS: "本物の行で学習する（Hub から。手元のコピーなら --data PATH）",
+} | {
+    advice.text: advice.text_ja
+    for dataset in DATASETS.values()
+    for steps in dataset.advice.values()
+    for advice in steps
 }
 
 JAPANESE = {
@@ -218,18 +198,19 @@ class Translator:
         words = JAPANESE[text] if self.language == "ja" else _ENGLISH.get(text, text)
         return words.format(**values) if values else words
 
-    def level_name(self, level: Level) -> str:
+    def level_name(self, level: Dataset) -> str:
         """`Dolly-15k`."""
-        if self.language == "ja":
-            return LEVELS_JA[level.dataset][0]
-        name = level.title.partition(": ")[0]
+        name = self._title(level)[0]
         return name[0].upper() + name[1:]
 
-    def level_about(self, level: Level) -> str:
+    def level_about(self, level: Dataset) -> str:
         """`single questions and answers`."""
-        if self.language == "ja":
-            return LEVELS_JA[level.dataset][1]
-        return level.title.partition(": ")[2]
+        return self._title(level)[1]
+
+    def _title(self, level: Dataset) -> tuple[str, str]:
+        title = level.title_ja if self.language == "ja" else level.title
+        name, _, about = title.partition(": ")
+        return name, about
 
     def advice(self, text: str) -> str:
         """A step of the advice; one that another version wrote stays as it is."""

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from newllm.datasets.base import LEVELS, Level
+from newllm.datasets import DATASETS
+from newllm.datasets.base import Dataset
 from newllm.errors import UserError
 from newllm.report.text import aligned
 from newllm.results.climb import Climb, read_climb
@@ -29,7 +30,7 @@ PROTOCOLS = ("word1000", "bpe")
 class Row:
     """A level in one protocol: its best run there, or none yet."""
 
-    level: Level
+    level: Dataset
     status: Status
     tokenizer: str | None
     """The protocol; None for a level without a run."""
@@ -67,7 +68,7 @@ class Row:
         best: Mapping[str, Any] = (run.best if run else None) or {}
         return {
             "level": self.level.number,
-            "dataset": self.level.dataset,
+            "dataset": self.level.name,
             "title": self.level.title,
             "tokenizer": self.tokenizer,
             "status": self.status,
@@ -131,13 +132,13 @@ def read_progress(folder: Path) -> Progress:
     trained = {(run.settings.dataset, run.settings.tokenizer) for run in runs if run.summary}
     rows = [
         row
-        for level in LEVELS.values()
+        for level in DATASETS.values()
         if level.number is not None
         for row in _rows(level, runs, trained, steps) or [_without_run(level, trained, folder)]
     ]
     beside = [
         row
-        for level in LEVELS.values()
+        for level in DATASETS.values()
         if level.number is None
         for row in _rows(level, runs, trained, steps)
     ]
@@ -147,8 +148,8 @@ def read_progress(folder: Path) -> Progress:
 def leads_to(dataset: str) -> list[str]:
     """The data sets whose advice names this one: its predecessors."""
     return [
-        level.dataset
-        for level in LEVELS.values()
+        level.name
+        for level in DATASETS.values()
         if any(step.level == dataset for steps in level.advice.values() for step in steps)
     ]
 
@@ -162,7 +163,7 @@ def _steps_of_climb(climb: Climb, runs: Iterable[Run]) -> dict[str, tuple[NextSt
 
 
 def _rows(
-    level: Level,
+    level: Dataset,
     runs: Iterable[Run],
     trained: set[tuple[str, str]],
     steps: Mapping[str, tuple[NextStep, ...]],
@@ -173,7 +174,7 @@ def _rows(
         found = [
             run
             for run in runs
-            if (run.settings.dataset, run.settings.tokenizer) == (level.dataset, tokenizer)
+            if (run.settings.dataset, run.settings.tokenizer) == (level.name, tokenizer)
         ]
         if found:
             best = min(found, key=_rank)
@@ -192,7 +193,7 @@ def _rank(run: Run) -> tuple[Any, ...]:
 
 
 def _row_of(
-    level: Level,
+    level: Dataset,
     run: Run,
     others: tuple[str, ...],
     trained: set[tuple[str, str]],
@@ -207,7 +208,7 @@ def _row_of(
         advice = tuple(
             step
             for step in run.summary.advice
-            if step.dataset == level.dataset or (step.dataset, tokenizer) not in trained
+            if step.dataset == level.name or (step.dataset, tokenizer) not in trained
         )
     talk = chat_command(str(run.files.best), run.settings.architecture)
     command = advice[0].command if advice else talk
@@ -224,13 +225,13 @@ def _standing(verdict: Verdict) -> Status:
     return "cleared" if cleared else "trained, not cleared"
 
 
-def _without_run(level: Level, trained: set[tuple[str, str]], folder: Path) -> Row:
-    before = leads_to(level.dataset)
+def _without_run(level: Dataset, trained: set[tuple[str, str]], folder: Path) -> Row:
+    before = leads_to(level.name)
     protocols = [tokenizer for dataset, tokenizer in sorted(trained) if dataset in before]
     if before and not protocols:
         return Row(level, "planned", None, None, (), (), None)
     tokenizer = "bpe" if not before or "bpe" in protocols else "word1000"
-    command = train_command(level.dataset, tokenizer, str(folder))
+    command = train_command(level.name, tokenizer, str(folder))
     return Row(level, "ready", None, None, (), (), command)
 
 
@@ -280,7 +281,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     status: str = row.status
     if row.status == "training" and row.run is not None:
         status = f"training, epoch {row.run.epoch} of {row.run.settings.epochs}"
-    names = (number, row.level.dataset, row.tokenizer or "", status)
+    names = (number, row.level.name, row.tokenizer or "", status)
     bpe = row.tokenizer == "bpe"
     mark = row.mark if row.tokenizer else row.level.pass_mark
     last = (
@@ -297,8 +298,8 @@ def _details(row: Row) -> str:
     if row.run is None:
         if row.next_command is None:
             return ""
-        return f"{row.level.dataset}: ready\n  {row.next_command}"
-    lines = [f"{row.level.dataset}, {row.tokenizer}: {row.run.name}"]
+        return f"{row.level.name}: ready\n  {row.next_command}"
+    lines = [f"{row.level.name}, {row.tokenizer}: {row.run.name}"]
     summary = row.run.summary
     if summary is not None:
         lines.append(mark_line(summary))

@@ -15,7 +15,7 @@ from newllm.config import parse
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import Tokenizer, from_dict
-from newllm.datasets.base import find_level
+from newllm.datasets import find_dataset
 from newllm.model import build_model
 from newllm.report.text import columns
 from newllm.settings import resolve
@@ -144,7 +144,7 @@ def data_facts(dataset: str, flags: Mapping[str, Any]) -> Facts:
     """What `newllm data` says: accounting of both splits and a rendered example."""
     settings = resolve(dataset, flags)
     encoding = Encoding.of(settings)
-    source = open_source(find_level(dataset), settings.data, settings.subset, encoding.head)
+    source = open_source(find_dataset(dataset), settings.data, settings.subset, encoding.head)
     encoded = prepare_training(source, encoding)
     split, tokenizer = encoded.splits["train"], encoded.tokenizer
     example = split.tokens(0, 0, int(split.lengths[0])).tolist()

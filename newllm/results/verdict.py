@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from newllm.config import DEFAULT_OUT, Settings, is_own_block, option_name
-from newllm.datasets.base import Advice, Level
+from newllm.datasets.base import Advice, Dataset
 from newllm.results.marks import BpbVerdict
 from newllm.results.records import EpochRecord, NgramBaseline
 from newllm.settings import resolve
@@ -27,9 +27,6 @@ Reason = Literal[
     "vocabulary of another run",
     "another unit",
 ]
-
-GUESSED_MARKS = (4, 5)
-"""Levels whose marks were published as guesses; a table of counts passes them."""
 
 REAL_ROWS = "the real rows, from the Hub (or --data PATH)"
 
@@ -63,7 +60,7 @@ class NextStep:
     """What the command trains."""
 
 
-def judge(level: Level, settings: Settings, best: EpochRecord) -> Verdict:
+def judge(level: Dataset, settings: Settings, best: EpochRecord) -> Verdict:
     """The verdict on a run's best epoch."""
     mark = level.pass_mark
     if mark is None:
@@ -77,18 +74,17 @@ def judge(level: Level, settings: Settings, best: EpochRecord) -> Verdict:
     band, margin = level.band(best["ppl"]), mark - best["ppl"]
     if band == "needs work":
         return Verdict("not cleared", "not below the mark", mark, margin, band)
-    guessed = level.number in GUESSED_MARKS
-    reason: Reason = "below a guessed mark" if guessed else "below the mark"
+    reason: Reason = "below a guessed mark" if level.marks_guessed else "below the mark"
     return Verdict("cleared", reason, mark, margin, band)
 
 
 def next_steps(
-    level: Level, settings: Settings, best: EpochRecord, baseline: NgramBaseline
+    level: Dataset, settings: Settings, best: EpochRecord, baseline: NgramBaseline
 ) -> list[NextStep]:
     """What to do next, the most promising first."""
     if settings.data == "sample":
-        command = train_command(level.dataset, settings.tokenizer, settings.out)
-        return [NextStep(REAL_ROWS, command, level.dataset)]
+        command = train_command(level.name, settings.tokenizer, settings.out)
+        return [NextStep(REAL_ROWS, command, level.name)]
     if level.pass_mark is None:
         return []
     if settings.tokenizer == "word1000":
@@ -97,7 +93,7 @@ def next_steps(
         band = "cleared" if baseline.beaten_by(best) else "needs work"
     steps = ((item, _command(item, settings)) for item in level.advice[band])
     return [
-        NextStep(item.text, command, item.level or level.dataset)
+        NextStep(item.text, command, item.level or level.name)
         for item, command in steps
         if command is not None
     ]

@@ -27,14 +27,12 @@ from newllm.config import (
     parse,
     to_yaml,
 )
-from newllm.data import joint_tokenizer
 from newllm.data.encode import Accounting
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.render import Renderer, make_renderer
 from newllm.data.sources import open_source
-from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
-from newllm.datasets.base import find_level
-from newllm.datasets.conversations import ROW_FORMATS
+from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict, load_tokenizer
+from newllm.datasets import find_dataset
 from newllm.device import cpu_model, give_back_freed_memory, keep_freed_memory, pick_device
 from newllm.errors import Stopped, UserError
 from newllm.evaluate.ngram import ngram_baseline
@@ -140,7 +138,7 @@ class _Run:
     ) -> None:
         self.settings, self.files, self.log, self.advise = settings, files, log, advise
         self.processes, self.device, self.block = processes, device, block
-        self.level = find_level(settings.dataset)
+        self.level = find_dataset(settings.dataset)
         self.start = Start.read(settings)
         self.data = self._encode()
         self.rehearsed = prepare_rehearsal(settings, self.data.tokenizer)
@@ -299,8 +297,7 @@ class _Run:
 
     def _write_answers(self, trainer: Trainer) -> None:
         """Fixed prompts, answered as the model stands after this epoch."""
-        row_format = ROW_FORMATS[self.settings.dataset]
-        renderer = make_renderer(self.data.tokenizer, row_format, row_format.protocol_length)
+        renderer = make_renderer(self.data.tokenizer, self.level)
         epoch = trainer.progress.history[-1]["epoch"]
         answered = answer_prompts(trainer.model, renderer, self.level.prompts)
         record: AnswersRecord = {"epoch": epoch, **answered}
@@ -412,7 +409,7 @@ class Start:
             _refuse_other_shape(option, content, settings)
         if settings.tokenizer_file is not None:
             option = f"--tokenizer-file {settings.tokenizer_file}"
-            given = joint_tokenizer.load(Path(settings.tokenizer_file))
+            given = load_tokenizer(Path(settings.tokenizer_file))
             if tokenizer is not None and fingerprint(tokenizer) != fingerprint(given):
                 raise UserError(
                     f"{option}: not the tokenizer of --from {settings.init_from}; omit it"
@@ -479,7 +476,7 @@ def prepare_rehearsal(settings: Settings, tokenizer: Tokenizer) -> dict[str, Enc
     for entry in settings.rehearse:
         dataset, _, path = entry.partition("=")
         dataset = dataset.replace("-", "_")
-        level = find_level(dataset)
+        level = find_dataset(dataset)
         if dataset == settings.dataset:
             raise UserError(f"--rehearse {entry}: that is the data set of this run")
         if not path and settings.data not in ("hub", "sample"):
@@ -547,7 +544,7 @@ def summarize(
         data: fingerprint, source, revision and accounting of the rows.
         checkpoint: where the best epoch is.
     """
-    level, progress = find_level(settings.dataset), trainer.progress
+    level, progress = find_dataset(settings.dataset), trainer.progress
     best = progress.history[progress.best_epoch - 1]
     baseline = ngram_baseline(trainer.data)
     bpb_mark = judge_bpb(

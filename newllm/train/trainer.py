@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from newllm.config import ModelSettings, Settings
-from newllm.data.loader import Batch, EpochLoader
-from newllm.data.mixing import Mixture
+from newllm.data.loader import Batch, EpochLoader, Mixture
 from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
 from newllm.device import autocast, get_generators, pick_precision, set_generators

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from newllm.chat.session import ChatSession
 from newllm.data.render import ProtocolRenderer
 from newllm.data.tokenizers import Word1000, never_written
-from newllm.datasets.conversations import ROW_FORMATS
+from newllm.datasets import DATASETS
 from newllm.inference.decoder import Stream, make_decoder, write_tokens
 from newllm.inference.sampler import Sampler, Sampling
 from newllm.model import build_model
@@ -183,7 +183,7 @@ def test_top_p_keeps_the_likeliest(renderer) -> None:
 
 def test_word1000_never_says_unk(tiny_model_settings) -> None:
     tokenizer = Word1000.train(["the cat sat on the mat"])
-    renderer = ProtocolRenderer(tokenizer, ROW_FORMATS["dolly"], 128)
+    renderer = ProtocolRenderer(tokenizer, DATASETS["dolly"], 128)
     model = build_model(tiny_model_settings(), 1000).eval()
     session = ChatSession(make_decoder(model), renderer, Sampling(5.0, 1.0, 0))
     answer = session.say("hi", min_new_tokens=40, max_new_tokens=40)

@@ -17,7 +17,7 @@ from newllm.chat.dialogue import TRANSCRIPT_BYTES, UNDO_TURNS, Dialogue
 from newllm.chat.session import ChatSession
 from newllm.data.render import ProtocolRenderer
 from newllm.data.tokenizers import Word1000
-from newllm.datasets.conversations import ROW_FORMATS
+from newllm.datasets import DATASETS
 from newllm.errors import UserError
 from newllm.inference.decoder import Stream, make_decoder
 from newllm.inference.sampler import Sampling
@@ -246,7 +246,7 @@ def test_a_fingerprint_knows_the_weights_and_the_form_of_prompts(
     words = Word1000.train(["the cat sat on the mat"])
     prints = {
         session_file.model_fingerprint(
-            build_model(tiny_model_settings(), 1000), ProtocolRenderer(words, ROW_FORMATS[name], 64)
+            build_model(tiny_model_settings(), 1000), ProtocolRenderer(words, DATASETS[name], 64)
         )
         for name in ("dolly", "hh_rlhf")
     }
@@ -258,7 +258,7 @@ def test_export_is_a_row_to_train_on(model, renderer, tmp_path) -> None:
     session.say("hello", 8, 8)
     session.export(tmp_path / "a.jsonl")
     (line,) = (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()
-    assert ROW_FORMATS["chat"].conversation(json.loads(line)) == session.transcript
+    assert DATASETS["chat"].conversation(json.loads(line)) == session.transcript
 
 
 def test_lone_surrogates_and_long_system_messages(model, renderer) -> None:

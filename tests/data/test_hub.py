@@ -13,16 +13,17 @@ from newllm.data import hub
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.rows import Located
 from newllm.data.sources import Source, open_source
-from newllm.datasets.base import LEVELS, HubRepository, Level
+from newllm.datasets import DATASETS
+from newllm.datasets.base import Dataset, HubRepository
 from newllm.errors import UserError
 
 ROWS = [{"instruction": f"q{i}", "context": "", "response": f"a{i}"} for i in range(20)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
-def hub_level(repository: str) -> Level:
+def hub_level(repository: str) -> Dataset:
     """Dolly, from another place on the Hub."""
-    return replace(LEVELS["dolly"], hub=(HubRepository(repository),))
+    return replace(DATASETS["dolly"], hub=(HubRepository(repository),))
 
 
 def write(path: Path, content: str) -> None:
@@ -55,7 +56,7 @@ def test_mirrors_configurations_and_split_names(tmp_path: Path) -> None:
     write(mirror / "README.md", front + "---\n")
     names = {"train_sft": "train", "test_sft": "test"}
     level = replace(
-        LEVELS["dolly"],
+        DATASETS["dolly"],
         hub=(
             HubRepository("someone/not-to-be-had"),
             HubRepository(str(mirror), ("algebra", "geometry"), names),
@@ -73,7 +74,7 @@ def test_hub_parts_are_folders_of_the_repository(tmp_path: Path) -> None:
         for split, rows in (("train", 3), ("test", 1)):
             row = {"chosen": f"\n\nHuman: {part}\n\nAssistant: x", "rejected": ""}
             write(tmp_path / part / f"{split}.jsonl", (json.dumps(row) + "\n") * rows)
-    level = replace(LEVELS["hh_rlhf"], hub=(HubRepository(str(tmp_path)),))
+    level = replace(DATASETS["hh_rlhf"], hub=(HubRepository(str(tmp_path)),))
     for subset, count in (("all", 6), ("helpful", 3)):
         train = open_source(level, "hub", subset).training_splits()[0]
         texts = [item.row["chosen"] for item in train() if isinstance(item, Located)]

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from newllm.cli import main
-from newllm.data import joint_tokenizer
-from newllm.data.joint_tokenizer import _texts, train_joint
+from newllm.data.prepare import _texts, train_joint_tokenizer
 from newllm.data.sources import Source, open_source
-from newllm.data.tokenizers import BPE, fingerprint
-from newllm.datasets.base import find_level
+from newllm.data.tokenizers import BPE, fingerprint, load_tokenizer, save_tokenizer
+from newllm.datasets import find_dataset
 from newllm.errors import UserError
 
 
@@ -21,13 +20,13 @@ def chat_source(folder: Path, texts: list[str]) -> Source:
     for split in ("train", "validation"):
         lines = [json.dumps({"text": text}) + "\n" for text in texts]
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return open_source(find_level("chat"), str(folder))
+    return open_source(find_dataset("chat"), str(folder))
 
 
 def test_a_large_set_does_not_outweigh_a_small_one(tmp_path: Path, dolly_folder: Path) -> None:
     large = chat_source(tmp_path / "large", ["xyxyxyxy zwzwzwzw"] * 2000)
-    small = open_source(find_level("dolly"), str(dolly_folder))
-    joint = train_joint({"chat": large, "dolly": small}, 300)
+    small = open_source(find_dataset("dolly"), str(dolly_folder))
+    joint = train_joint_tokenizer({"chat": large, "dolly": small}, 300)
     small_bytes = sum(len(text.encode()) for text in _texts("dolly", small, 10**9))
     assert joint.bytes_of_each == small_bytes
     pieces = {joint.tokenizer.piece(token) for token in range(joint.tokenizer.vocab_size)}
@@ -46,7 +45,7 @@ def test_command_writes_what_train_reads(tmp_path: Path, dolly_folder: Path, cap
     place = ["--data-dir", str(dolly_folder.parent), "--vocab-size", "320"]
     assert main(["tokenizer", "train", "--levels", "1", *place, "-o", str(file)]) == 0
     assert f"--tokenizer-file {file}" in capsys.readouterr().out
-    tokenizer = joint_tokenizer.load(file)
+    tokenizer = load_tokenizer(file)
     assert tokenizer.vocab_size <= 320
     train = ["train", "dolly", "--data", str(dolly_folder), "--tokenizer-file", str(file)]
     sizes = ["--context-dim", "16", "--embed-dim", "16", "--hidden-dim", "16", "--epochs", "1"]
@@ -64,10 +63,10 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_text(content)
     with pytest.raises(UserError, match="not a tokenizer file"):
-        joint_tokenizer.load(file)
+        load_tokenizer(file)
 
 
 def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
     tokenizer = BPE.train(["one two three"], 300)
-    joint_tokenizer.save(tokenizer, tmp_path / "t.json")
-    assert fingerprint(joint_tokenizer.load(tmp_path / "t.json")) == fingerprint(tokenizer)
+    save_tokenizer(tokenizer, tmp_path / "t.json")
+    assert fingerprint(load_tokenizer(tmp_path / "t.json")) == fingerprint(tokenizer)

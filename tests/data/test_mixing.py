@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newllm.data.mixing import Mixture
+from newllm.data.loader import Mixture
 
 
 class Made:

@@ -17,16 +17,13 @@ import numpy as np
 import psutil
 import pytest
 
-from newllm.data import prepare, shards, workers
-from newllm.data.encode import Encoder
-from newllm.data.partial import exclusive
-from newllm.data.prepare import Encoded, Encoding, prepare_training
-from newllm.data.progress import PreparationProgress
+from newllm.data import encode, prepare, shards
+from newllm.data.encode import Encoder, encode_blocks
+from newllm.data.prepare import Encoded, Encoding, PreparationProgress, exclusive, prepare_training
 from newllm.data.rows import Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE
-from newllm.data.workers import encode_blocks
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.errors import UserError
 
 ENCODING = Encoding("ultrachat", "bpe", 300, 128)
@@ -57,7 +54,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made(rows: Path, workers: int | None = None) -> Encoded:
-    return prepare_training(open_source(LEVELS["ultrachat"], str(rows)), ENCODING, workers=workers)
+    return prepare_training(
+        open_source(DATASETS["ultrachat"], str(rows)), ENCODING, workers=workers
+    )
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -76,8 +75,8 @@ def expected(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 def test_any_number_of_processes_writes_the_same(rows, expected, monkeypatch) -> None:
-    monkeypatch.setattr(workers, "ALONE_BLOCKS", 2)
-    monkeypatch.setattr(workers, "usable_cores", lambda: 3)
+    monkeypatch.setattr(encode, "ALONE_BLOCKS", 2)
+    monkeypatch.setattr(encode, "usable_cores", lambda: 3)
     encoded = made(rows)
     assert content(encoded.folder) == expected
     counts = encoded.accounting["train"]
@@ -89,8 +88,8 @@ def test_any_number_of_processes_writes_the_same(rows, expected, monkeypatch) ->
 
 
 def test_small_data_start_no_process(rows, monkeypatch) -> None:
-    monkeypatch.setattr(workers, "usable_cores", lambda: 64)
-    monkeypatch.setattr(workers, "_Pool", None)
+    monkeypatch.setattr(encode, "usable_cores", lambda: 64)
+    monkeypatch.setattr(encode, "_Pool", None)
     assert made(rows).accounting["train"].rows == 4000
 
 
@@ -98,13 +97,13 @@ KILLED = """
 import os, signal, sys
 import psutil
 from pathlib import Path
-from newllm.data import partial, prepare
+from newllm.data import prepare
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 
 prepare.SHARD_TOKENS = int(sys.argv[2])
-save, saves = partial.Partial.save_shard, []
+save, saves = prepare.Partial.save_shard, []
 
 def die_later(self, writer):
     save(self, writer)
@@ -115,8 +114,8 @@ def die_later(self, writer):
         print(" ".join(workers), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-partial.Partial.save_shard = die_later
-source = open_source(LEVELS["ultrachat"], sys.argv[1])
+prepare.Partial.save_shard = die_later
+source = open_source(DATASETS["ultrachat"], sys.argv[1])
 prepare_training(source, Encoding("ultrachat", "bpe", 300, 128), workers=2)
 """
 
@@ -199,7 +198,7 @@ def test_rows_that_vanish_are_no_broken_rows(rows, expected, tmp_path) -> None:
     copy.mkdir()
     for file in rows.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    source = open_source(LEVELS["ultrachat"], str(copy))
+    source = open_source(DATASETS["ultrachat"], str(copy))
     (copy / "train-1.jsonl").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"train-1.jsonl: cannot be read any more"):
         prepare_training(source, ENCODING, BPE.train(["w1 w2"], 300))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from newllm.data.render import ChatRenderer, ProtocolRenderer, render_rows
 from newllm.data.tokenizers import BPE, Word1000
-from newllm.datasets.conversations import ROW_FORMATS, Conversation
+from newllm.datasets import DATASETS
+from newllm.datasets.conversations import Conversation
 
 texts = st.text(max_size=40)
 conversations = st.lists(st.tuples(texts, texts), min_size=1, max_size=4).map(
@@ -65,13 +66,13 @@ def test_chat_prompt_is_the_training_prefix(chat: ChatRenderer, conversation: Co
 
 def test_dolly_rows() -> None:
     row = {"instruction": "Who?", "context": " \n", "response": "Me."}
-    row_format = ROW_FORMATS["dolly"]
-    assert row_format.conversation(row)[0]["content"] == "Who?"
-    assert row_format.protocol_text(row) == "Instruction: Who? Response: Me."
+    dataset = DATASETS["dolly"]
+    assert dataset.conversation(row)[0]["content"] == "Who?"
+    assert dataset.protocol_text(row) == "Instruction: Who? Response: Me."
     row["context"] = "A party."
-    assert row_format.conversation(row)[0]["content"] == "Who?\n\nA party."
-    assert row_format.protocol_text(row) == "Instruction: Who? Context: A party. Response: Me."
-    assert row_format.vocabulary_text(row) == "Who? A party. Me."
+    assert dataset.conversation(row)[0]["content"] == "Who?\n\nA party."
+    assert dataset.protocol_text(row) == "Instruction: Who? Context: A party. Response: Me."
+    assert dataset.vocabulary_text(row) == "Who? A party. Me."
 
 
 @pytest.mark.parametrize(
@@ -85,16 +86,16 @@ def test_dolly_rows() -> None:
     ],
 )
 def test_malformed_rows_say_why(row: dict[str, object], complaint: str) -> None:
-    for read in (ROW_FORMATS["dolly"].conversation, ROW_FORMATS["dolly"].protocol_text):
+    for read in (DATASETS["dolly"].conversation, DATASETS["dolly"].protocol_text):
         with pytest.raises(ValueError, match=complaint):
             read(row)
 
 
 def test_protocol_rows_are_cut_with_bos_and_eos_counted() -> None:
-    row_format = ROW_FORMATS["dolly"]
+    dataset = DATASETS["dolly"]
     rows = [{"instruction": "a", "response": " ".join("b" * n)} for n in (1, 4, 5, 6)]
-    renderer = ProtocolRenderer(Word1000.train(["a b"]), row_format, length=9)
-    short, fits, cut_eos, cut_word = render_rows(renderer, row_format, rows)
+    renderer = ProtocolRenderer(Word1000.train(["a b"]), dataset, length=9)
+    short, fits, cut_eos, cut_word = render_rows(renderer, dataset, rows)
     assert short.ids == [2, 1, 4, 1, 5, 3]  # the labels are unknown words
     assert (fits.ids[-1], len(fits.ids), fits.cut_tokens) == (3, 9, 0)
     assert (cut_eos.ids[-1], len(cut_eos.ids), cut_eos.cut_tokens) == (5, 9, 1)
@@ -108,7 +109,7 @@ def test_prompts_without_roles_are_whole_conversations_too(plain: bool) -> None:
         renderer = ChatRenderer(BPE.train(["some words"], 300), plain_text=True)
     else:
         words = Word1000.train(["Instruction: some words Response: other words"])
-        renderer = ProtocolRenderer(words, ROW_FORMATS["dolly"], 128)
+        renderer = ProtocolRenderer(words, DATASETS["dolly"], 128)
     tokenizer = renderer.tokenizer
     first: Conversation = [{"role": "user", "content": "some words"}]
     second: Conversation = [{"role": "user", "content": "more words"}]

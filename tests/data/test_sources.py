@@ -13,7 +13,7 @@ import pytest
 from newllm.data.prepare import Encoding, prepare_evaluation, prepare_training
 from newllm.data.rows import Located, Malformed, read_file
 from newllm.data.sources import open_source
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.errors import UserError
 
 ROWS = [{"instruction": f"q{i}", "context": "", "response": f"a{i}"} for i in range(20)]
@@ -88,23 +88,23 @@ def test_folder_layouts(tmp_path: Path) -> None:
     write(tmp_path / "data" / "train-00000-of-00002.jsonl", LINES)
     write(tmp_path / "data" / "train-00001-of-00002.jsonl", LINES)
     write(tmp_path / "data" / "test.jsonl", LINES)
-    source = open_source(LEVELS["dolly"], str(tmp_path))
+    source = open_source(DATASETS["dolly"], str(tmp_path))
     train, validation = source.training_splits()
     assert sum(1 for _ in train()) == 40
     assert sum(1 for _ in validation()) == 20, "without validation rows, test rows serve"
     write(tmp_path / "valid.json", json.dumps(ROWS[:3]))
-    validation = open_source(LEVELS["dolly"], str(tmp_path)).training_splits()[1]
+    validation = open_source(DATASETS["dolly"], str(tmp_path)).training_splits()[1]
     assert sum(1 for _ in validation()) == 3
 
 
 def test_one_file_is_split_90_to_10_always_alike(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", LINES)
-    source = open_source(LEVELS["dolly"], str(file))
+    source = open_source(DATASETS["dolly"], str(file))
     train, validation = source.training_splits()
     parts = [[item.row["instruction"] for item in part()] for part in (train, validation)]  # type: ignore[union-attr]
     assert [len(part) for part in parts] == [18, 2]
     assert not set(parts[0]) & set(parts[1])
-    again = open_source(LEVELS["dolly"], str(file)).training_splits()[1]
+    again = open_source(DATASETS["dolly"], str(file)).training_splits()[1]
     assert [item.row["instruction"] for item in again()] == parts[1]  # type: ignore[union-attr]
     assert sum(1 for _ in source.evaluation_split()()) == 20, "evaluation reads a file whole"
 
@@ -116,14 +116,14 @@ def test_split_is_the_published_one(tmp_path: Path, count: int) -> None:
     rows = [{"instruction": f"q{i}", "response": "a"} for i in range(count)]
     file = write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     held = datasets.Dataset.from_list(rows).train_test_split(test_size=0.1, seed=42)["test"]
-    validation = open_source(LEVELS["dolly"], str(file)).training_splits()[1]
+    validation = open_source(DATASETS["dolly"], str(file)).training_splits()[1]
     ours = {item.row["instruction"] for item in validation()}  # type: ignore[union-attr]
     assert ours == set(held["instruction"])
 
 
 def test_a_folder_without_splits_is_evaluated_on_what_training_held_back(tmp_path: Path) -> None:
     write(tmp_path / "databricks-dolly-15k.jsonl", LINES)
-    source = open_source(LEVELS["dolly"], str(tmp_path))
+    source = open_source(DATASETS["dolly"], str(tmp_path))
     train, validation = (list(rows()) for rows in source.training_splits())
     assert (len(train), len(validation)) == (18, 2)
     assert list(source.evaluation_split()()) == validation
@@ -131,10 +131,10 @@ def test_a_folder_without_splits_is_evaluated_on_what_training_held_back(tmp_pat
 
 def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", LINES)
-    before = open_source(LEVELS["dolly"], str(file)).fingerprint
-    assert open_source(LEVELS["dolly"], str(file)).fingerprint == before
+    before = open_source(DATASETS["dolly"], str(file)).fingerprint
+    assert open_source(DATASETS["dolly"], str(file)).fingerprint == before
     write(file, LINES.replace("q3", "Q3"))
-    assert open_source(LEVELS["dolly"], str(file)).fingerprint != before
+    assert open_source(DATASETS["dolly"], str(file)).fingerprint != before
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     ],
 )
 def test_nothing_left_is_the_users_mistake(tmp_path: Path, content, complaint) -> None:
-    source = open_source(LEVELS["dolly"], str(write(tmp_path / "rows.jsonl", content)))
+    source = open_source(DATASETS["dolly"], str(write(tmp_path / "rows.jsonl", content)))
     with pytest.raises(UserError, match=complaint):
         prepare_training(source, Encoding("dolly", "word1000", 1000, 128))
 
@@ -157,7 +157,7 @@ def test_malformed_rows_are_counted_not_fatal(tmp_path: Path, tokenizer: str) ->
     bad = '{"instruction": "q"}\nnonsense\n{"instruction": 1, "response": "x"}\n'
     write(tmp_path / "train.jsonl", LINES + bad)
     write(tmp_path / "validation.jsonl", LINES)
-    source = open_source(LEVELS["dolly"], str(tmp_path))
+    source = open_source(DATASETS["dolly"], str(tmp_path))
     encoded = prepare_training(source, Encoding("dolly", tokenizer, 400, 128))
     train = encoded.accounting["train"]
     assert (train.rows, train.malformed, train.documents) == (23, 3, 20)
@@ -167,7 +167,7 @@ def test_malformed_rows_are_counted_not_fatal(tmp_path: Path, tokenizer: str) ->
 
 
 def test_damaged_cache_is_made_again(tmp_path: Path) -> None:
-    source = open_source(LEVELS["dolly"], str(write(tmp_path / "rows.jsonl", LINES)))
+    source = open_source(DATASETS["dolly"], str(write(tmp_path / "rows.jsonl", LINES)))
     encoding = Encoding("dolly", "bpe", 400, 128)
     first = prepare_training(source, encoding)
     tokens = first.splits["train"].all_tokens()[0]
@@ -183,7 +183,7 @@ def test_damaged_cache_is_made_again(tmp_path: Path) -> None:
 def test_max_samples_head_or_sample(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", LINES)
     write(tmp_path / "validation.jsonl", LINES)
-    source = open_source(LEVELS["dolly"], str(tmp_path))
+    source = open_source(DATASETS["dolly"], str(tmp_path))
     head = prepare_training(source, Encoding("dolly", "word1000", 1000, 128, max_samples=5))
     assert head.accounting["train"].rows == 5
     assert head.accounting["validation"].rows == 20
@@ -203,7 +203,7 @@ def test_max_samples_head_or_sample(tmp_path: Path) -> None:
 
 
 def test_sample_needs_no_files() -> None:
-    source = open_source(LEVELS["dolly"], "sample")
+    source = open_source(DATASETS["dolly"], "sample")
     encoded = prepare_evaluation(
         source,
         Encoding("dolly", "word1000", 1000, 128),
@@ -218,4 +218,4 @@ def test_unusable_paths(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty_folder").mkdir()
     write(tmp_path / "notes.txt", "hello")
     with pytest.raises(UserError, match=name):
-        open_source(LEVELS["dolly"], str(tmp_path / name))
+        open_source(DATASETS["dolly"], str(tmp_path / name))

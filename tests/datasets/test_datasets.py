@@ -13,8 +13,9 @@ from newllm.data.render import make_renderer, render_rows
 from newllm.data.rows import Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE, Word1000
-from newllm.datasets.base import LEVELS
-from newllm.datasets.conversations import ROW_FORMATS, LeftOut, hh_rlhf_conversation
+from newllm.datasets import DATASETS
+from newllm.datasets.conversations import LeftOut
+from newllm.datasets.hh_rlhf import hh_rlhf_conversation
 from newllm.errors import UserError
 from newllm.settings import resolve
 from tools.samples import SAMPLES
@@ -67,12 +68,12 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize("dataset", GOOD)
 def test_rows_render_and_decode_back(dataset: str) -> None:
     """Lossless in BPE: every content is found again, character for character."""
-    row_format = ROW_FORMATS[dataset]
+    found = DATASETS[dataset]
     tokenizer = BPE.train(["some text to learn from"], 280)
-    renderer = make_renderer(tokenizer, row_format, 99)
+    renderer = make_renderer(tokenizer, found, 99)
     for row in GOOD[dataset]:
-        (document,) = render_rows(renderer, row_format, [row])
-        assert_decodes_back(tokenizer, row_format.conversation(row), document)
+        (document,) = render_rows(renderer, found, [row])
+        assert_decodes_back(tokenizer, found.conversation(row), document)
 
 
 def assert_decodes_back(tokenizer: BPE, conversation: Any, document: Any) -> None:
@@ -98,28 +99,28 @@ def assert_decodes_back(tokenizer: BPE, conversation: Any, document: Any) -> Non
 
 @pytest.mark.parametrize("dataset", SAMPLES)
 def test_every_built_in_row_is_good_on_both_roads(dataset: str) -> None:
-    row_format = ROW_FORMATS[dataset]
-    source = open_source(LEVELS[dataset], "sample")
+    found = DATASETS[dataset]
+    source = open_source(found, "sample")
     rows = [item.row for item in source.splits["validation"]() if isinstance(item, Located)]
-    tokenizer = BPE.train((m["content"] for r in rows for m in row_format.conversation(r)), 600)
-    renderer = make_renderer(tokenizer, row_format, 99)
-    for row, document in zip(rows, render_rows(renderer, row_format, rows), strict=True):
-        assert_decodes_back(tokenizer, row_format.conversation(row), document)
-    words = Word1000.train(row_format.vocabulary_text(row) for row in rows)
-    protocol = make_renderer(words, row_format, row_format.protocol_length)
+    tokenizer = BPE.train((m["content"] for r in rows for m in found.conversation(r)), 600)
+    renderer = make_renderer(tokenizer, found, 99)
+    for row, document in zip(rows, render_rows(renderer, found, rows), strict=True):
+        assert_decodes_back(tokenizer, found.conversation(row), document)
+    words = Word1000.train(found.vocabulary_text(row) for row in rows)
+    protocol = make_renderer(words, found, found.protocol_length)
     for row in rows:
         try:
-            documents = render_rows(protocol, row_format, [row])
+            documents = render_rows(protocol, found, [row])
         except LeftOut:
             assert dataset == "wikitext2"
             continue
         assert documents
-        assert all(2 <= len(d.ids) <= row_format.protocol_length for d in documents)
+        assert all(2 <= len(d.ids) <= found.protocol_length for d in documents)
 
 
 @pytest.mark.parametrize(("dataset", "row", "complaint"), BAD)
 def test_malformed_rows_say_why(dataset: str, row: dict[str, Any], complaint: str) -> None:
-    for read in (ROW_FORMATS[dataset].conversation, ROW_FORMATS[dataset].protocol_text):
+    for read in (DATASETS[dataset].conversation, DATASETS[dataset].protocol_text):
         with pytest.raises(ValueError, match=complaint) as error:
             read(row)
         assert not isinstance(error.value, LeftOut)
@@ -132,7 +133,7 @@ def test_malformed_rows_are_counted_not_fatal(tmp_path: Path, dataset: str, toke
     lines = [json.dumps(row) for row in [*GOOD[dataset] * 20, *bad]]
     for name in ("train", "validation"):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    source = open_source(LEVELS[dataset], str(tmp_path))
+    source = open_source(DATASETS[dataset], str(tmp_path))
     counts = prepare_training(source, Encoding(dataset, tokenizer, 300, 64)).accounting["train"]
     assert counts.malformed == len(bad)
     assert counts.rows == len(lines)
@@ -148,7 +149,7 @@ def test_hh_rlhf_turns_lose_only_the_space_around_them() -> None:
 
 
 def test_protocol_texts() -> None:
-    texts = {name: ROW_FORMATS[name].protocol_text(rows[0]) for name, rows in GOOD.items()
+    texts = {name: DATASETS[name].protocol_text(rows[0]) for name, rows in GOOD.items()
              if name != "wikitext2"}  # fmt: skip
     assert texts["hh_rlhf"] == "Human: Hi Assistant: Hello! Human: ok Assistant: Bye."
     assert texts["ultrachat"] == "q1 a1 q2 a2"
@@ -156,17 +157,17 @@ def test_protocol_texts() -> None:
         "Instruction: Add. Input: a, b Output: def add(a, b): return a + b".split()
     )
     assert texts["math"] == "Problem: $1+1$? Solution: $\\boxed{2}$"
-    assert ROW_FORMATS["code_alpaca"].protocol_text(GOOD["code_alpaca"][1]) == (
+    assert DATASETS["code_alpaca"].protocol_text(GOOD["code_alpaca"][1]) == (
         "Instruction: Add. Output: A + B"
     )
 
 
 def test_wikitext_windows() -> None:
     """Rows of five words and more; longer than 64 tokens: whole windows of 64, 32 apart."""
-    row_format = ROW_FORMATS["wikitext2"]
+    found = DATASETS["wikitext2"]
     with pytest.raises(LeftOut):
-        row_format.protocol_text({"text": "one two three four"})
-    renderer = make_renderer(Word1000.train(["w"]), row_format, row_format.protocol_length)
+        found.protocol_text({"text": "one two three four"})
+    renderer = make_renderer(Word1000.train(["w"]), found, found.protocol_length)
     for words, windows, cut in ((5, 1, 0), (62, 1, 0), (63, 1, 1), (94, 2, 0), (130, 3, 4)):
         documents = renderer.documents([" ".join("w" * words)])  # type: ignore[list-item]
         assert len(documents) == windows
@@ -183,7 +184,7 @@ def test_subsets_by_folder_and_by_field(tmp_path: Path) -> None:
             (tmp_path / part).mkdir(exist_ok=True)
             row = {"chosen": f"\n\nHuman: {part}\n\nAssistant: {name}"}
             (tmp_path / part / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    level = LEVELS["hh_rlhf"]
+    level = DATASETS["hh_rlhf"]
 
     def texts(subset: str) -> list[str]:
         rows = open_source(level, str(tmp_path), subset).training_splits()[0]()
@@ -205,9 +206,9 @@ def test_subset_that_rows_do_not_tell_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(GOOD["hh_rlhf"][0]) + "\n")
     with pytest.raises(UserError, match=r"rows.jsonl:1 does not say which part"):
-        list(open_source(LEVELS["hh_rlhf"], str(file), "helpful").training_splits()[0]())
+        list(open_source(DATASETS["hh_rlhf"], str(file), "helpful").training_splits()[0]())
     with pytest.raises(UserError, match="dolly has no such part"):
-        open_source(LEVELS["dolly"], "sample", "helpful")
+        open_source(DATASETS["dolly"], "sample", "helpful")
     assert resolve("hh_rlhf", {"subset": "harmless"}).run_name.startswith(
         "new_llm_hh_rlhf_harmless_layers1"
     )
@@ -220,12 +221,12 @@ def test_math_in_its_original_folders(tmp_path: Path) -> None:
             file = tmp_path / "MATH" / split / "algebra" / f"{number}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(GOOD["math"][0], indent=4))
-    train, validation = open_source(LEVELS["math"], str(tmp_path / "MATH")).training_splits()
+    train, validation = open_source(DATASETS["math"], str(tmp_path / "MATH")).training_splits()
     assert [sum(isinstance(i, Located) for i in rows()) for rows in (train, validation)] == [4, 2]
 
 
 def test_own_rows_need_a_path() -> None:
     with pytest.raises(UserError, match="--data PATH"):
-        open_source(LEVELS["chat"], "hub")
+        open_source(DATASETS["chat"], "hub")
     with pytest.raises(UserError, match="no built-in sample"):
-        open_source(LEVELS["chat"], "sample")
+        open_source(DATASETS["chat"], "sample")

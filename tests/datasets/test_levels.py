@@ -11,7 +11,8 @@ import pytest
 
 from newllm.cli import cli
 from newllm.config import Settings
-from newllm.datasets.base import LEVELS
+from newllm.data.prepare import Encoding
+from newllm.datasets import DATASETS
 from newllm.errors import UserError
 from newllm.model.spec import default_widths
 from newllm.results.marks import BpbVerdict
@@ -32,7 +33,7 @@ from newllm.settings import resolve
     ],
 )
 def test_published_levels(dataset, number, layers, context, length, epochs, mark, excellent):
-    level, settings = LEVELS[dataset], resolve(dataset, {"architecture": "original"})
+    level, settings = DATASETS[dataset], resolve(dataset, {"architecture": "original"})
     assert (settings.num_layers, settings.context_dim) == (layers, context)
     assert (settings.max_seq_length, settings.epochs, settings.patience) == (length, epochs, 20)
     assert (level.number, level.pass_mark, level.excellent) == (number, mark, excellent)
@@ -42,13 +43,40 @@ def test_published_levels(dataset, number, layers, context, length, epochs, mark
 
 
 def test_every_level_is_complete() -> None:
-    for name, level in LEVELS.items():
-        assert level.dataset == name
+    for name, level in DATASETS.items():
+        assert level.name == name
         assert level.prompts
         assert set(level.epochs) == {"original", "context"}
         if level.number is not None:
             assert set(level.advice) == {"excellent", "cleared", "needs work"}
-            assert all(item.level in {None, *LEVELS} for a in level.advice.values() for item in a)
+            assert all(item.level in {None, *DATASETS} for a in level.advice.values() for item in a)
+
+
+def test_every_text_for_people_has_its_japanese() -> None:
+    """Where English has a second part, so has the Japanese; both say something."""
+    for dataset in DATASETS.values():
+        assert dataset.title_ja.count(": ") == dataset.title.count(": ")
+        steps = [step for band in dataset.advice.values() for step in band]
+        texts = [dataset.title_ja, *(step.text_ja for step in steps)]
+        assert all(any(character > "\u3000" for character in text) for text in texts), dataset.name
+        for step in steps:
+            others = [s for d in DATASETS.values() for band in d.advice.values() for s in band]
+            assert {s.text_ja for s in others if s.text == step.text} == {step.text_ja}
+
+
+def test_a_data_set_can_refuse_the_word_1000_vocabulary(monkeypatch) -> None:
+    """Wherever rows and tokenizer meet: a run, an evaluation of a word1000 model, a rehearsal."""
+    unfit = replace(DATASETS["chat"], name="unfit", word1000_refusal="its texts have no blanks")
+    monkeypatch.setitem(DATASETS, "unfit", unfit)
+    line = "unfit with --tokenizer word1000: its texts have no blanks; use --tokenizer bpe"
+    assert resolve("unfit", {}).tokenizer == "bpe"
+    with pytest.raises(UserError) as refused:
+        resolve("unfit", {"tokenizer": "word1000"})
+    assert str(refused.value) == line
+    assert Encoding("unfit", "bpe", 500, 128).tokenizer == "bpe"
+    with pytest.raises(UserError) as refused:
+        Encoding("unfit", "word1000", 1000, 128)
+    assert str(refused.value) == line
 
 
 def record(**changes: Any) -> EpochRecord:
@@ -61,7 +89,7 @@ def summary_of(
     dataset: str, settings: Settings, best: EpochRecord, baseline: NgramBaseline
 ) -> Summary:
     """What a run with this result leaves."""
-    level = LEVELS[dataset]
+    level = DATASETS[dataset]
     return Summary(
         run=settings.run_name,
         dataset=dataset,
@@ -92,8 +120,15 @@ def commands(lines: list[str]) -> list[list[str]]:
     return [shlex.split(command)[1:] for command in found]
 
 
-@pytest.mark.parametrize("dataset", [name for name in LEVELS if name != "chat"])
-@pytest.mark.parametrize("tokenizer", ["word1000", "bpe"])
+@pytest.mark.parametrize(
+    ("dataset", "tokenizer"),
+    [
+        (name, tokenizer)
+        for name, dataset in DATASETS.items()
+        for tokenizer in ("word1000", "bpe")
+        if name != "chat" and not (tokenizer == "word1000" and dataset.word1000_refusal)
+    ],
+)
 @pytest.mark.parametrize("ppl", [1.0, 16.0, 1000.0])
 @pytest.mark.parametrize("architecture", ["context", "original"])
 def test_every_command_of_a_verdict_can_be_pasted(dataset, tokenizer, ppl, architecture) -> None:
@@ -204,7 +239,7 @@ def test_pairs_are_for_bpe_and_our_architecture() -> None:
 
 def test_advice_never_makes_a_model_smaller() -> None:
     large = {"num_layers": 8, "context_dim": 1024, "max_seq_length": 512, "data": "sample"}
-    for dataset in LEVELS:
+    for dataset in DATASETS:
         settings = resolve(dataset, large)
         found = record(bpb=1.5, unk_share=None)
         for command in commands(lines_of(dataset, settings, found, NgramBaseline(5, 9.0, 2.0))):

@@ -21,7 +21,7 @@ import pytest
 from newllm.data.rows import Located
 from newllm.data.sources import SAMPLES as PACKAGED
 from newllm.data.sources import open_source
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.errors import UserError
 from tools.samples import FOLDER, SAMPLES, compressed, sample_lines, sample_rows
 from tools.samples.code_alpaca import TASKS, fails
@@ -66,7 +66,7 @@ import hashlib, json, sys
 from newllm.data.rows import Located
 from newllm.data.sources import SAMPLES as PACKAGED
 from newllm.data.sources import open_source
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.errors import UserError
 from tools.samples import FOLDER, SAMPLES, compressed, sample_lines, sample_rows
 for name in SAMPLES:
@@ -117,7 +117,7 @@ def test_the_generators_make_the_packaged_bytes(name: str, split: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_packaged_rows_are_read_as_they_were_made(name: str) -> None:
-    source = open_source(LEVELS[name], "sample")
+    source = open_source(DATASETS[name], "sample")
     assert source.description == f"built-in sample of {name}"
     assert list(source.splits) == list(SPLITS)
     for split, rows in source.splits.items():
@@ -127,21 +127,21 @@ def test_packaged_rows_are_read_as_they_were_made(name: str) -> None:
 
 @pytest.mark.parametrize("name", FINGERPRINTS)
 def test_fingerprints_stay(name: str) -> None:
-    assert open_source(LEVELS[name], "sample").fingerprint == FINGERPRINTS[name]
-    for part in LEVELS[name].subsets:
+    assert open_source(DATASETS[name], "sample").fingerprint == FINGERPRINTS[name]
+    for part in DATASETS[name].subsets:
         known = PART_FINGERPRINTS[part]
-        assert open_source(LEVELS[name], "sample", part).fingerprint == known
+        assert open_source(DATASETS[name], "sample", part).fingerprint == known
 
 
 def test_a_damaged_file_is_told_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("newllm.data.sources.SAMPLES", tmp_path)
     with pytest.raises(UserError, match="dolly: there is no built-in sample"):
-        open_source(LEVELS["dolly"], "sample")
+        open_source(DATASETS["dolly"], "sample")
     (tmp_path / "dolly").mkdir()
     for split in SPLITS:
         whole = compressed(sample_lines("dolly", split))
         (tmp_path / "dolly" / f"{split}.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    source = open_source(LEVELS["dolly"], "sample")
+    source = open_source(DATASETS["dolly"], "sample")
     items = list(source.splits["train"]())
     assert items[-1].where == f"sample train:{len(items)}"
     assert not isinstance(items[-1], Located)

@@ -21,7 +21,7 @@ import yaml
 from newllm.cli import CONTEXT, cli, main
 from newllm.config import Settings
 from newllm.curriculum.climb import named_levels
-from newllm.datasets.base import find_level
+from newllm.datasets import find_dataset
 from newllm.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,7 +147,7 @@ def training(arguments: list[str]) -> Settings | None:
     flags = {name: value for name, value in given.items() if name in Settings.model_fields}
     dataset = flags.pop("dataset")
     settings = resolve(dataset, flags)
-    assert settings.subset in ("all", *find_level(dataset).subsets)
+    assert settings.subset in ("all", *find_dataset(dataset).subsets)
     return settings
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.evaluate.ngram import ngram_baseline
 
 
 @pytest.mark.parametrize("tokenizer", ["word1000", "bpe"])
 def test_baseline_of_a_data_set(dolly_folder: Path, tokenizer: str) -> None:
-    source = open_source(LEVELS["dolly"], str(dolly_folder))
+    source = open_source(DATASETS["dolly"], str(dolly_folder))
     encoded = prepare_training(source, Encoding("dolly", tokenizer, 400, 128))
     baseline = ngram_baseline(encoded)
     assert 1 < baseline.ppl < 50

@@ -11,7 +11,7 @@ import torch
 from newllm.data.rows import Located, Malformed
 from newllm.data.sources import Source, open_source
 from newllm.data.tokenizers import BPE, Word1000
-from newllm.datasets.base import find_level
+from newllm.datasets import find_dataset
 from newllm.errors import UserError
 from newllm.evaluate import sandbox, skills
 from newllm.evaluate.skills import require_skills, skill_check
@@ -58,7 +58,7 @@ def test_every_check_on_the_sample(model, tokenizer, dataset: str, check: str, m
     if dataset == "math":
         pytest.importorskip("math_verify")
     monkeypatch.setattr(skills, "_ANSWER_TOKENS", 8)
-    source = open_source(find_level(dataset), "sample")
+    source = open_source(find_dataset(dataset), "sample")
     results = [skill_check(model, tokenizer, dataset, source, rows=5) for _ in range(2)]
     assert results[0] == results[1]
     assert model.training  # as it was
@@ -85,7 +85,7 @@ def test_rows_that_cannot_be_judged_are_counted(model, tokenizer, monkeypatch) -
 
 
 def test_no_check_says_why(model, tokenizer) -> None:
-    source = open_source(find_level("dolly"), "sample")
+    source = open_source(find_dataset("dolly"), "sample")
     assert "no skill check for dolly" in skill_check(model, tokenizer, "dolly", source)["reason"]
     words = Word1000.train(["a b c"])
     reason = skill_check(model, words, "math", source)["reason"]

@@ -24,10 +24,10 @@ import torch
 
 from newllm.chat import session_file
 from newllm.config import read_yaml
-from newllm.data import joint_tokenizer
 from newllm.data.rows import Malformed, read_file
-from newllm.data.tokenizers import BPE
-from newllm.datasets.conversations import ROW_FORMATS, LeftOut
+from newllm.data.tokenizers import BPE, load_tokenizer
+from newllm.datasets import DATASETS
+from newllm.datasets.conversations import LeftOut
 from newllm.errors import UserError
 from newllm.inference.sampler import Sampling
 from newllm.results.climb import read_climb
@@ -67,9 +67,9 @@ def refusing(read: Callable[[Path], object], name: str) -> Target:
 def _rows(path: Path) -> None:
     for count, item in enumerate(read_file(path)):
         if not isinstance(item, Malformed):
-            for row_format in ROW_FORMATS.values():
+            for dataset in DATASETS.values():
                 try:
-                    row_format.conversation(item.row)
+                    dataset.conversation(item.row)
                 except (ValueError, LeftOut):
                     continue
         if count > 10_000:
@@ -85,7 +85,7 @@ def _settings(path: Path) -> None:
 
 
 def _tokenizer(path: Path) -> None:
-    tokenizer = joint_tokenizer.load(path)
+    tokenizer = load_tokenizer(path)
     (ids,) = tokenizer.encode_batch(["What comes after 3? \u4f60\ud800"])
     assert all(0 <= token < tokenizer.vocab_size for token in ids)
     tokenizer.decode(range(tokenizer.vocab_size))

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from newllm.config import read_yaml
-from newllm.data import joint_tokenizer, rows
+from newllm.data import rows
 from newllm.data.rows import Located, Malformed, read_file
-from newllm.data.tokenizers import BPE
+from newllm.data.tokenizers import BPE, load_tokenizer
 from newllm.datasets.conversations import messages_conversation
 from newllm.errors import UserError
 from newllm.train import checkpoint
@@ -113,7 +113,7 @@ def test_tokenizers(stored: object, tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(stored))
     with pytest.raises(UserError, match="not a tokenizer file"):
-        joint_tokenizer.load(file)
+        load_tokenizer(file)
 
 
 def _larger(content: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from newllm.config import to_yaml
 from newllm.data.encode import Accounting
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.results.marks import BpbVerdict
 from newllm.results.records import ComparedBaseline, EpochRecord, NgramBaseline
 from newllm.results.runs import RunFiles
@@ -66,7 +66,7 @@ def add_run(tmp_path: Path) -> AddRun:
         files.answers.write_text(lines, encoding="utf-8")
         if not finished:
             return files
-        level = LEVELS[dataset]
+        level = DATASETS[dataset]
         baseline = NgramBaseline(5 if bpe else 3, 21.0, 1.9 if bpe else None)
         counts = Accounting(rows=1010, malformed=10, documents=1000, tokens=50_000, cut_tokens=7)
         verdict = replace(judge(level, settings, history[1]), bpb_mark=bpb_mark)

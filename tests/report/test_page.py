@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from newllm.cli import main
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.report import page_text
 from newllm.report.page import choose_next, pick_answers, progress_page, view
 from newllm.report.page_text import Translator
@@ -159,9 +159,8 @@ def test_it_can_be_used_by_everybody(full: Progress) -> None:
 
 
 def test_every_text_has_its_japanese() -> None:
-    advice = {step.text for level in LEVELS.values() for a in level.advice.values() for step in a}
+    advice = {step.text for level in DATASETS.values() for a in level.advice.values() for step in a}
     assert advice <= set(page_text.ADVICE_JA)
-    assert set(LEVELS) == set(page_text.LEVELS_JA)
     for english, japanese in page_text.JAPANESE.items():
         source = page_text._ENGLISH.get(english, english)
         assert set(re.findall(r"{(\w+)}", source)) == set(re.findall(r"{(\w+)}", japanese)), english

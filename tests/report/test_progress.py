@@ -20,7 +20,7 @@ from tests.report.conftest import AddRun, write_climb
 
 def rows_of(folder: Path) -> dict[tuple[str, str | None], Row]:
     found = read_progress(folder)
-    return {(row.level.dataset, row.tokenizer): row for row in (*found.rows, *found.beside)}
+    return {(row.level.name, row.tokenizer): row for row in (*found.rows, *found.beside)}
 
 
 def test_status_of_every_level(add_run: AddRun, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import newllm
-from newllm.datasets.base import LEVELS
+from newllm.datasets import DATASETS
 from newllm.errors import Stopped, UserError
 from newllm.results.summary import load_summary, summary_lines
 from newllm.train import checkpoint
@@ -80,7 +80,7 @@ def test_files_of_a_run(flags: dict[str, Any], capsys: pytest.CaptureFixture[str
         assert line in output, "what is printed is what is stored"
     answers = [json.loads(line) for line in (folder / f"{NAME}.answers.jsonl").open()]
     assert [line["epoch"] for line in answers] == [1, 2]
-    assert [a["prompt"] for a in answers[0]["answers"]] == list(LEVELS["dolly"].prompts)
+    assert [a["prompt"] for a in answers[0]["answers"]] == list(DATASETS["dolly"].prompts)
     assert 0 <= answers[0]["repetition_rate"] <= 1
     summary = load_summary(folder / f"{NAME}.summary.json")
     assert all(line in output for line in summary_lines(summary))

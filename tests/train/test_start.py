@@ -12,8 +12,7 @@ import torch
 from newllm.cli import main
 from newllm.config import ModelSettings
 from newllm.curriculum.grow import grow_file
-from newllm.data import joint_tokenizer
-from newllm.data.tokenizers import BPE
+from newllm.data.tokenizers import BPE, save_tokenizer
 from newllm.errors import UserError
 from newllm.model.growth import old_entries
 from newllm.results.records import score
@@ -160,7 +159,7 @@ def test_what_does_not_fit_the_file(
 
 def test_another_tokenizer_is_refused(flags: dict[str, Any], final: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
-    joint_tokenizer.save(BPE.train(["quite another text"] * 9, 300), other)
+    save_tokenizer(BPE.train(["quite another text"] * 9, 300), other)
     with pytest.raises(UserError, match=r"other\.json: not the tokenizer of --from .*; omit it"):
         train("dolly", small(flags, init_from=str(final), tokenizer_file=str(other)))
 

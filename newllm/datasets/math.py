@@ -1,0 +1,67 @@
+"""MATH, level 5: `problem` and `solution`, in LaTeX."""
+
+from __future__ import annotations
+
+from newllm.datasets.base import MORE_EPOCHS, TWELVE_LAYERS, Advice, Dataset, HubRepository
+from newllm.datasets.conversations import Row, labelled, question_and_answer, text_field
+
+
+def _fields(row: Row) -> tuple[str, str]:
+    return text_field(row, "problem"), text_field(row, "solution")
+
+
+def _protocol_text(row: Row) -> str:
+    problem, solution = _fields(row)
+    return labelled(("Problem", problem), ("Solution", solution))
+
+
+TO_MATH = Advice("level 5, mathematics", "レベル 5（数学）へ進む", level="math")
+
+DATASET = Dataset(
+    name="math",
+    number=5,
+    title="MATH: worked solutions, step by step",
+    title_ja="MATH: 途中の段階を示す解答",
+    licence="MIT, disputed: its main copy was withdrawn in 2025 after a copyright notice",
+    hub=(
+        HubRepository("hendrycks/competition_math"),
+        HubRepository("DigitalLearningGmbH/MATH-lighteval"),
+        HubRepository(
+            "EleutherAI/hendrycks_math",
+            configurations=(
+                "algebra",
+                "counting_and_probability",
+                "geometry",
+                "intermediate_algebra",
+                "number_theory",
+                "prealgebra",
+                "precalculus",
+            ),
+        ),
+    ),
+    conversation=lambda row: question_and_answer(_fields(row)[0], "", _fields(row)[1]),
+    protocol_text=_protocol_text,
+    vocabulary_text=lambda row: " ".join(_fields(row)),
+    protocol_prompt=lambda text: f"Problem: {text} Solution:",
+    protocol_length=256,
+    settings={"num_layers": 8, "context_dim": 512, "max_seq_length": 256},
+    epochs={"original": 200, "context": 8},
+    rehearsal_share=0.25,
+    prompts=(
+        "What is $3 + 4$?",
+        "Solve $2x + 3 = 11$ for $x$.",
+        "What is the area of a rectangle with sides $3$ and $5$?",
+    ),
+    skill_check="math answers",
+    pass_mark=42.0,
+    excellent=30.0,
+    marks_guessed=True,
+    advice={
+        "excellent": (Advice("a larger model", "モデルを大きくする", settings={"num_layers": 12}),),
+        "cleared": (
+            TWELVE_LAYERS,
+            Advice("a larger context", "コンテキストを大きくする", settings={"context_dim": 1024}),
+        ),
+        "needs work": (MORE_EPOCHS, TWELVE_LAYERS),
+    },
+)
