@@ -23,6 +23,7 @@ LAYERS = [
     {"data"},
     {"model"},
     {"settings"},
+    {"results"},
     {"inference"},
     {"evaluate"},
     {"chat"},
