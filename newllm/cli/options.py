@@ -146,6 +146,10 @@ class Architecture(click.ParamType):
         except PydanticCustomError as error:
             self.fail(f"{value}: {error.message()}", param, ctx)
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What help shows in place of the value."""
+        return f"[{'|'.join(ARCHITECTURES)}|FILE.py:CLASS]"
+
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
