@@ -106,6 +106,8 @@ def test_every_built_in_row_is_good_on_both_roads(dataset: str) -> None:
     renderer = make_renderer(tokenizer, found, 99)
     for row, document in zip(rows, render_rows(renderer, found, rows), strict=True):
         assert_decodes_back(tokenizer, found.conversation(row), document)
+    if found.word1000_refusal is not None:
+        return
     words = Word1000.train(found.vocabulary_text(row) for row in rows)
     protocol = make_renderer(words, found, found.protocol_length)
     for row in rows:

@@ -36,6 +36,7 @@ FIELDS = {
     "code_alpaca": {"instruction", "input", "output", "checks"},
     "math": {"problem", "level", "type", "solution"},
     "wikitext2": {"text"},
+    "dolly_ja": {"instruction", "input", "output", "category"},
 }
 SPLITS = ("train", "validation")
 COUNTS = {
@@ -45,6 +46,7 @@ COUNTS = {
     "code_alpaca": (2500, 250),
     "math": (3000, 300),
     "wikitext2": (1500, 150),
+    "dolly_ja": (8000, 400),
 }
 FINGERPRINTS = {
     "dolly": "4d2f6caf4cc0208e0ef4f3d4dfce7ddd5ca4a552400584c6cf5842ff935a6385",
@@ -53,6 +55,7 @@ FINGERPRINTS = {
     "code_alpaca": "297f700dcf02e70a62e00c6611ee562c148495499329d9cdd20134a3fdba5d17",
     "math": "42a6b1f9d0d4035bd304a3a0617b46dfb5a7c702f83fac8f089f9e1a751d2f05",
     "wikitext2": "864580f625ab85f76975d0f0162158bed031700f40664fa7696b515b4eb7bf53",
+    "dolly_ja": "3775ba99912cb706f6d5368e15bd3616256987e988152d9c0c1b6be19bce2ea5",
 }
 """As in checkpoints and caches of every version so far: another one would refuse to resume them."""
 PART_FINGERPRINTS = {

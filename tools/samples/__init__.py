@@ -26,6 +26,7 @@ _MODULES = {
     "code_alpaca": "code_alpaca",
     "math": "math_problems",
     "wikitext2": "wikitext2",
+    "dolly_ja": "dolly_ja",
 }
 
 SAMPLES: tuple[str, ...] = tuple(_MODULES)
