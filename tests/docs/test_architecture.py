@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md begins with the tree: it names every file of the package, and none that is gone."""
+"""ARCHITECTURE.md begins with the tree: it names every file of the package, none that is gone."""
 
 from __future__ import annotations
 
