@@ -539,7 +539,8 @@ def test_mistakes_get_the_same_line_and_exit_code() -> None:
     unpack("climb")
     for then in said("mistakes"):
         result = run(then["command"])
-        assert (result.code, result.err) == (then["code"], then["err"]), then["command"]
+        err = result.err.replace("'dolly-ja', ", "")  # a data set that came later
+        assert (result.code, err) == (then["code"], then["err"]), then["command"]
 
 
 def test_a_plan_is_as_it_was() -> None:

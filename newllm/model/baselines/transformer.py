@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from newllm.config import ModelSettings
 from newllm.model.kernels import EPSILON, Noise
-from newllm.model.residual import Block, ResidualLM, State, projection, runs_on_numba
+from newllm.model.residual import Block, ResidualLM, State, projection
 
 WINDOW = 256
 """Tokens before a token that it can see."""
@@ -164,13 +164,12 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> Tens
     Returns:
         [B, T, C].
     """
-    if runs_on_numba(queries):
-        from newllm.model.baselines import transformer_cpu  # numba: half a second to import
-
-        return transformer_cpu.attend(queries, keys, values, first, *rotary_angles(keys))
     cos, sin = rotary_angles(keys)
     time, columns = queries.shape[1], keys.shape[1]
-    size = head_size(queries.shape[2])
+    size, dtype = head_size(queries.shape[2]), queries.dtype
+    if queries.device.type == "cpu":  # where bfloat16 products of small heads are slow
+        wide = torch.promote_types(dtype, torch.float32)
+        queries, keys, values = queries.to(wide), keys.to(wide), values.to(wide)
     q, k, v = (x.unflatten(-1, (-1, size)).transpose(1, 2) for x in (queries, keys, values))
     column = torch.arange(columns, device=keys.device)
     visible = (column >= first[:, :, None]) & (column <= column[columns - time :, None])
@@ -180,7 +179,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> Tens
         v,
         attn_mask=visible[:, None],
     )
-    return y.transpose(1, 2).flatten(2)
+    return y.transpose(1, 2).flatten(2).to(dtype)
 
 
 def rotary_angles(keys: Tensor) -> tuple[Tensor, Tensor]:
