@@ -72,7 +72,7 @@ def test_many_options_are_shown_in_groups() -> None:
     ("words", "beginning", "completed"),
     [
         ([], "pro", ["progress"]),
-        (["train"], "do", ["dolly"]),
+        (["train"], "do", ["dolly", "dolly-ja"]),
         (["train", "dolly"], "--num", ["--num-layers"]),
         (["train", "dolly", "--tokenizer"], "w", ["word1000"]),
         (["bench"], "train", ["train-speed"]),
