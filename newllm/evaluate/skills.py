@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from newllm.data.render import ChatRenderer
 from newllm.data.rows import Located
@@ -21,7 +20,7 @@ from newllm.evaluate.code_answers import code_task, score_code
 from newllm.evaluate.math_answers import math_task, score_math
 from newllm.evaluate.preferences import preference_pair, score_preferences
 from newllm.evaluate.sandbox import require_sandbox
-from newllm.inference.greedy import Answer, greedy_answers
+from newllm.inference.greedy import greedy_answers
 from newllm.model import LanguageModel
 
 SKILL_ROWS = 200
@@ -32,7 +31,6 @@ _SEED = 0
 """Of the choice of rows: every model is asked the same."""
 
 _Row = Mapping[str, Any]
-_Task = TypeVar("_Task")
 
 
 def require_skills(dataset: str, run_code: bool = False) -> None:
@@ -85,36 +83,20 @@ def skill_check(
     was_training = model.training
     model.eval()
     try:
-        renderer = ChatRenderer(tokenizer)
-        if rows_of.skill_check == "preferences":
-            return _preferences(model, renderer, rows_of, source, rows)
-        if rows_of.skill_check == "math answers":
-            return _math(model, renderer, rows_of, source, rows)
-        return _code(model, renderer, rows_of, source, rows, run_code)
+        return _judged(model, ChatRenderer(tokenizer), rows_of, source, rows, run_code)
     finally:
         model.train(was_training)
 
 
-def _preferences(
-    model: LanguageModel, renderer: ChatRenderer, dataset: Dataset, source: Source, rows: int
-) -> dict[str, Any]:
-    chosen = _choose(source, dataset, preference_pair, rows)
-    if not chosen.tasks:
-        return _none(f"no row of {source.description} has two answers", chosen.left_out)
-    return chosen.facts() | score_preferences(model, renderer, chosen.tasks)
+_TASKS: dict[str, tuple[Callable[[_Row], Any], str]] = {
+    "preferences": (preference_pair, "no row of {} has two answers"),
+    "math answers": (math_task, "no solution of {} has a box"),
+    "code answers": (code_task, "no answer of {} is a Python program"),
+}
+"""Check -> what makes a task of a row (or None), and what is said where no row has one."""
 
 
-def _math(
-    model: LanguageModel, renderer: ChatRenderer, dataset: Dataset, source: Source, rows: int
-) -> dict[str, Any]:
-    chosen = _choose(source, dataset, math_task, rows)
-    if not chosen.tasks:
-        return _none(f"no solution of {source.description} has a box", chosen.left_out)
-    answers = _answers(model, renderer, chosen)
-    return chosen.facts() | _unfinished(answers) | score_math(chosen.tasks, answers)
-
-
-def _code(
+def _judged(
     model: LanguageModel,
     renderer: ChatRenderer,
     dataset: Dataset,
@@ -122,43 +104,36 @@ def _code(
     rows: int,
     run_code: bool,
 ) -> dict[str, Any]:
-    chosen = _choose(source, dataset, code_task, rows)
-    if not chosen.tasks:
-        return _none(f"no answer of {source.description} is a Python program", chosen.left_out)
-    answers = _answers(model, renderer, chosen)
-    return chosen.facts() | _unfinished(answers) | score_code(chosen.tasks, answers, run_code)
-
-
-@dataclass(frozen=True)
-class _Chosen(Generic[_Task]):
-    """The rows of a check."""
-
-    dataset: Dataset
-    rows: list[_Row]
-    tasks: list[_Task]
-    """What is asked in each of them."""
-    of: int
-    left_out: int
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "check": self.dataset.skill_check,
-            "reason": None,
-            "rows": len(self.rows),
-            "of": self.of,
-            "left_out": self.left_out,
-        }
+    check = dataset.skill_check
+    assert check is not None
+    read, nothing = _TASKS[check]
+    usable, left_out = _usable(source, dataset, read)
+    if not usable:
+        return _none(nothing.format(source.description), left_out)
+    # Not the first ones: some copies stand in the order of their subjects.
+    count = min(rows, len(usable))
+    chosen = [usable[i] for i in sorted(random.Random(_SEED).sample(range(len(usable)), count))]
+    tasks = [task for _, task in chosen]
+    facts = {"check": check, "reason": None, "rows": count, "of": len(usable), "left_out": left_out}
+    if check == "preferences":
+        return facts | score_preferences(model, renderer, tasks)
+    prompts = [renderer.prompt(dataset.conversation(row)[:-1]) for row, _ in chosen]
+    answers = greedy_answers(model, renderer.tokenizer, prompts, _ANSWER_TOKENS)
+    facts["unfinished"] = sum(not answer.finished for answer in answers) / len(answers)
+    if check == "math answers":
+        return facts | score_math(tasks, answers)
+    return facts | score_code(tasks, answers, run_code)
 
 
 def _none(reason: str, left_out: int = 0) -> dict[str, Any]:
     return {"check": None, "reason": reason, "rows": 0, "of": 0, "left_out": left_out}
 
 
-def _choose(
-    source: Source, dataset: Dataset, read: Callable[[_Row], _Task | None], rows: int
-) -> _Chosen[_Task]:
-    """Rows of which `read` makes a task."""
-    usable: list[tuple[_Row, _Task]] = []
+def _usable(
+    source: Source, dataset: Dataset, read: Callable[[_Row], Any]
+) -> tuple[list[tuple[_Row, Any]], int]:
+    """The rows of which `read` makes a task, each with its task; how many others there are."""
+    usable: list[tuple[_Row, Any]] = []
     total = 0
     for item in source.evaluation_split()():
         total += 1
@@ -171,24 +146,4 @@ def _choose(
             continue
         if task is not None:
             usable.append((item.row, task))
-    # Not the first ones: some copies stand in the order of their subjects.
-    count = min(rows, len(usable))
-    chosen = [usable[i] for i in sorted(random.Random(_SEED).sample(range(len(usable)), count))]
-    return _Chosen(
-        dataset,
-        [row for row, _ in chosen],
-        [task for _, task in chosen],
-        of=len(usable),
-        left_out=total - len(usable),
-    )
-
-
-def _answers(model: LanguageModel, renderer: ChatRenderer, chosen: _Chosen[Any]) -> list[Answer]:
-    """What the model says to the questions of rows."""
-    read = chosen.dataset.conversation
-    prompts = [renderer.prompt(read(row)[:-1]) for row in chosen.rows]
-    return greedy_answers(model, renderer.tokenizer, prompts, _ANSWER_TOKENS)
-
-
-def _unfinished(answers: list[Answer]) -> dict[str, float]:
-    return {"unfinished": sum(not answer.finished for answer in answers) / len(answers)}
+    return usable, total - len(usable)

@@ -17,45 +17,20 @@ from newllm.results.records import AnswersRecord, EpochRecord, score
 from newllm.results.summary import Summary, load_summary
 
 
-@dataclass(frozen=True)
 class RunFiles:
     """Every file of a run, by the run's name."""
 
-    folder: Path
-    name: str
-
-    @property
-    def best(self) -> Path:
-        return self.folder / f"best_{self.name}.pt"
-
-    @property
-    def final(self) -> Path:
-        return self.folder / f"{self.name}_final.pt"
-
-    @property
-    def resume(self) -> Path:
-        return self.folder / f"{self.name}_resume.pt"
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / f"{self.name}.metrics.jsonl"
-
-    @property
-    def answers(self) -> Path:
-        return self.folder / f"{self.name}.answers.jsonl"
-
-    @property
-    def settings(self) -> Path:
-        return self.folder / f"{self.name}.yaml"
-
-    @property
-    def summary(self) -> Path:
-        return self.folder / f"{self.name}.summary.json"
-
-    @property
-    def curves(self) -> Path:
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.best = folder / f"best_{name}.pt"
+        self.final = folder / f"{name}_final.pt"
+        self.resume = folder / f"{name}_resume.pt"
+        self.metrics = folder / f"{name}.metrics.jsonl"
+        self.answers = folder / f"{name}.answers.jsonl"
+        self.settings = folder / f"{name}.yaml"
+        self.summary = folder / f"{name}.summary.json"
+        self.curves = folder / "tensorboard" / name
         """Folder of TensorBoard's files."""
-        return self.folder / "tensorboard" / self.name
 
     def existing(self) -> list[Path]:
         """Those files that are there, the resume file's predecessor included."""

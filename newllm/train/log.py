@@ -7,7 +7,7 @@ written and flushed as they grow, so that `tail -f` shows where a run is.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -51,8 +51,8 @@ def describe_expectation(seconds: float, epochs: int) -> str:
     return line
 
 
-class EpochLog(Protocol):
-    """What the training loop reports to."""
+class EpochLog:
+    """What the training loop reports to. This one is silent: of several processes one prints."""
 
     def start_epoch(self, epoch: int, epochs: int, done_share: float) -> None: ...
     def step(self, done_share: float, loss: float) -> None: ...
@@ -61,7 +61,7 @@ class EpochLog(Protocol):
     def close(self) -> None: ...
 
 
-class PlainLog:
+class PlainLog(EpochLog):
     """Flushed plain lines, for files and pipes."""
 
     def __init__(self) -> None:
@@ -90,26 +90,7 @@ class PlainLog:
             self._within_line = False
 
 
-class SilentLog:
-    """Of several processes one prints; this is the log of the others."""
-
-    def start_epoch(self, epoch: int, epochs: int, done_share: float) -> None:
-        """Nothing."""
-
-    def step(self, done_share: float, loss: float) -> None:
-        """Nothing."""
-
-    def end_training(self, record: EpochRecord) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-class LiveLog:
+class LiveLog(EpochLog):
     """A progress bar with the running loss, replaced by the plain line when the epoch ends."""
 
     def __init__(self, console: Console) -> None:

@@ -31,24 +31,10 @@ def preset_rows(device: torch.device, row_length: int) -> int:
     return max(1, TOKENS_AT_ONCE[key] // row_length)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out (torch raises RuntimeError on CPUs)."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 def step_trial(
     model: LanguageModel, batch: Batch, autocast: torch.autocast, device: torch.device
 ) -> Callable[[int], int]:
-    """What `fit_rows` tries: forward and backward on the first rows of a batch.
-
-    Args:
-        model: left as it is, in training mode.
-        batch: real rows.
-        autocast: the precision of the forward pass.
-        device: the model's.
-    """
+    """What `fit_rows` tries: forward, in this precision, and backward on a batch's first rows."""
 
     def try_rows(rows: int) -> int:
         part = batch.lanes(slice(rows))
@@ -119,8 +105,10 @@ def halve_until_it_fits(
     while True:
         try:
             return attempt(rows), rows
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            pass
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):  # what torch says on CPUs
                 raise
         if rows == 1:
             raise UserError(

@@ -170,9 +170,7 @@ def _muon_and_adamw(model: ResidualLM, settings: Settings) -> list[torch.optim.O
 def step_all(optimizers: Iterable[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> None:
     """Step every optimizer through the scaler of fp16, whose scale then changes once for all.
 
-    Args:
-        optimizers: their gradients are unscaled already.
-        scaler: skips the step of an optimizer whose gradients overflowed; disabled, it only steps.
+    It skips an optimizer whose gradients (unscaled already) overflowed; disabled, it only steps.
     """
     for optimizer in optimizers:
         scaler.step(optimizer)
@@ -214,12 +212,7 @@ class Frozen:
     """With --freeze-old only what growing added trains: the old entries stay as they are."""
 
     def __init__(self, model: nn.Module, before: ModelSettings) -> None:
-        """Wholly old parameters stop asking for gradients.
-
-        Args:
-            model: the grown model.
-            before: its shape before it grew.
-        """
+        """Wholly old parameters of the model, whose shape was `before`, ask for no gradients."""
         self._partly: list[tuple[Tensor, Tensor]] = []  # parameter, where it is old
         self._held: list[Tensor] = []
         for name, parameter in model.named_parameters():

@@ -43,20 +43,14 @@ from newllm.model import LanguageModel, OwnBlock
 from newllm.model.kernels import active_kernel
 from newllm.model.own_block import block_of_checkpoint, load_given
 from newllm.results.marks import judge_bpb
-from newllm.results.records import (
-    Answers,
-    AnswersRecord,
-    ComparedBaseline,
-    EpochRecord,
-    PromptAnswer,
-)
+from newllm.results.records import Answers, ComparedBaseline, PromptAnswer
 from newllm.results.runs import RunFiles, read_answers, set_aside, write_lines
 from newllm.results.summary import Summary, save_summary, summary_lines
 from newllm.results.verdict import judge, next_steps
 from newllm.settings import SHAPE, resolve
 from newllm.train import checkpoint
 from newllm.train.distributed import Processes, process_group
-from newllm.train.log import EpochLog, MetricsFile, SilentLog, make_log
+from newllm.train.log import EpochLog, MetricsFile, make_log
 from newllm.train.optimizers import get_moments, set_moments
 from newllm.train.signals import StopRequest, run_lock
 from newllm.train.trainer import Trainer
@@ -92,7 +86,7 @@ def train(
         Stopped: a signal came; everything is saved.
     """
     with process_group() as processes, contextlib.ExitStack() as held:
-        log = make_log() if processes.main else SilentLog()
+        log = make_log() if processes.main else EpochLog()
         held.callback(log.close)
         stored = None
         with processes.main_first():
@@ -140,12 +134,12 @@ class _Run:
         self.processes, self.device, self.block = processes, device, block
         self.level = find_dataset(settings.dataset)
         self.start = Start.read(settings)
-        self.data = self._encode()
+        encoding = Encoding.of(settings)
+        source = open_source(self.level, settings.data, settings.subset, encoding.head)
+        self.data = prepare_training(source, encoding, self.start.tokenizer)
         self.rehearsed = prepare_rehearsal(settings, self.data.tokenizer)
-        self.metrics_file = MetricsFile(
-            files.metrics,
-            files.curves if settings.tensorboard and processes.main else None,
-        )
+        curves = files.curves if settings.tensorboard and processes.main else None
+        self.metrics_file = MetricsFile(files.metrics, curves)
 
     def prepare(self, stored: dict[str, Any] | None) -> Trainer:
         """A trainer at the point the run has reached; process 0 has logged and written so."""
@@ -162,7 +156,6 @@ class _Run:
             block=self.block,
         )
         if stored is not None:
-            self._refuse_changed_data(stored)
             self._take_up(trainer, stored)
         else:
             self.start.apply(trainer)
@@ -185,14 +178,18 @@ class _Run:
             give_back_freed_memory()
             if not finished:
                 self._leave(stop)
+        files = self.files
         if self.processes.main:
             # It is missing, too, where a kill came between the last save and this line.
-            if trained or not self.files.final.exists():
-                last = trainer.progress.history[-1]
+            if trained or not files.final.exists():
                 moments = get_moments(trainer.model, trainer.optimizers)
-                self._write_model(self.files.final, trainer, last, {"moments": moments})
-            self._conclude(trainer)
-        return self.files.best
+                self._write_model(files.final, trainer, moments=moments)
+            data = self._describe_data()
+            summary = summarize(files.name, self.settings, trainer, data, files.best)
+            save_summary(files.summary, summary)
+            for line in summary_lines(summary, self.advise):
+                self.log.note(line)
+        return files.best
 
     def _leave(self, stop: StopRequest) -> NoReturn:
         """Exit after a stop request, when everything is saved; process 0 says how to go on."""
@@ -202,12 +199,6 @@ class _Run:
         if self.processes.world > 1:
             command = f"start the {self.processes.world} processes again with: {command}"
         raise Stopped(stop.exit_code, f"Stopped; to go on: {command}")
-
-    def _encode(self) -> Encoded:
-        settings = self.settings
-        encoding = Encoding.of(settings)
-        source = open_source(self.level, settings.data, settings.subset, encoding.head)
-        return prepare_training(source, encoding, self.start.tokenizer)
 
     def _introduce(self, trainer: Trainer, resumed: bool) -> None:
         settings, counts = self.settings, self.data.accounting
@@ -243,6 +234,12 @@ class _Run:
             self.log.note(f"Resumed at epoch {at.epoch + 1}, step {at.step}")
 
     def _take_up(self, trainer: Trainer, stored: dict[str, Any]) -> None:
+        now = self._describe_data()
+        if any(stored["data"][key] != now[key] for key in ("fingerprint", "rehearsed")):
+            raise UserError(
+                f"--resume: the data changed since the run began ({stored['data']['source']}); "
+                "restore it, or train anew without --resume"
+            )
         try:
             trainer.load_state_dict(stored["trainer"])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
@@ -250,14 +247,6 @@ class _Run:
                 f"{self.files.resume}: damaged or edited; train anew without --resume, which moves "
                 "it away"
             ) from None
-
-    def _refuse_changed_data(self, stored: dict[str, Any]) -> None:
-        now = self._describe_data()
-        if any(stored["data"][key] != now[key] for key in ("fingerprint", "rehearsed")):
-            raise UserError(
-                f"--resume: the data changed since the run began ({stored['data']['source']}); "
-                "restore it, or train anew without --resume"
-            )
 
     def _describe_data(self) -> dict[str, Any]:
         return {
@@ -269,19 +258,17 @@ class _Run:
             "rehearsed": {name: data.fingerprint for name, data in self.rehearsed.items()},
         }
 
-    def _describe_block(self, trainer: Trainer) -> dict[str, Any]:
-        """What a file says of a block of one's own; nothing for the package's architectures."""
-        return {} if self.block is None else {"block": self.block.facts(trainer.model)}
-
-    def _save(self, trainer: Trainer) -> None:
-        content = {
-            "kind": "resume",
+    def _origin(self, trainer: Trainer) -> dict[str, Any]:
+        """What every file of the run says of where it comes from."""
+        return {
             "settings": self.settings.model_dump(),
-            "trainer": trainer.state_dict(),
             "data": self._describe_data(),
             "newllm_version": newllm.__version__,
-            **self._describe_block(trainer),
+            **({} if self.block is None else {"block": self.block.facts(trainer.model)}),
         }
+
+    def _save(self, trainer: Trainer) -> None:
+        content = {"kind": "resume", "trainer": trainer.state_dict(), **self._origin(trainer)}
         if self.processes.main:
             checkpoint.save(self.files.resume, content, keep_previous=True)
             self.metrics_file.write(trainer.progress.history)
@@ -291,7 +278,7 @@ class _Run:
         """The resume file last: should the run die before it, the epoch is simply done again."""
         if self.processes.main:
             if best:
-                self._write_model(self.files.best, trainer, trainer.progress.history[-1])
+                self._write_model(self.files.best, trainer)
             self._write_answers(trainer)
         self._save(trainer)
 
@@ -300,39 +287,22 @@ class _Run:
         renderer = make_renderer(self.data.tokenizer, self.level)
         epoch = trainer.progress.history[-1]["epoch"]
         answered = answer_prompts(trainer.model, renderer, self.level.prompts)
-        record: AnswersRecord = {"epoch": epoch, **answered}
         kept = [earlier for earlier in read_answers(self.files) if earlier["epoch"] < epoch]
-        write_lines(self.files.answers, [*kept, record])
+        write_lines(self.files.answers, [*kept, {"epoch": epoch, **answered}])
 
-    def _write_model(
-        self,
-        path: Path,
-        trainer: Trainer,
-        record: EpochRecord,
-        more: Mapping[str, Any] | None = None,
-    ) -> None:
+    def _write_model(self, path: Path, trainer: Trainer, **more: Any) -> None:
         """A self-contained checkpoint: enough to evaluate, chat and train on."""
         content = {
             "kind": "model",
             "model": trainer.model.state_dict(),
-            "settings": self.settings.model_dump(),
             "tokenizer": self.data.tokenizer.to_dict(),
-            "metrics": record,
-            "data": self._describe_data(),
-            "newllm_version": newllm.__version__,
+            "metrics": trainer.progress.history[-1],
             "torch_version": str(torch.__version__),
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **self._describe_block(trainer),
-            **(more or {}),
+            "created": _now(),
+            **self._origin(trainer),
+            **more,
         }
         checkpoint.save(path, content)
-
-    def _conclude(self, trainer: Trainer) -> None:
-        files = self.files
-        summary = summarize(files.name, self.settings, trainer, self._describe_data(), files.best)
-        save_summary(files.summary, summary)
-        for line in summary_lines(summary, self.advise):
-            self.log.note(line)
 
 
 def describe_counts(counts: Accounting) -> str:
@@ -535,15 +505,8 @@ def count_repetitions(text: str) -> tuple[int, int]:
 def summarize(
     run: str, settings: Settings, trainer: Trainer, data: Mapping[str, Any], checkpoint: Path
 ) -> Summary:
-    """Everything there is to say about a finished run; counts the n-grams of its training rows.
-
-    Args:
-        run: name of the run.
-        settings: those of the run.
-        trainer: the finished trainer.
-        data: fingerprint, source, revision and accounting of the rows.
-        checkpoint: where the best epoch is.
-    """
+    """Everything there is to say about a finished run; counts the n-grams of its training rows."""
+    device = trainer.device
     level, progress = find_dataset(settings.dataset), trainer.progress
     best = progress.history[progress.best_epoch - 1]
     baseline = ngram_baseline(trainer.data)
@@ -570,20 +533,18 @@ def summarize(
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
-        machine=describe_machine(trainer),
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        machine={
+            "cpu": cpu_model(),
+            "cores": os.cpu_count(),
+            "memory": psutil.virtual_memory().total,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "kernel": active_kernel(device),
+            "precision": trainer.precision,
+            "threads": torch.get_num_threads(),
+        },
+        created=_now(),
     )
 
 
-def describe_machine(trainer: Trainer) -> dict[str, Any]:
-    """What the training ran on; memory in bytes."""
-    device = trainer.device
-    return {
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "memory": psutil.virtual_memory().total,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "kernel": active_kernel(device),
-        "precision": trainer.precision,
-        "threads": torch.get_num_threads(),
-    }
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -58,14 +58,10 @@ class Schedule:
 
 
 def set_dropout(model: LanguageModel, epoch: int) -> None:
-    """Set the model's dropout: none in the first epochs (`original` always drops, as published).
+    """Dropout after `epoch` epochs: none in the first ones (`original` always drops, as published).
 
     Dropping late: Liu et al. 2023, "Dropout Reduces Underfitting", arXiv:2303.01500, found it to
     regularise as well as dropping all the time.
-
-    Args:
-        model: in training.
-        epoch: how many are finished.
     """
     settings = model.settings
     drops = epoch >= find_spec(settings.architecture).epochs_without_dropout
@@ -75,11 +71,7 @@ def set_dropout(model: LanguageModel, epoch: int) -> None:
 def decay_pairs(model: LanguageModel, settings: Settings, epoch: int, rate_factor: float) -> None:
     """Shrink the bigram hash embedding, decoupled from its gradient as in AdamW, from epoch 3 on.
 
-    Args:
-        model: in training.
-        settings: of the run.
-        epoch: how many are finished.
-        rate_factor: of the schedule, at this step.
+    `epoch` are finished; `rate_factor` is the schedule's at this step.
     """
     if epoch < EPOCHS_UNREGULARISED:
         return

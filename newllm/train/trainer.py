@@ -64,26 +64,13 @@ class Progress:
     history: list[EpochRecord] = field(default_factory=list)
 
     def end_epoch(self, epochs: int, metrics: Metrics) -> EpochRecord:
-        """Close an epoch; its record.
-
-        Args:
-            epochs: of the whole run.
-            metrics: of the validation rows.
-        """
+        """Close an epoch of so many with the metrics of the validation rows; its record."""
         best = metrics["loss"] < self.best_loss
         improved = metrics["loss"] < self.best_loss - MIN_IMPROVEMENT
         self.epochs_without_improvement = 0 if improved else self.epochs_without_improvement + 1
         if best:
             self.best_loss, self.best_epoch = metrics["loss"], self.epoch + 1
-        record = self._record(epochs, metrics, best)
-        self.history.append(record)
-        self.epoch, self.step = self.epoch + 1, 0
-        self.epoch_nats, self.epoch_tokens, self.epoch_seconds = 0.0, 0, 0.0
-        return record
-
-    def _record(self, epochs: int, metrics: Metrics, best: bool) -> EpochRecord:
-        """The epoch's numbers, as they are printed and stored."""
-        return {
+        record: EpochRecord = {
             "epoch": self.epoch + 1,
             "epochs": epochs,
             "steps": self.total_steps,
@@ -95,6 +82,10 @@ class Progress:
             "seconds": self.epoch_seconds,
             "total_seconds": self.seconds,
         }
+        self.history.append(record)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch_nats, self.epoch_tokens, self.epoch_seconds = 0.0, 0, 0.0
+        return record
 
 
 class Trainer:
