@@ -22,14 +22,7 @@ from newllm.errors import UserError, did_you_mean
 from newllm.evaluate.metrics import evaluate
 from newllm.evaluate.skills import require_skills
 from newllm.model.spec import default_widths
-from newllm.results.climb import (
-    NAME,
-    TOKENIZER,
-    ClimbConfig,
-    LevelResult,
-    read_config,
-    write_climb,
-)
+from newllm.results.climb import NAME, TOKENIZER, ClimbConfig, LevelResult, read_config, write_climb
 from newllm.results.records import Metrics
 from newllm.results.runs import RunFiles
 from newllm.results.summary import Summary, load_summary
@@ -196,6 +189,7 @@ class LevelRun:
         # With the optimizer's moments, where the last weights are the best ones.
         freshest = files.final if summary.best["epoch"] == summary.epochs else files.best
         model = TrainedModel.load(best, self.config.settings.get("device", "auto"))
+        data = self.config.data_of(dataset)
         return {
             "dataset": dataset,
             "run": files.name,
@@ -206,7 +200,9 @@ class LevelRun:
             "status": status,
             "minutes": summary.minutes,
             "evaluations": self._evaluations(model, [*self.before, dataset]),
-            "skills": self._skills(model, dataset),
+            "skills": model.skills(data, dataset, "all", run_code=self.config.run_code)
+            if self.config.skills
+            else None,
         }
 
     def _flags(self, level: Dataset) -> tuple[dict[str, Any], dict[str, list[int]] | None]:
@@ -242,17 +238,9 @@ class LevelRun:
         scores = {}
         for dataset in datasets:
             split = model.validation_rows(self.config.data_of(dataset), dataset, "all")
-            metrics = evaluate(model.model, split, model.tokenizer, model.device)
-            scores[dataset] = metrics
-            self.note(f"  {dataset}: {metrics['bpb']:.4f} bits per byte")
+            scores[dataset] = evaluate(model.model, split, model.tokenizer, model.device)
+            self.note(f"  {dataset}: {scores[dataset]['bpb']:.4f} bits per byte")
         return scores
-
-    def _skills(self, model: TrainedModel, dataset: str) -> dict[str, Any] | None:
-        """What the model can do with the level's own rows; None where that was not asked for."""
-        if not self.config.skills:
-            return None
-        place, run_code = self.config.data_of(dataset), self.config.run_code
-        return model.skills(place, dataset, "all", run_code=run_code)
 
 
 def _recommended(

@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -298,13 +298,10 @@ def work() -> None:
             stored, dataset, length = pickle.load(requests)
             encoder = Encoder(from_dict(stored), dataset, length)
             while True:
-                _answer(encoder, pickle.load(requests), answers)
-
-
-def _answer(encoder: Encoder, items: list[Item], answers: IO[bytes]) -> None:
-    try:
-        answer: Block | str = encoder(items)
-    except Exception:
-        answer = traceback.format_exc()
-    pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
-    answers.flush()
+                items = pickle.load(requests)
+                try:
+                    answer: Block | str = encoder(items)
+                except Exception:
+                    answer = traceback.format_exc()
+                pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
+                answers.flush()

@@ -14,6 +14,7 @@ import random
 import shutil
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -36,7 +37,14 @@ from newllm.data.shards import (
     read_manifest,
 )
 from newllm.data.sources import Source
-from newllm.data.tokenizers import BPE, Tokenizer, Word1000, fingerprint, from_dict
+from newllm.data.tokenizers import (
+    BPE,
+    Tokenizer,
+    Word1000,
+    fingerprint,
+    load_tokenizer,
+    save_tokenizer,
+)
 from newllm.datasets import find_dataset
 from newllm.errors import UserError
 from newllm.files import DISK_ERRORS, cache_folder, write_text
@@ -186,9 +194,8 @@ def _open(folder: Path, check: bool = True) -> Encoded | None:
     manifest = read_manifest(folder, check)
     if manifest is None:
         return None
-    stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     return Encoded(
-        tokenizer=from_dict(stored),
+        tokenizer=load_tokenizer(folder / "tokenizer.json"),
         splits={
             name: EncodedSplit(folder, name, count) for name, count in manifest["shards"].items()
         },
@@ -208,12 +215,12 @@ def _encode(
     splits: dict[str, Rows],
     workers: int | None,
 ) -> None:
-    stored = partial.tokenizer()
-    if stored is not None:
-        tokenizer = from_dict(stored)
-    else:
+    begun = partial.tokenizer()
+    if begun is None:
         tokenizer = tokenizer or _train_tokenizer(splits["train"], encoding)
-        partial.save_tokenizer(tokenizer.to_dict())
+        partial.save_tokenizer(tokenizer)
+    else:
+        tokenizer = begun
     protocol_length = find_dataset(encoding.dataset).protocol_length
     for name, rows in splits.items():
         length = encoding.length if name == "train" else protocol_length
@@ -225,8 +232,8 @@ def _encode(
     manifest: dict[str, Any] = {
         "source": source.description,
         "revision": source.revision,
-        "accounting": {name: asdict(partial.split(name).accounting) for name in splits},
-        "shards": {name: partial.split(name).shards for name in splits},
+        "accounting": {name: asdict(partial.splits[name].accounting) for name in splits},
+        "shards": {name: partial.splits[name].shards for name in splits},
         "files": partial.files,
     }
     partial.finish(json.dumps(manifest, ensure_ascii=False, indent=1))
@@ -245,7 +252,7 @@ def _encode_split(
     rows: Rows, encoder: Encoder, partial: Partial, name: str, workers: int | None
 ) -> Accounting:
     """Encode what is not in a shard yet; the accounting is that of the whole split."""
-    state = partial.split(name)
+    state = partial.splits[name]
     if state.finished:
         return state.accounting
     writer = SplitWriter(partial.folder, name, state.shards)
@@ -376,7 +383,9 @@ class Partial:
         self.folder, self._becomes = folder, becomes
         self.files: dict[str, dict[str, Any]] = {}
         """Size and SHA-256 of every finished file."""
-        self._splits: dict[str, SplitState] = {}
+        self.splits: defaultdict[str, SplitState] = defaultdict(SplitState)
+        """To be changed, then kept by `save_shard`."""
+        self._progress = folder / "progress.json"
         self._read()
 
     @classmethod
@@ -393,39 +402,29 @@ class Partial:
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
+            count = sum(state.shards for state in partial.splits.values())
             raise UserError(
                 f"{error.filename or partial.folder}: {error.strerror} while rows were encoded; "
-                f"{partial.describe()} kept: free space there, or set NEWLLM_CACHE to another "
-                "folder, and give the same command again"
+                f"{count} finished shard{' is' if count == 1 else 's are'} kept: free space there, "
+                "or set NEWLLM_CACHE to another folder, and give the same command again"
             ) from None
-
-    def describe(self) -> str:
-        """`3 shards are`."""
-        count = sum(state.shards for state in self._splits.values())
-        return f"{count} finished shard{' is' if count == 1 else 's are'}"
-
-    def split(self, name: str) -> SplitState:
-        """How far a split is; to be changed, then kept by `save_shard`."""
-        return self._splits.setdefault(name, SplitState())
 
     def save_shard(self, writer: SplitWriter) -> None:
         """Write what is pending, and from here on go on after it."""
         writer.finish_shard()
-        self.split(writer.split).shards = writer.shards
+        self.splits[writer.split].shards = writer.shards
         self.files |= writer.files
         self._save()
 
-    def tokenizer(self) -> dict[str, Any] | None:
+    def tokenizer(self) -> Tokenizer | None:
         """The vocabulary that the finished shards are written in."""
-        if "tokenizer.json" not in self.files:
-            return None
-        return json.loads((self.folder / "tokenizer.json").read_text(encoding="utf-8"))
-
-    def save_tokenizer(self, stored: dict[str, Any]) -> None:
-        """Write the vocabulary."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "tokenizer.json"
-        write_text(path, json.dumps(stored, ensure_ascii=False))
+        return load_tokenizer(path) if path.name in self.files else None
+
+    def save_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Write the vocabulary."""
+        path = self.folder / "tokenizer.json"
+        save_tokenizer(tokenizer, path)
         self.files[path.name] = describe_file(path)
         self._save()
 
@@ -440,12 +439,8 @@ class Partial:
         """Nothing here is of use."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    @property
-    def _progress(self) -> Path:
-        return self.folder / "progress.json"
-
     def _save(self) -> None:
-        splits = {name: asdict(state) for name, state in self._splits.items()}
+        splits = {name: asdict(state) for name, state in self.splits.items()}
         write_text(self._progress, json.dumps({"files": self.files, "splits": splits}))
 
     def _read(self) -> None:
@@ -461,9 +456,9 @@ class Partial:
         self.files = stored["files"]
         for name, state in stored["splits"].items():
             accounting = Accounting(**state.pop("accounting"))
-            self._splits[name] = SplitState(accounting=accounting, **state)
-        if any(state.shards for state in self._splits.values()):
-            rows = sum(state.accounting.rows for state in self._splits.values())
+            self.splits[name] = SplitState(accounting=accounting, **state)
+        if any(state.shards for state in self.splits.values()):
+            rows = sum(state.accounting.rows for state in self.splits.values())
             print(f"Going on with an interrupted preparation: {rows:,} rows are encoded.",
                   file=sys.stderr)  # fmt: skip
 
@@ -491,13 +486,8 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 class PreparationProgress:
-    """Rows so far and rows a second on the error channel: one line that is written over on a
-    terminal, now and then a new one elsewhere.
-
-    Args:
-        split: what is prepared.
-        done: rows that were done before.
-    """
+    """Rows of a split so far, those `done` before included, and rows a second on the error channel:
+    one line that is written over on a terminal, now and then a new one elsewhere."""
 
     def __init__(self, split: str, done: int = 0) -> None:
         self._split, self._before = split, done
@@ -507,7 +497,7 @@ class PreparationProgress:
         self._shown = False
 
     def update(self, rows: int) -> None:
-        """So many rows are done, those done before included."""
+        """So many rows are done."""
         now = time.monotonic()
         if now < self._next:
             return

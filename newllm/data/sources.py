@@ -226,7 +226,10 @@ def _local(path: Path, level: Dataset) -> Source:
     digest = hashlib.sha256()
     for name, paths in sorted(files.items()):
         for file in paths:
-            digest.update(f"{name}:{_sha256(file)}\n".encode())
+            try:
+                digest.update(f"{name}:{sha256(file)}\n".encode())
+            except OSError as error:
+                raise UserError(f"{file}: cannot be read ({error.strerror})") from None
 
     def rows(paths: list[Path]) -> Rows:
         return lambda: (item for file in paths for item in read_file(file))
@@ -236,10 +239,3 @@ def _local(path: Path, level: Dataset) -> Source:
         fingerprint=digest.hexdigest(),
         splits={name: rows(paths) for name, paths in files.items()},
     )
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return sha256(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

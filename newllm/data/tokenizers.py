@@ -204,17 +204,13 @@ def from_dict(stored: dict[str, Any]) -> Tokenizer:
         most = Word1000.size - 4
         if not isinstance(words, list) or len(words) > most:
             raise ValueError(f"not a list of at most {most} words")
-        if not all(isinstance(word, str) and _is_text(word) for word in words):
+        if not all(isinstance(word, str) and not replace_surrogates(word)[1] for word in words):
             raise ValueError("words that are no text")
         return Word1000(words)
     if kind != "bpe" or not isinstance(stored.get("definition"), str):
         raise ValueError("not the description of a tokenizer")
     _check_definition(stored["definition"])
     return BPE(stored["definition"])
-
-
-def _is_text(word: str) -> bool:
-    return replace_surrogates(word)[1] == 0
 
 
 def _check_definition(definition: str) -> None:

@@ -16,13 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from newllm.evaluate.sandbox import (
-    NOT_PROTECTED_FROM,
-    PROTECTED_FROM,
-    Limits,
-    Outcome,
-    run_program,
-)
+from newllm.evaluate.sandbox import NOT_PROTECTED_FROM, PROTECTED_FROM, Limits, Outcome, run_program
 from newllm.inference.greedy import Answer
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S)

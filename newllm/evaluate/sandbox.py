@@ -128,7 +128,13 @@ def run_program(program: str, checks: Sequence[str] = (), limits: Limits | None 
                 "checks": list(checks),
                 "token": token,
                 "report": writer,
-                "limits": _resource_limits(limits),
+                "limits": {
+                    "RLIMIT_AS": limits.memory_bytes,
+                    "RLIMIT_FSIZE": limits.file_bytes,
+                    "RLIMIT_NOFILE": 32,
+                    "RLIMIT_CORE": 0,
+                    "RLIMIT_CPU": math.ceil(limits.seconds) + 2,  # in case this process has ended
+                },
             }
             watch = _Watch(process, process.stdout, reports, token)
             try:
@@ -155,16 +161,6 @@ def _start(folder: str, report: int) -> subprocess.Popen[bytes]:
         cwd=folder,
         env={"PYTHONHASHSEED": "0", "TMPDIR": folder, "HOME": folder, "LC_ALL": "C.UTF-8"},
     )
-
-
-def _resource_limits(limits: Limits) -> dict[str, int]:
-    return {
-        "RLIMIT_AS": limits.memory_bytes,
-        "RLIMIT_FSIZE": limits.file_bytes,
-        "RLIMIT_NOFILE": 32,
-        "RLIMIT_CORE": 0,
-        "RLIMIT_CPU": math.ceil(limits.seconds) + 2,  # in case this process has ended
-    }
 
 
 class _Watch:

@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from newllm.errors import UserError
 from newllm.files import cache_folder, write_text
@@ -78,7 +77,8 @@ def known_marks() -> list[Mark]:
 def add_marks(marks: Iterable[Mark]) -> Path:
     """Add marks to the machine's own, in place of equal measurements; returns their file."""
     path = own_marks_file()
-    kept = {_identity(mark): mark for mark in [*_read(path), *marks]}
+    known = [*_read(path), *marks]
+    kept = {(mark.dataset, mark.rows, mark.parameters, mark.minutes): mark for mark in known}
     content = json.dumps([asdict(mark) for mark in kept.values()], indent=1)
     write_text(path, content + "\n")
     return path
@@ -107,10 +107,6 @@ def judge_bpb(
         return None
     mark = min(fitting, key=lambda mark: (mark.minutes, mark.parameters))
     return BpbVerdict(mark.bpb, mark.parameters, mark.minutes, bpb < mark.bpb, mark.how)
-
-
-def _identity(mark: Mark) -> tuple[Any, ...]:
-    return mark.dataset, mark.rows, mark.parameters, mark.minutes
 
 
 def _read(path: Path) -> list[Mark]:

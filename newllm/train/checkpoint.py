@@ -23,13 +23,7 @@ import torch
 from newllm.config import is_own_block, parse
 from newllm.data.tokenizers import from_dict
 from newllm.errors import UserError
-from newllm.files import (
-    previous_path,
-    remove_abandoned,
-    scratch_path,
-    sync_folder,
-    write_bytes,
-)
+from newllm.files import previous_path, remove_abandoned, scratch_path, sync_folder, write_bytes
 from newllm.model import build_model
 from newllm.model.own_block import check_facts
 
