@@ -56,15 +56,9 @@ def named_levels(names: Sequence[str]) -> list[str]:
 
 
 def climb(config: ClimbConfig, resume: bool = False, note: Callable[[str], None] = print) -> Path:
-    """Train all levels of a climb, one after the other.
+    """Train all levels of a climb in turn; returns the path of the last one's best checkpoint.
 
-    Args:
-        config: the levels and how.
-        resume: go on where a climb in the same folder stopped.
-        note: where lines go.
-
-    Returns:
-        path of the last level's best checkpoint.
+    With `resume` it goes on where a climb in the same folder stopped.
 
     Raises:
         UserError: a level without rows, another climb in the folder, a level that is not cleared.

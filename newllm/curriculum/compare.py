@@ -22,7 +22,8 @@ from newllm.report.comparison import Comparison, write_comparison
 from newllm.results.runs import RunFiles
 from newllm.results.summary import Summary, load_summary
 from newllm.settings import resolve
-from newllm.train.run import shape_of
+from newllm.train.distributed import refuse_several
+from newllm.train.run import shape_of, train
 
 IN_THE_NAME = frozenset({"dataset", "subset", "num_layers", "architecture", "tokenizer"})
 """Settings that a run's name carries anyway."""
@@ -51,18 +52,14 @@ def compare(
     """Train every combination, and rewrite the report after each.
 
     Args:
-        dataset: name of the data set.
         sweeps: setting -> the values to compare; one value is simply the setting.
         single: further settings.
         params: size of every model; see :func:`newllm.settings.resolve`.
-        note: where lines go.
 
     Raises:
         UserError: a value is wrong, or a run of the same name was made with other settings.
         Stopped: a signal came; everything is saved, and the same command goes on.
     """
-    from newllm.train.distributed import refuse_several
-
     refuse_several("compare")
     variants = plan(dataset, sweeps, single, params)
     swept = [name for name, values in sweeps.items() if len(values) > 1]
@@ -144,8 +141,6 @@ def finished(variant: Variant) -> Summary | None:
 
 
 def _train(dataset: str, variant: Variant) -> Summary:
-    from newllm.train.run import train
-
     settings = variant.settings
     files = RunFiles(Path(settings.out), settings.run_name)
     begun = files.resume.exists() or previous_path(files.resume).exists()

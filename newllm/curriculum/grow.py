@@ -14,7 +14,7 @@ from newllm.train import checkpoint
 
 
 def grow_file(source: Path, target: Path, sizes: Mapping[str, int], seed: int = 0) -> ModelSettings:
-    """Write a grown checkpoint, after making sure that it computes the same function.
+    """Write a grown checkpoint, if it computes the same function; returns the new shape.
 
     Args:
         source: a `best_*.pt` or `*_final.pt` file. The latter also has the optimizer's moments,
@@ -22,9 +22,6 @@ def grow_file(source: Path, target: Path, sizes: Mapping[str, int], seed: int = 
         target: the file to write.
         sizes: new value of each of `GROWING` that changes.
         seed: of the new weights.
-
-    Returns:
-        the new shape.
 
     Raises:
         UserError: the file or the sizes do not permit it.

@@ -106,13 +106,7 @@ class Block:
 
 
 class Encoder:
-    """Makes blocks of the rows of one split.
-
-    Args:
-        tokenizer: the vocabulary.
-        dataset: whose rows they are.
-        length: tokens a word-1000 row is cut at (BPE rows are never cut).
-    """
+    """Makes blocks of a data set's rows; `length` is where word-1000 rows are cut (BPE: never)."""
 
     def __init__(self, tokenizer: Tokenizer, dataset: str, length: int) -> None:
         self.tokenizer, self.dataset, self.length = tokenizer, dataset, length
@@ -168,10 +162,8 @@ def encode_blocks(
 ) -> Generator[Block, None, None]:
     """Encode rows block by block; the blocks are the same whatever the number of workers.
 
-    Args:
-        items: the rows, read as they are needed: some blocks a worker are under way at a time.
-        encoder: makes a block of rows.
-        workers: processes (default: the cores this process may use); 1 is this process alone.
+    Rows are read as they are needed: some blocks a worker are under way at a time. `workers` are
+    processes (default: the cores this process may use); 1 is this process alone.
 
     Raises:
         UserError: a worker was ended from outside.

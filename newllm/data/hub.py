@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,13 +32,10 @@ class HubRows:
 
 
 def open_hub(repository: HubRepository, folders: list[str], head: bool) -> HubRows:
-    """Open a repository.
+    """Open a repository, or some folders of it (none: all).
 
-    Args:
-        repository: which.
-        folders: those to be read (none: all).
-        head: whether only the first rows of each split will be read. Then a file is fetched when
-            its first row is wanted, and the files after the last row never.
+    With `head` only the first rows of each split will be read: a file is fetched when its first row
+    is wanted, and the files after the last row never.
 
     Raises:
         Exception: dozens of kinds, when it cannot be had.
@@ -67,14 +64,13 @@ def _whole(repository: HubRepository, folders: list[str], revision: str | None) 
     import datasets
 
     parts: dict[str, list[datasets.Dataset]] = {}
-    for configuration in repository.configurations or (None,):
-        for folder in folders or (None,):
-            loaded = datasets.load_dataset(
-                repository.id, configuration, data_dir=folder, revision=revision
-            )
-            for name, part in cast("datasets.DatasetDict", loaded).items():
-                if split := _our_split(repository, str(name)):
-                    parts.setdefault(split, []).append(part)
+    for configuration, folder in product(repository.configurations or [None], folders or [None]):
+        loaded = datasets.load_dataset(
+            repository.id, configuration, data_dir=folder, revision=revision
+        )
+        for name, part in cast("datasets.DatasetDict", loaded).items():
+            if split := _our_split(repository, str(name)):
+                parts.setdefault(split, []).append(part)
 
     def rows(tables: list[datasets.Dataset], name: str) -> Rows:
         return lambda: _located(f"{repository.id} {name}", chain.from_iterable(tables))
@@ -89,17 +85,16 @@ def _by_file(repository: HubRepository, folders: list[str], revision: str | None
 
     files: dict[str, list[tuple[str, str]]] = {}  # split -> kind and place of each file
     known: dict[str, list[int | None]] = {}
-    for configuration in repository.configurations or (None,):
-        for folder in folders or (None,):
-            builder = datasets.load_dataset_builder(
-                repository.id, configuration, data_dir=folder, revision=revision
-            )
-            kind = type(builder).__module__.rpartition(".")[2]
-            counts = builder.info.splits if folder is None else None  # else those of all folders
-            for name, places in (builder.config.data_files or {}).items():
-                if split := _our_split(repository, str(name)):
-                    files.setdefault(split, []).extend((kind, str(place)) for place in places)
-                    known.setdefault(split, []).append(_count(counts, str(name)))
+    for configuration, folder in product(repository.configurations or [None], folders or [None]):
+        builder = datasets.load_dataset_builder(
+            repository.id, configuration, data_dir=folder, revision=revision
+        )
+        kind = type(builder).__module__.rpartition(".")[2]
+        counts = builder.info.splits if folder is None else None  # else those of all folders
+        for name, places in (builder.config.data_files or {}).items():
+            if split := _our_split(repository, str(name)):
+                files.setdefault(split, []).extend((kind, str(place)) for place in places)
+                known.setdefault(split, []).append(_count(counts, str(name)))
     if not files:
         raise ValueError("no data files")
 

@@ -44,10 +44,8 @@ class Batch:
     def pieces(self, rows: int, apart: bool = False) -> Iterator[tuple[slice | Tensor, Batch]]:
         """So many lanes at a time: which they are, and that part of the batch.
 
-        Args:
-            rows: lanes of a piece at most.
-            apart: no two documents share a lane. Those of like length then go together, and no
-                further than the longest: the rest of the columns is padding.
+        Where documents are `apart`, no two of them share a lane: those of like length go together,
+        and no further than the longest, as the rest of the columns is padding.
         """
         if not apart:
             for start in range(0, len(self.ids), rows):
@@ -67,13 +65,7 @@ class Batch:
 class EpochLoader:
     """The batches of one epoch over a split; `batches(step)` starts anywhere.
 
-    Args:
-        split: documents to read.
-        row_length: positions in a row.
-        lanes: rows in a batch.
-        shuffle_seed: (seed, epoch) that decides the order; None keeps the documents' order.
-        shared: whether several documents may share a row.
-        part: the lanes to read; the others are another process's.
+    It reads the lanes `part`; the others are another process's. The rest is as in `plan_epoch`.
     """
 
     def __init__(
@@ -134,11 +126,8 @@ class Mixture:
     "Simple and Scalable Strategies to Continually Pre-train Large Language Models",
     arXiv:2403.08763).
 
-    Args:
-        main: read completely.
-        rehearsed: splits to draw from, each an equal part of the tokens.
-        share: of all tokens that is rehearsed, 0..0.9.
-        seed: decides, with the rest, which documents are drawn.
+    `share` (0..0.9) of all tokens is rehearsed, an equal part from each of the splits `rehearsed`;
+    `main` is read completely. `seed` decides, with the rest, which documents are drawn.
     """
 
     def __init__(

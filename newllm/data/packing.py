@@ -94,16 +94,10 @@ class Plan:
 
 
 def pack(positions: np.ndarray, order: np.ndarray, row_length: int, shared: bool) -> Chains:
-    """Place documents into chains of rows.
+    """Place documents, in the order given ([D]), into chains of rows of `row_length` positions.
 
-    Args:
-        positions: scored positions of each document, [D].
-        order: the documents in the order to be placed, [D].
-        row_length: positions a row holds.
-        shared: whether several documents may share a row.
-
-    Returns:
-        Chains; every document in `order` that has a position is in exactly one.
+    `positions` [D] are the scored ones of each document; every document that has one is in exactly
+    one chain. Several documents share a row only where `shared`.
     """
     order = order[positions[order] > 0]
     chain_of = np.empty(len(order), np.int32)
@@ -175,12 +169,8 @@ def plan_epoch(
 def _spread(rows: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
     """Each chain to the emptiest lane: given the longest first, lanes end up equally long.
 
-    Args:
-        rows: of each chain, [C], falling.
-        lanes: number of lanes.
-
-    Returns:
-        (lane of each chain, [C] int32; rows in each lane, [lanes] int64).
+    From the rows of each chain, falling, [C]: (lane of each chain, [C] int32; rows in each lane,
+    [lanes] int64).
     """
     heap = [(0, lane) for lane in range(lanes)]
     lane_of = np.empty(len(rows), np.int32)

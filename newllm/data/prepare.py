@@ -327,11 +327,8 @@ class JointTokenizer:
 def train_joint_tokenizer(sources: Mapping[str, Source], vocab_size: int) -> JointTokenizer:
     """One BPE vocabulary for several data sets, of equally many bytes of each.
 
-    It is trained on the contents of the training rows of each data set, from the first on.
-
-    Args:
-        sources: data set -> where its rows are.
-        vocab_size: entries, special tokens included.
+    It is trained on the contents of the training rows of each data set, from the first on;
+    `vocab_size` includes the special tokens.
 
     Raises:
         UserError: a data set has no usable row.

@@ -122,12 +122,9 @@ Renderer = ChatRenderer | ProtocolRenderer
 
 
 def make_renderer(tokenizer: Tokenizer, dataset: Dataset, length: int | None = None) -> Renderer:
-    """The renderer that goes with a tokenizer.
+    """The renderer that goes with a tokenizer, for the rows or prompts of a data set.
 
-    Args:
-        tokenizer: the vocabulary.
-        dataset: whose rows, or what kind of prompts, are rendered.
-        length: tokens a word-1000 row is cut at (default: the protocol's length).
+    `length` is where word-1000 rows are cut, in tokens (default: the protocol's length).
     """
     if isinstance(tokenizer, BPE):
         return ChatRenderer(tokenizer, dataset.plain_text)

@@ -86,8 +86,7 @@ class EncodedSplit:
     def stretches(self, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The whole split, as (ids [N], offsets [D + 1]) of documents that follow each other.
 
-        Args:
-            most: tokens of a stretch; a longer document is one by itself.
+        A stretch has `most` tokens at most; a longer document is one by itself.
         """
         ends = np.cumsum(self.lengths)
         begin = before = 0
@@ -155,13 +154,7 @@ class _Arrays:
 
 
 class SplitWriter:
-    """Appends documents of one split to shards in `folder`.
-
-    Args:
-        folder: where the shards are written.
-        split: name of the split.
-        shards: those that are there already.
-    """
+    """Appends documents of one split to shards in `folder`, where so many are already."""
 
     def __init__(self, folder: Path, split: str, shards: int = 0) -> None:
         self._folder, self.split, self.shards = folder, split, shards
@@ -212,9 +205,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 def read_manifest(folder: Path, check: bool = True) -> dict[str, Any] | None:
     """The manifest of a whole, undamaged folder; None where anything is missing or changed.
 
-    Args:
-        folder: the folder.
-        check: read every file to compare its hash (not needed where it was just written).
+    With `check` every file is read to compare its hash (not needed where it was just written).
     """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))

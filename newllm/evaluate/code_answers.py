@@ -97,11 +97,7 @@ def score_code(
 ) -> dict[str, Any]:
     """Fractions of answers that parse, run, and pass.
 
-    Args:
-        tasks: what was asked.
-        answers: what the model wrote.
-        run_code: run them sandboxed (:mod:`newllm.evaluate.sandbox`); else they are only read.
-        limits: of each answer.
+    With `run_code` they run sandboxed (:mod:`newllm.evaluate.sandbox`); else they are only read.
 
     Returns:
         parses, runs (fractions of all rows), checked_rows, passes (fraction of those; None without

@@ -136,12 +136,7 @@ def _end(worker: subprocess.Popen[str]) -> None:
 def score_math(
     tasks: Sequence[MathTask], answers: Sequence[Answer], seconds: float = COMPARE_SECONDS
 ) -> dict[str, Any]:
-    """Fractions of answers whose box is there, and right.
-
-    Args:
-        tasks: what was asked.
-        answers: what the model wrote.
-        seconds: for one comparison.
+    """Fractions of answers whose box is there, and right; `seconds` are for one comparison.
 
     Returns:
         boxed (fraction of answers with a box), right (fraction of all rows), undecided (comparisons

@@ -58,13 +58,9 @@ def score_preferences(
     pairs: Sequence[Pair],
     at_once: int = DIALOGUES_AT_ONCE,
 ) -> dict[str, Any]:
-    """How often `chosen` is likelier per byte.
+    """How often a model in evaluation mode finds `chosen` likelier per byte.
 
-    Args:
-        model: in evaluation mode.
-        renderer: makes the model's tokens of dialogues.
-        pairs: what is compared.
-        at_once: dialogues read side by side.
+    `at_once` dialogues are read side by side.
 
     Returns:
         prefers_chosen (share of pairs), standard_error (of that share), longer_chosen (share of

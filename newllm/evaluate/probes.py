@@ -42,12 +42,7 @@ def recall_task(seed: int, rows: int, pairs: int, length: int) -> Task:
     Each row shows so many pairs of a key and a value (the keys all different), then asks for the
     values of keys drawn from them at random: `k1 v1 k2 v2 .. | k2 k1 k1 ..`. Unlike in the paper
     no value and nothing else stands between the questions, so that a row asks as often as it can.
-
-    Args:
-        seed: same seed, same rows.
-        rows: N.
-        pairs: 1..32.
-        length: T, at least 2 * pairs.
+    Of `rows` N and `length` T; 1..32 `pairs`, and T is at least twice as many.
     """
     rng = np.random.default_rng((seed, rows, pairs, length))
     keys = rng.permuted(np.tile(np.arange(RECALL_KEYS), (rows, 1)), axis=1)[:, :pairs]
@@ -127,10 +122,7 @@ def turn_losses(
 ) -> dict[tuple[int, str], TurnSums]:
     """What earlier turns are worth: the loss of turn k with and without them.
 
-    Args:
-        model: trained with the renderer's tokenizer.
-        renderer: makes tokens of conversations.
-        conversations: dialogues; those that nobody answers are passed over.
+    Dialogues that nobody answers are passed over.
 
     Returns:
         (k, "user" or "assistant") -> sums over all dialogues, k = 1, 2, ..; "user" is all that the

@@ -54,13 +54,10 @@ def skill_check(
     rows: int = SKILL_ROWS,
     run_code: bool = False,
 ) -> dict[str, Any]:
-    """Check what a model can do on the evaluation rows of a data set.
+    """Check what a model can do on the evaluation rows of a data set at `source`.
 
     Args:
         model: trained with `tokenizer`, on any device.
-        tokenizer: the model's.
-        dataset: whose rows they are.
-        source: where they come from.
         rows: at most so many of the rows that can be judged, always the same ones.
         run_code: run code answers sandboxed (:mod:`newllm.evaluate.sandbox`); else they are parsed.
 

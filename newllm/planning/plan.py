@@ -136,10 +136,8 @@ def machine_of(
 ) -> Machine:
     """The machine that `--device` names; `here` is measured for some seconds.
 
-    Args:
-        device: its name.
-        utilisation: fraction of its peaks (default: `UTILISATION`); `here` has none.
-        price: dollars an hour and device.
+    `utilisation` is a fraction of its peaks (default: `UTILISATION`), which `here` has none of;
+    `price` is in dollars an hour and device.
 
     Raises:
         UserError: unknown device, or a fraction of what is measured.
@@ -168,13 +166,9 @@ def machine_of(
 def make_plan(
     settings: Settings, tokens: int, machine: Machine, batch_tokens: int | None = None
 ) -> Plan:
-    """Expect a training of so many tokens.
+    """Expect a training of so many tokens in all.
 
-    Args:
-        settings: of the model.
-        tokens: trained in all.
-        machine: where.
-        batch_tokens: of a step, over all devices (default: see `BATCH_TOKENS`).
+    `batch_tokens` are those of a step, over all devices (default: see `BATCH_TOKENS`).
     """
     usual = BATCH_TOKENS["here"] if machine.assumed is None else BATCH_TOKENS["gpu"] * machine.count
     batch = batch_tokens or usual

@@ -124,10 +124,7 @@ def measured_speed() -> Speed:
 def timed_step(settings: Settings, rows: int, length: int) -> Callable[[], tuple[float, float]]:
     """A function that trains a step on made-up tokens: seconds of both passes, and of the update.
 
-    Args:
-        settings: of the model and its optimizers.
-        rows: of the batch, computed at once.
-        length: tokens of each.
+    All rows, of `length` tokens each, are computed at once.
     """
     device = pick_device("auto")
     keep_freed_memory()

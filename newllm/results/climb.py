@@ -34,14 +34,9 @@ Matrix = list[list[float | None]]
 def forgetting_matrix(
     levels: Sequence[str], scores: Sequence[Mapping[str, float | None]]
 ) -> Matrix:
-    """Arrange scores as a matrix.
+    """One row a finished level, one column a level; None where it was not evaluated.
 
-    Args:
-        levels: data sets in the order they were learned.
-        scores: for each level that is done, in order, bits per byte by data set.
-
-    Returns:
-        One row a finished level, one column a level; None where it was not evaluated.
+    `scores` are, for each level that is done, in the order of `levels`, bits per byte by data set.
     """
     return [[row.get(level) for level in levels] for row in scores]
 

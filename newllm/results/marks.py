@@ -89,12 +89,7 @@ def judge_bpb(
 ) -> BpbVerdict | None:
     """The verdict by the mark that fits a run; None where no mark does.
 
-    Args:
-        dataset: name of the data set.
-        rows: fingerprint of its rows.
-        bpb: bits per byte the run reached; None in a protocol without them.
-        parameters: of the run's model.
-        minutes: it was trained for.
+    `rows` is the fingerprint of its rows, `bpb` what it reached: None in a protocol without it.
     """
     fitting = [
         mark

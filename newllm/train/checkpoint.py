@@ -39,12 +39,9 @@ _ZIP_END = b"PK\x05\x06"
 
 
 def save(path: Path, content: Content, keep_previous: bool = False) -> None:
-    """Write a sealed checkpoint in place of `path`.
+    """Write a sealed checkpoint of tensors and plain values in place of `path`.
 
-    Args:
-        path: the file.
-        content: tensors and plain values.
-        keep_previous: keep the file that was there as `NAME.previous.pt`.
+    With `keep_previous` the file that was there is kept as `NAME.previous.pt`.
 
     Raises:
         OSError: the old file is untouched.

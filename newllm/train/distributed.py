@@ -191,8 +191,7 @@ class Processes:
     def gather_state(self, state: State) -> State:
         """The carried states of the whole batch, on the CPU; complete in the main process alone.
 
-        Args:
-            state: of this process's sequences, every tensor [L, B / processes, ...].
+        `state` is of this process's sequences: every tensor [L, B / processes, ...].
         """
         if self.world == 1:
             return state

@@ -64,9 +64,7 @@ def fit_rows(
     Args:
         try_rows: forward and backward on so many rows, leaving no trace; returns the bytes the
             process held when it held most.
-        rows: the most rows that are wanted.
-        device: where.
-        note: prints a line when rows are fewer than wanted.
+        rows: the most rows that are wanted; where there are fewer, `note` prints a line.
         neighbours: processes on this machine that take memory alike, this one among them.
 
     Returns:

@@ -421,9 +421,7 @@ class Start:
 def shape_of(path: str, architecture: str | None = None) -> dict[str, Any]:
     """Settings that a run inherits from the model of --from, unless they are given.
 
-    Args:
-        path: the file.
-        architecture: the one that was given, which a block of one's own needs.
+    `architecture` is the one that was given, which a block of one's own needs.
 
     Raises:
         UserError: the file is missing, damaged, or no model; its block was not given.

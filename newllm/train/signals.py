@@ -45,12 +45,9 @@ def run_lock(folder: Path, name: str, note: Callable[[str], None] = print) -> It
 class StopRequest:
     """Turns Ctrl-C, SIGTERM and a lost terminal into a request honoured after the current step.
 
-    A second signal of the same kind acts as usual (and the last save stands), unless a launcher may
-    have sent it.
-
-    Args:
-        launched: signals are passed on by a launcher, which may repeat what this process got
-            already, and also ends the others when the first one has left.
+    A second signal of the same kind acts as usual (and the last save stands), unless this process
+    was `launched`: a launcher may repeat what it got already, and ends the others when the first
+    one has left.
     """
 
     def __init__(self, launched: bool = False) -> None:

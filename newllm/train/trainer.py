@@ -92,12 +92,8 @@ class Trainer:
     """Trains until the settings are fulfilled, the patience is exhausted or a stop is requested.
 
     Args:
-        settings: fully decided settings.
-        data: encoded rows.
-        log: where lines go.
         save: called with the trainer when the state should be made durable.
         finish_epoch: called with the trainer, and whether the epoch was the best so far.
-        device: where it is computed.
         rehearsed: earlier training rows, of which every epoch has some.
         frozen: shape of the part of a grown model that does not train.
         processes: those that train together (default: this one alone).
