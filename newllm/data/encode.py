@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import queue
 import signal
 import subprocess
 import sys
@@ -176,10 +175,10 @@ def encode_blocks(
     first = next(batches, None)
     if first is None:
         return
-    with contextlib.closing(_Pool(encoder, count)) as pool:
-        under_way: deque[Future[Block]] = deque([pool.submit(first)])
+    with _pool(encoder, count) as submit:
+        under_way = deque([submit(first)])
         for batch in batches:
-            under_way.append(pool.submit(batch))
+            under_way.append(submit(batch))
             if len(under_way) > 2 * count:
                 yield under_way.popleft().result()
         while under_way:
@@ -193,36 +192,31 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-class _Pool:
-    """Processes, and a thread for each that hands it rows and takes its blocks.
+@contextlib.contextmanager
+def _pool(encoder: Encoder, count: int) -> Iterator[Callable[[list[Item]], Future[Block]]]:
+    """Processes, and a thread for each that hands it rows; they end with the block, also mid-work.
 
     Not a `ProcessPoolExecutor`: its spawned workers run the user's main script again, which fails
     without a `__main__` guard, and outlive this process when it is killed.
     """
+    workers = [_Worker(encoder) for _ in range(count)]
+    free = deque(workers)  # as many as threads: whichever runs finds one
+    threads = ThreadPoolExecutor(count)
 
-    def __init__(self, encoder: Encoder, count: int) -> None:
-        self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        self._workers = [_Worker(encoder) for _ in range(count)]
-        for worker in self._workers:
-            self._free.put(worker)
-        self._threads = ThreadPoolExecutor(count)
-
-    def submit(self, items: list[Item]) -> Future[Block]:
-        return self._threads.submit(self._run, items)
-
-    def _run(self, items: list[Item]) -> Block:
-        worker = self._free.get()
+    def encode(items: list[Item]) -> Block:
+        worker = free.popleft()
         try:
             return worker.encode(items)
         finally:
-            self._free.put(worker)
+            free.append(worker)
 
-    def close(self) -> None:
-        """End the processes, also in the middle of their work."""
-        for worker in self._workers:
+    try:
+        yield lambda items: threads.submit(encode, items)
+    finally:
+        for worker in workers:
             worker.kill()
-        self._threads.shutdown(cancel_futures=True)
-        for worker in self._workers:
+        threads.shutdown(cancel_futures=True)
+        for worker in workers:
             worker.close()
 
 

@@ -89,7 +89,7 @@ def test_any_number_of_processes_writes_the_same(rows, expected, monkeypatch) ->
 
 def test_small_data_start_no_process(rows, monkeypatch) -> None:
     monkeypatch.setattr(encode, "usable_cores", lambda: 64)
-    monkeypatch.setattr(encode, "_Pool", None)
+    monkeypatch.setattr(encode, "_pool", None)
     assert made(rows).accounting["train"].rows == 4000
 
 

@@ -15,6 +15,7 @@ from newllm.datasets import find_dataset
 from newllm.errors import UserError
 from newllm.evaluate import sandbox, skills
 from newllm.evaluate.skills import require_skills, skill_check
+from newllm.inference.greedy import Answer
 from newllm.model import LanguageModel, build_model
 from newllm.report.tables import evaluation_table
 
@@ -127,7 +128,7 @@ def test_answers_a_person_could_have_given(model, tokenizer, monkeypatch, tmp_pa
     ]  # fmt: skip
     replies = [rows[0]["output"], rows[1]["output"], rows[0]["output"], "I do not know."]
     monkeypatch.setattr(
-        skills, "_answers", lambda *_: [skills.Answer(text, True) for text in replies]
+        skills, "greedy_answers", lambda *_: [Answer(text, True) for text in replies]
     )
     result = skill_check(model, tokenizer, "code_alpaca", rows_source(rows), run_code=True)
     assert (result["parses"], result["runs"], result["passes"]) == (0.75, 0.75, 0.5)
