@@ -54,19 +54,15 @@ class EncodedSplit:
         paths = {part: [_path(folder, split, n, part) for n in range(shards)] for part in _PARTS}
         self._tokens = _Arrays(paths["tokens"], _PARTS["tokens"])
         self._assistant = _Arrays(paths["assistant"], _PARTS["assistant"])
-        tables = [np.load(path) for path in paths["documents"]]
-        self._first_document = np.cumsum([0] + [len(table) for table in tables])
-        documents = np.concatenate(tables) if tables else np.zeros((0, 3), np.int64)
+        tables = [np.load(path) for path in paths["documents"]] or [np.zeros((0, 3), np.int64)]
+        self._first_document = np.cumsum([0, *map(len, tables)])
+        documents = np.concatenate(tables)
         self.lengths: np.ndarray = documents[:, 0]
         """Tokens of each document, [D] int64."""
         self.content_bytes: np.ndarray = documents[:, 1]
         self.assistant_bytes: np.ndarray = documents[:, 2]
-        offsets = np.cumsum(self.lengths) - self.lengths
-        for shard in range(shards):  # offsets count from the start of the shard
-            begin, end = self._first_document[shard : shard + 2]
-            if end > begin:
-                offsets[begin:end] -= offsets[begin]
-        self._offsets = offsets
+        # Where each document begins in its shard.
+        self._offsets = np.concatenate([np.cumsum(t[:, 0]) - t[:, 0] for t in tables])
 
     def __len__(self) -> int:
         return len(self.lengths)

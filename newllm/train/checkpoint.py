@@ -157,15 +157,13 @@ def load_newest(path: Path) -> tuple[Content, str | None] | None:
     None where there is neither. Raises UserError where files exist but none is valid.
     """
     problem: UserError | None = None
-    for candidate in (path, previous_path(path)):
-        if not candidate.exists():
-            continue
+    for candidate in filter(Path.exists, (path, previous_path(path))):
         try:
             content = load(candidate)
         except UserError as error:
             problem = problem or error
-            continue
-        return content, f"{problem}; going on from {candidate.name}" if problem else None
+        else:
+            return content, f"{problem}; going on from {candidate.name}" if problem else None
     if problem is not None:
         raise problem
     return None

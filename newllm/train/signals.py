@@ -61,15 +61,14 @@ class StopRequest:
         kinds = [getattr(signal, name) for name in names if hasattr(signal, name)]
         # `nohup` ignores SIGHUP, and so do we then.
         kinds = [kind for kind in kinds if signal.getsignal(kind) is not signal.SIG_IGN]
-        before = {kind: signal.signal(kind, self._handle) for kind in kinds}
-        self._before = before
+        self._before = {kind: signal.signal(kind, self._handle) for kind in kinds}
         try:
             yield self
         finally:
             # A launcher terminates the other processes when the first one has exited. They are
             # exiting too, and ignore its signal, also while Python shuts down.
             leaving = self._launched and self.signal is not None
-            for kind, handler in before.items():
+            for kind, handler in self._before.items():
                 signal.signal(kind, signal.SIG_IGN if leaving else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
