@@ -42,8 +42,6 @@ ALONE_BLOCKS = 32
 
 _MALFORMED_SHOWN = 20
 
-_START = "from newllm.data.encode import work; work()"
-
 
 @dataclass
 class Accounting:
@@ -236,7 +234,7 @@ class _Worker:
             "TOKENIZERS_PARALLELISM": "false",  # the processes are what runs side by side
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START],
+            [sys.executable, "-c", "from newllm.data.encode import work; work()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -215,16 +215,11 @@ def _encode(
     splits: dict[str, Rows],
     workers: int | None,
 ) -> None:
-    begun = partial.tokenizer()
-    if begun is None:
-        tokenizer = tokenizer or _train_tokenizer(splits["train"], encoding)
-        partial.save_tokenizer(tokenizer)
-    else:
-        tokenizer = begun
+    vocabulary = partial.tokenizer(lambda: tokenizer or _train_tokenizer(splits["train"], encoding))
     protocol_length = find_dataset(encoding.dataset).protocol_length
     for name, rows in splits.items():
         length = encoding.length if name == "train" else protocol_length
-        encoder = Encoder(tokenizer, encoding.dataset, length)
+        encoder = Encoder(vocabulary, encoding.dataset, length)
         accounting = _encode_split(rows, encoder, partial, name, workers)
         if not accounting.documents:
             partial.discard()
@@ -413,17 +408,16 @@ class Partial:
         self.files |= writer.files
         self._save()
 
-    def tokenizer(self) -> Tokenizer | None:
-        """The vocabulary that the finished shards are written in."""
+    def tokenizer(self, make: Callable[[], Tokenizer]) -> Tokenizer:
+        """The vocabulary of the finished shards; made and kept where there is none yet."""
         path = self.folder / "tokenizer.json"
-        return load_tokenizer(path) if path.name in self.files else None
-
-    def save_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Write the vocabulary."""
-        path = self.folder / "tokenizer.json"
+        if path.name in self.files:
+            return load_tokenizer(path)
+        tokenizer = make()
         save_tokenizer(tokenizer, path)
         self.files[path.name] = describe_file(path)
         self._save()
+        return tokenizer
 
     def finish(self, manifest: str) -> None:
         """The folder is complete: give it its name, in place of a damaged one."""
@@ -433,7 +427,7 @@ class Partial:
         self.folder.rename(self._becomes)
 
     def discard(self) -> None:
-        """Nothing here is of use."""
+        """Remove the folder: nothing in it is of use."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _save(self) -> None:

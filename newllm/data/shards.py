@@ -183,7 +183,7 @@ def _path(folder: Path, split: str, shard: int, part: str) -> Path:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    """`np.save`, which when the disk is full says neither so nor where."""
+    """`np.save`, with an error that names the file when the disk is full."""
     try:
         with path.open("wb") as file:
             header = np.lib.format.header_data_from_array_1_0(array)

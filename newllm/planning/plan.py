@@ -68,7 +68,7 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """Of all."""
+        """Of the whole step."""
         return self.products + self.between + self.update + self.exchange
 
 
@@ -89,12 +89,12 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Of training."""
+        """Hours of training."""
         return self.tokens / self.batch_tokens * self.step.seconds / 3600
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all devices."""
+        """Tokens a second, over all devices."""
         return self.batch_tokens / self.step.seconds
 
     @property

@@ -157,8 +157,10 @@ class _Run:
         )
         if stored is not None:
             self._take_up(trainer, stored)
-        else:
-            self.start.apply(trainer)
+        elif self.start.content is not None:
+            trainer.model.load_state_dict(self.start.content["model"])
+            moments = self.start.content.get("moments", {})
+            set_moments(trainer.model, trainer.optimizers, moments)
         if self.processes.main:
             self._introduce(trainer, resumed=stored is not None)
             write_text(self.files.settings, to_yaml(self.settings))
@@ -410,12 +412,6 @@ class Start:
                 f"{self.settings.embed_dim}, which leaves no part as it was"
             )
         return before
-
-    def apply(self, trainer: Trainer) -> None:
-        """Give a new run the weights, and the optimizer's moments if the file has them."""
-        if self.content is not None:
-            trainer.model.load_state_dict(self.content["model"])
-            set_moments(trainer.model, trainer.optimizers, self.content.get("moments", {}))
 
 
 def shape_of(path: str, architecture: str | None = None) -> dict[str, Any]:
