@@ -17,9 +17,8 @@ import jinja2
 from markupsafe import Markup
 
 import newllm
-from newllm.datasets.base import Dataset
 from newllm.report.charts import TEMPLATES, Chart, Line, Threshold, draw
-from newllm.report.page_text import Language, Translator
+from newllm.report.page_text import Translator
 from newllm.report.progress import Progress, Row, Status
 from newllm.report.text import NOTHING, count, fixed, percent, signed
 from newllm.results.climb import Climb
@@ -48,50 +47,9 @@ class Talk:
     answers: Sequence[tuple[int, str]]
 
 
-@dataclass(frozen=True)
-class RunView:
-    """A run, in words and drawings of one language."""
-
-    row: Row
-    style: str
-    icon: str
-    status: str
-    sentences: Sequence[str]
-    tiles: Pairs
-    chart: str | None
-    caption: str
-    flow: Pairs
-    losses: str
-    answers: Sequence[Talk]
-    facts: Sequence[tuple[str, Pairs]]
-
-
 def style_of(status: Status) -> str:
     """The status as a class of `page.css`."""
     return status.removeprefix("trained, ").replace(" ", "-")
-
-
-def view_run(row: Row, run: Run, t: Translator) -> RunView:
-    """What the page says of a level's run."""
-    flow, losses = _flow(run, t)
-    chart, caption = _curve(row, run, t)
-    status = t(row.status)
-    if row.status == "training":
-        status = t("training, epoch {n} of {all}", n=run.epoch, all=run.settings.epochs)
-    return RunView(
-        row=row,
-        style=style_of(row.status),
-        icon=ICONS[row.status],
-        status=status,
-        sentences=_sentences(run, t),
-        tiles=_tiles(row, run, t),
-        chart=chart,
-        caption=caption,
-        flow=flow,
-        losses=losses,
-        answers=pick_answers(run.answers),
-        facts=_facts(run, t),
-    )
 
 
 def pick_answers(lines: Sequence[AnswersRecord]) -> list[Talk]:
@@ -267,76 +225,14 @@ def show_value(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Step:
-    """A level as a step of the staircase."""
-
-    level: Dataset
-    status: Status
-    style: str
-    icon: str
-    scores: Sequence[str]
-    has_run: bool
-
-
-@dataclass(frozen=True)
-class Group:
-    """A level with its runs."""
-
-    level: Dataset
-    runs: Sequence[RunView]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number of the forgetting matrix."""
-
-    score: float | None
-    change: float | None
-    """Since the level was learned; None on the diagonal."""
-    style: str
-
-
-@dataclass(frozen=True)
-class MatrixRow:
-    name: str
-    cells: Sequence[Cell]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One level of a climb."""
-
-    name: str
-    run: str
-    grown: str
-    minutes: float | None
-    skills: str
-
-
-@dataclass(frozen=True)
-class ClimbView:
-    """The climb in words of one language."""
-
-    names: Sequence[str]
-    rows: Sequence[MatrixRow]
-    transfer: str | None
-    stages: Sequence[Stage]
-
-
-@dataclass(frozen=True)
 class View:
     """The page in one language."""
 
     t: Translator
-    steps: Sequence[Step]
+    levels: Sequence[Sequence[Row]]
+    """The rows of each level."""
     next: NextStep | None
-    groups: Sequence[Group]
-    waiting: Sequence[Row]
-    climb: ClimbView | None
-
-    @property
-    def language(self) -> Language:
-        return self.t.language
+    climb: Climb | None
 
 
 def progress_page(progress: Progress) -> str:
@@ -347,6 +243,18 @@ def progress_page(progress: Progress) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"fixed": fixed, "signed": signed, "percent": percent}
+    environment.filters |= {"value": show_value, "style": style_of, "icon": ICONS.__getitem__}
+    environment.globals |= {
+        "sentences_of": _sentences,
+        "tiles_of": _tiles,
+        "curve_of": _curve,
+        "flow_of": _flow,
+        "facts_of": _facts,
+        "pick_answers": pick_answers,
+        "best_status": _best_status,
+        "score_of": _score,
+        "forgotten": _forgotten,
+    }
     script = _part("page.js")
     return environment.get_template("page.html").render(
         views=[view(progress, Translator("en")), view(progress, Translator("ja"))],
@@ -362,21 +270,9 @@ def progress_page(progress: Progress) -> str:
 def view(progress: Progress, t: Translator) -> View:
     """Everything the page shows, in one language."""
     rows = [*progress.rows, *progress.beside]
-    levels = list(dict.fromkeys(row.level.name for row in rows))
-    by_level = {name: [row for row in rows if row.level.name == name] for name in levels}
-    groups = [
-        Group(found[0].level, [view_run(row, row.run, t) for row in found if row.run is not None])
-        for found in by_level.values()
-        if found[0].run is not None
-    ]
-    return View(
-        t=t,
-        steps=[_step(found, t) for found in by_level.values() if found[0].level.number],
-        next=choose_next(progress, t),
-        groups=groups,
-        waiting=[row for row in progress.rows if row.run is None],
-        climb=_climb(progress.climb, t) if progress.climb else None,
-    )
+    names = dict.fromkeys(row.level.name for row in rows)
+    levels = [[row for row in rows if row.level.name == name] for name in names]
+    return View(t, levels, choose_next(progress, t), progress.climb)
 
 
 def choose_next(progress: Progress, t: Translator) -> NextStep | None:
@@ -402,61 +298,34 @@ def choose_next(progress: Progress, t: Translator) -> NextStep | None:
     return None
 
 
-def _step(rows: Sequence[Row], t: Translator) -> Step:
-    status = min(rows, key=lambda row: list(ICONS).index(row.status)).status
-    scores = []
-    for row in rows:
-        best = row.run.best if row.run is not None else None
-        if best is not None:
-            bpe = row.tokenizer == "bpe"
-            bits = t("{value} bits/byte", value=fixed(best["bpb"], 3))
-            scores.append(bits if bpe else f"PPL {fixed(best['ppl'], 2)}")
-    has_run = any(row.run is not None for row in rows)
-    return Step(rows[0].level, status, style_of(status), ICONS[status], scores, has_run)
+def _best_status(rows: Sequence[Row]) -> Status:
+    return min((row.status for row in rows), key=list(ICONS).index)
 
 
-def _climb(climb: Climb, t: Translator) -> ClimbView:
-    names = [result["dataset"] for result in climb.results]
-    rows = [
-        MatrixRow(
-            name,
-            [
-                _cell(score, climb.matrix[j][j] if j < i else None, learned=i == j)
-                for j, score in enumerate(scores)
-            ],
-        )
-        for i, (name, scores) in enumerate(zip(names, climb.matrix, strict=True))
-    ]
-    transfer = None
-    if climb.backward_transfer is not None:
-        gained = climb.backward_transfer >= 0
-        how = "earlier levels got better" if gained else "earlier levels were partly forgotten"
-        text = f"Backward transfer {{value}} bits per byte: {how}."
-        transfer = t(text, value=signed(climb.backward_transfer, 4))
-    stages = [
-        Stage(
-            name=result["dataset"],
-            run=result["run"],
-            grown=", ".join(
-                f"{setting} {before} → {after}"
-                for setting, (before, after) in (result.get("grown") or {}).items()
-            ),
-            minutes=result.get("minutes"),
-            skills=show_value(result["skills"]) if result.get("skills") else "",
-        )
-        for result in climb.results
-    ]
-    return ClimbView(names, rows, transfer, stages)
+def _score(row: Row, run: Run, t: Translator) -> str:
+    """What the level's step says of a run."""
+    best = run.best
+    if best is None:
+        return ""
+    if row.tokenizer == "bpe":
+        return t("{value} bits/byte", value=fixed(best["bpb"], 3))
+    return f"PPL {fixed(best['ppl'], 2)}"
 
 
-def _cell(score: float | None, learned_at: float | None, learned: bool) -> Cell:
-    """Shaded by the relative change since the level was learned: from 0.5%, 3% and 10%."""
-    if score is None or learned_at is None:
-        return Cell(score, None, "learned" if learned else "")
-    change = score - learned_at
-    strength = sum(abs(change) / learned_at >= bound for bound in (0.005, 0.03, 0.1))
+def _forgotten(climb: Climb, after: int, level: int) -> tuple[float | None, str]:
+    """The change of a level's score since it was learned, and its style.
+
+    Shaded by the relative change: from 0.5%, 3% and 10%.
+    """
+    score, learned = climb.matrix[after][level], climb.matrix[level][level]
+    if after == level:
+        return None, "learned"
+    if after < level or score is None or learned is None:
+        return None, ""
+    change = score - learned
+    strength = sum(abs(change) / learned >= bound for bound in (0.005, 0.03, 0.1))
     style = f"{'better' if change < 0 else 'worse'}-{strength}" if strength else ""
-    return Cell(score, change, style)
+    return change, style
 
 
 def _part(name: str) -> str:
