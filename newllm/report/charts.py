@@ -1,7 +1,8 @@
-"""Line charts as SVG, for the pages and reports: no library, no outside resource.
+"""Line charts as SVG, for the pages and reports, without any outside resource.
 
-Colours are CSS variables (`templates/chart.css`), so that a chart follows the page's theme. Every
-text is escaped; each chart has a title and a description for those who do not see it.
+Places are computed here; `templates/chart.svg` is the drawing. Colours are CSS variables
+(`templates/chart.css`), so that a chart follows the page's theme. Every text is escaped; each chart
+has a title and a description for those who do not see it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+import jinja2
 
 WIDTH, HEIGHT = 480, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 30, 48
@@ -21,6 +23,11 @@ COLOURS = 6
 """Lines that have a colour of their own; further ones begin again."""
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+)
+"""Of all templates; what comes from files is escaped."""
 
 
 @dataclass(frozen=True)
@@ -61,34 +68,34 @@ def draw(chart: Chart, name: str) -> str:
     """The chart as an `<svg>` element; `name` makes its ids unique on a page, whatever it holds."""
     key = f"chart-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
     lines = [
-        Line(line.label, [(x, y) for x, y in line.points if math.isfinite(y)])
+        replace(line, points=[(x, y) for x, y in line.points if math.isfinite(y)])
         for line in chart.lines
     ]
     thresholds = [line for line in chart.thresholds if math.isfinite(line.value)]
-    values = [y for line in lines for _, y in line.points]
-    scale_x = _Scale.over([x for x, _ in chart.x_ticks], _LEFT, WIDTH - _RIGHT, margin=0.05)
+    values = [y for line in lines for _, y in line.points] + [line.value for line in thresholds]
+    left, right, bottom = _LEFT, WIDTH - _RIGHT, HEIGHT - _BOTTOM
     top = _TOP + (_LEGEND_LINE * len(lines) if len(lines) > 1 else 0)
-    scale_y = _Scale.over([*values, *(t.value for t in thresholds)], HEIGHT - _BOTTOM, top)
-    opening = (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-labelledby="{key}-title {key}-desc" xmlns="http://www.w3.org/2000/svg">'
+    y_scale = _Scale.over(values, bottom, top)
+    best = chart.highlight
+    return ENVIRONMENT.get_template("chart.svg").render(
+        chart=chart,
+        key=key,
+        x=_Scale.over([x for x, _ in chart.x_ticks], left, right, margin=0.05),
+        y=y_scale,
+        x_ticks=chart.x_ticks[:: math.ceil(len(chart.x_ticks) / 12)],
+        y_ticks=ticks(y_scale.low, y_scale.high),
+        lines=lines,
+        thresholds=thresholds,
+        highlight=best if best is not None and math.isfinite(best[1]) else None,
+        colours=COLOURS,
+        legend_line=_LEGEND_LINE,
+        width=WIDTH,
+        height=HEIGHT,
+        left=left,
+        right=right,
+        top=_TOP,
+        bottom=bottom,
     )
-    parts = [
-        opening,
-        f'<title id="{key}-title">{escape(chart.title)}</title>',
-        f'<desc id="{key}-desc">{escape(chart.description)}</desc>',
-        *_axes(chart, scale_x, scale_y),
-        *(_threshold_line(line, scale_y(line.value)) for line in thresholds),
-    ]
-    for number, line in enumerate(lines):
-        parts += _line(line, number % COLOURS, scale_x, scale_y)
-    # Labels after the lines, whose halo then keeps them readable.
-    parts += [_threshold_label(line, scale_y(line.value)) for line in thresholds]
-    if len(lines) > 1:
-        parts += _legend(lines)
-    if chart.highlight is not None and math.isfinite(chart.highlight[1]):
-        parts += _highlight(chart.highlight, chart.digits, scale_x, scale_y)
-    return "\n".join([*parts, "</svg>"])
 
 
 def standalone(svg: str) -> str:
@@ -132,68 +139,3 @@ class _Scale:
     def __call__(self, value: float) -> float:
         share = (value - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 1)
-
-
-def _axes(chart: Chart, scale_x: _Scale, scale_y: _Scale) -> list[str]:
-    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
-    parts = []
-    for value in ticks(scale_y.low, scale_y.high):
-        y = scale_y(value)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick end" x="{_LEFT - 7}" y="{y + 4}">{value:g}</text>')
-    every = math.ceil(len(chart.x_ticks) / 12)
-    for x_value, text in chart.x_ticks[::every]:
-        x = scale_x(x_value)
-        parts.append(f'<text class="tick middle" x="{x}" y="{bottom + 18}">{escape(text)}</text>')
-    middle = (_LEFT + right) / 2
-    return [
-        *parts,
-        f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>',
-        f'<text class="name middle" x="{middle}" y="{HEIGHT - 8}">{escape(chart.x_label)}</text>',
-        f'<text class="name" x="8" y="16">{escape(chart.y_label)}</text>',
-    ]
-
-
-def _threshold_line(line: Threshold, y: float) -> str:
-    ends = f'x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"'
-    return f'<line class="threshold {line.kind}" {ends}/>'
-
-
-def _threshold_label(line: Threshold, y: float) -> str:
-    """The mark is told at the right, the baseline at the left, so that they keep apart."""
-    x, anchor = (WIDTH - _RIGHT, "end") if line.kind == "mark" else (_LEFT + 4, "start")
-    style = f'class="threshold-label {line.kind} {anchor}"'
-    return f'<text {style} x="{x}" y="{y - 6:.1f}">{escape(line.label)}</text>'
-
-
-def _line(line: Line, colour: int, scale_x: _Scale, scale_y: _Scale) -> list[str]:
-    places = [(scale_x(x), scale_y(y)) for x, y in line.points]
-    path = " ".join(f"{x},{y}" for x, y in places)
-    return [
-        f'<polyline class="line colour-{colour}" points="{path}"/>',
-        *(f'<circle class="dot colour-{colour}" cx="{x}" cy="{y}" r="3"/>' for x, y in places),
-    ]
-
-
-def _highlight(
-    point: tuple[float, float], digits: int, scale_x: _Scale, scale_y: _Scale
-) -> list[str]:
-    x, y = scale_x(point[0]), scale_y(point[1])
-    anchor = "end" if x > WIDTH - 60 else "middle"
-    below = y + 24 < HEIGHT - _BOTTOM
-    place = f'x="{x + 6 if anchor == "end" else x}" y="{y + 22 if below else y - 12}"'
-    return [
-        f'<circle class="best" cx="{x}" cy="{y}" r="6"/>',
-        f'<text class="best-label {anchor}" {place}>{point[1]:.{digits}f}</text>',
-    ]
-
-
-def _legend(lines: Sequence[Line]) -> list[str]:
-    parts = []
-    for number, line in enumerate(lines):
-        y = _TOP + 4 + _LEGEND_LINE * number
-        parts.append(
-            f'<circle class="dot colour-{number % COLOURS}" cx="{WIDTH - 24}" cy="{y - 4}" r="4"/>'
-            f'<text class="tick end" x="{WIDTH - 34}" y="{y}">{escape(line.label)}</text>'
-        )
-    return parts

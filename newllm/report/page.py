@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 import newllm
-from newllm.report.charts import TEMPLATES, Chart, Line, Threshold, draw
+from newllm.report.charts import ENVIRONMENT, TEMPLATES, Chart, Line, Threshold, draw
 from newllm.report.page_text import Translator
 from newllm.report.progress import Progress, Row, Status
 from newllm.report.text import NOTHING, count, fixed, percent, signed
@@ -163,48 +162,23 @@ def _curve(row: Row, run: Run, t: Translator) -> tuple[str | None, str]:
     return draw(chart, f"{t.language}-{run.name}"), caption
 
 
-def _flow(run: Run, t: Translator) -> tuple[Pairs, str]:
-    """Token accounting of the training rows; known when the run has ended."""
-    if run.summary is None:
-        return [], ""
-    counts = run.summary.data["accounting"]["train"]
-    flow = [
-        (t("rows"), count(counts["rows"])),
-        (t("documents"), count(counts["documents"])),
-        (t("tokens"), count(counts["tokens"])),
-        (t("trained tokens"), count(run.summary.trained_tokens)),
-    ]
-    losses = t(
-        "{malformed} malformed rows left out, {left_out} not used by the protocol, "
-        "{cut} tokens cut",
-        malformed=count(counts["malformed"]),
-        left_out=count(counts["left_out"]),
-        cut=count(counts["cut_tokens"]),
-    )
-    return flow, losses
-
-
-def _facts(run: Run, t: Translator) -> list[tuple[str, Pairs]]:
+def _facts(run: Run, t: Translator) -> dict[str, Mapping[str, Any]]:
     """Names stay as they are in the files, so that they can be found there."""
-    facts = [(t("Settings"), _pairs(run.settings.model_dump()))]
+    settings: dict[str, Mapping[str, Any]] = {t("Settings"): run.settings.model_dump()}
     if run.summary is None:
-        return facts
+        return settings
     data, machine = dict(run.summary.data), dict(run.summary.machine)
     accounting = data.pop("accounting")
     if machine.get("memory"):
         machine["memory"] = f"{machine['memory'] / 2**30:.1f} GiB"
-    return [
-        (t("Data"), _pairs(data)),
-        (t("Training rows"), _pairs(accounting["train"])),
-        (t("Validation rows"), _pairs(accounting["validation"])),
-        (t("Machine"), _pairs(machine)),
-        (t("Versions"), _pairs({**run.summary.versions, "written": run.summary.created})),
-        *facts,
-    ]
-
-
-def _pairs(values: Mapping[str, Any]) -> Pairs:
-    return [(name, show_value(value)) for name, value in values.items()]
+    return {
+        t("Data"): data,
+        t("Training rows"): accounting["train"],
+        t("Validation rows"): accounting["validation"],
+        t("Machine"): machine,
+        t("Versions"): {**run.summary.versions, "written": run.summary.created},
+        **settings,
+    }
 
 
 def show_value(value: Any) -> str:
@@ -237,23 +211,15 @@ class View:
 
 def progress_page(progress: Progress) -> str:
     """The page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"fixed": fixed, "signed": signed, "percent": percent}
-    environment.filters |= {"value": show_value, "style": style_of, "icon": ICONS.__getitem__}
-    environment.globals |= {
-        "sentences_of": _sentences,
-        "tiles_of": _tiles,
-        "curve_of": _curve,
-        "flow_of": _flow,
-        "facts_of": _facts,
-        "pick_answers": pick_answers,
-        "best_status": _best_status,
-        "score_of": _score,
-        "forgotten": _forgotten,
+    environment = ENVIRONMENT.overlay()
+    environment.filters = environment.filters | {
+        "fixed": fixed,
+        "signed": signed,
+        "percent": percent,
+        "number": count,
+        "value": show_value,
+        "style": style_of,
+        "icon": ICONS.__getitem__,
     }
     script = _part("page.js")
     return environment.get_template("page.html").render(
@@ -264,6 +230,14 @@ def progress_page(progress: Progress) -> str:
         style=Markup(_part("chart.css") + _part("page.css")),
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        sentences_of=_sentences,
+        tiles_of=_tiles,
+        curve_of=_curve,
+        facts_of=_facts,
+        pick_answers=pick_answers,
+        best_status=_best_status,
+        score_of=_score,
+        forgotten=_forgotten,
     )
 
 
