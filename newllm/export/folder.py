@@ -12,6 +12,9 @@ from typing import Any, Protocol
 from newllm.errors import UserError
 from newllm.files import remove_abandoned, scratch_path, sync_folder
 
+TEMPLATES = Path(__file__).parent / "templates"
+"""What the model card and the chat templates are made of."""
+
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:

@@ -17,52 +17,19 @@ from tokenizers import AddedToken, processors
 from newllm.data.render import ChatRenderer
 from newllm.data.tokenizers import BPE
 from newllm.errors import UserError
+from newllm.export.folder import TEMPLATES
 
 MARK = "\ufdd0"
 
 SPECIAL = tuple(f"{name[:-2]}{MARK}|>" for name in BPE.special)
 """Names of the special tokens, ids 0..5: as ours, with the mark before the last two characters."""
 
-_CONTENT = (
-    "{%- macro said(message) -%}"
-    "{%- if message.content is not string -%}"
-    "{{- raise_exception('every message needs a text as its content') -}}"
-    "{%- endif -%}"
-    "{{- message.content | replace('\\ufdd0', '\\ufffd') -}}"
-    "{%- endmacro -%}"
-)
-
-_CHAT = (
-    "{{- bos_token -}}"
-    "{%- for message in messages -%}"
-    "{%- if message.role == 'assistant' -%}"
-    "{{- '<|assistant\\ufdd0|>' -}}"
-    "{%- generation -%}{{- said(message) -}}{{- eos_token -}}{%- endgeneration -%}"
-    "{%- elif message.role in ['system', 'user'] -%}"
-    "{{- '<|' ~ message.role ~ '\\ufdd0|>' ~ said(message) ~ eos_token -}}"
-    "{%- elif message.role == 'text' -%}"
-    "{{- said(message) ~ eos_token -}}"
-    "{%- else -%}"
-    "{{- raise_exception('unknown role ' ~ message.role ~ ': expected system, user or assistant')"
-    " -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant\\ufdd0|>' -}}{%- endif -%}"
-)
-
-_PLAIN_TEXT = (
-    "{{- bos_token -}}"
-    "{%- if add_generation_prompt -%}"
-    "{{- said(messages[-1]) -}}"
-    "{%- else -%}"
-    "{%- for message in messages -%}{{- said(message) ~ eos_token -}}{%- endfor -%}"
-    "{%- endif -%}"
-)
-
 
 def chat_template(renderer: ChatRenderer) -> str:
-    """The template whose text, tokenized, is what the renderer makes, id for id."""
-    return _CONTENT + (_PLAIN_TEXT if renderer.plain_text else _CHAT)
+    """The template whose text, tokenized, is what the renderer makes, id for id; in one line."""
+    names = ("said.jinja", "plain_text.jinja" if renderer.plain_text else "chat.jinja")
+    texts = [(TEMPLATES / name).read_text(encoding="utf-8") for name in names]
+    return "".join(line.strip() for text in texts for line in text.splitlines())
 
 
 def to_fast(tokenizer: BPE) -> tokenizers.Tokenizer:
