@@ -89,11 +89,9 @@ def train(
 @architecture_option
 @click.option("--skills", is_flag=True, help="Check answers too: code, MATH results, preferences.")
 @click.option(
-    "--skill-rows",
-    default=None,
-    type=click.IntRange(min=1),
+    "--skill-rows", type=click.IntRange(min=1),
     help="Rows the skill check takes at most.  [default: 200]",
-)
+)  # fmt: skip
 @click.option(
     "--run-code", is_flag=True, help="Run code answers, not only parse them: shut in, on Linux."
 )

@@ -39,15 +39,15 @@ def setting_options(
             `SeveralWords`); their values come as a tuple, empty where none is given.
     """
 
-    def decorate(command: Any) -> Any:
-        for field in reversed(
-            fields or [name for name in Settings.model_fields if name != "dataset"]
-        ):
-            said = default or _default_of_training(field)
-            command = _setting_option(field, field in several, said)(command)
-        return command
+    names = fields or [name for name in Settings.model_fields if name != "dataset"]
+    return _together(
+        *(_setting_option(n, n in several, default or _default_of_training(n)) for n in names)
+    )
 
-    return decorate
+
+def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Add several options, shown in this order."""
+    return lambda command: functools.reduce(lambda f, add: add(f), reversed(options), command)
 
 
 def _default_of_training(field: str) -> str:
@@ -177,51 +177,39 @@ architecture_option = click.option(
 )
 
 
-def sampling_options(command: Any) -> Any:
-    """Options of everything that writes text."""
-    for option in reversed(
-        [
-            click.option("--max-new-tokens", default=256, show_default=True,
-                         type=click.IntRange(min=1), help="Tokens written at most."),
-            click.option("--min-new-tokens", default=0, type=click.IntRange(min=0),
-                         help="Tokens before the answer may end."),
-            click.option("--temperature", default=0.7, show_default=True,
-                         type=click.FloatRange(min=0), help="0: always the likeliest token."),
-            click.option("--top-p", default=0.9, show_default=True,
-                         type=click.FloatRange(min=0, max=1, min_open=True),
-                         help="Sample from the likeliest tokens of this total probability."),
-            click.option("--repetition-penalty", default=1.0, show_default=True,
-                         type=click.FloatRange(min=1),
-                         help="Divide the scores of the 64 tokens written last by it."),
-            click.option("--seed", default=None, type=click.IntRange(min=0),
-                         help="Same seed, same text."),
-        ]
-    ):  # fmt: skip
-        command = option(command)
-    return command
+sampling_options = _together(
+    click.option("--max-new-tokens", default=256, show_default=True,
+                 type=click.IntRange(min=1), help="Tokens written at most."),
+    click.option("--min-new-tokens", default=0, type=click.IntRange(min=0),
+                 help="Tokens before the answer may end."),
+    click.option("--temperature", default=0.7, show_default=True,
+                 type=click.FloatRange(min=0), help="0: always the likeliest token."),
+    click.option("--top-p", default=0.9, show_default=True,
+                 type=click.FloatRange(min=0, max=1, min_open=True),
+                 help="Sample from the likeliest tokens of this total probability."),
+    click.option("--repetition-penalty", default=1.0, show_default=True,
+                 type=click.FloatRange(min=1),
+                 help="Divide the scores of the 64 tokens written last by it."),
+    click.option("--seed", default=None, type=click.IntRange(min=0), help="Same seed, same text."),
+)  # fmt: skip
+"""Options of everything that writes text."""
 
-
-def serving_options(command: Any) -> Any:
-    """Options of the server."""
-    for option in reversed(
-        [
-            click.option("--host", default="127.0.0.1", show_default=True,
-                         help="Address to listen on; this one is for this machine alone."),
-            click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535),
-                         help="Port to listen on; 0: a free one."),
-            click.option("--api-key", envvar="NEWLLM_API_KEY",
-                         help="Key that clients must send (or the variable NEWLLM_API_KEY)."),
-            click.option("--sessions-dir", metavar="DIR",
-                         help="Folder for conversations that memory has no room for, and for all "
-                         "when the server stops."),
-            click.option("--max-requests", default=64, show_default=True,
-                         type=click.IntRange(min=1), help="Answers written at the same time."),
-            click.option("--max-sessions", default=256, show_default=True,
-                         type=click.IntRange(min=1), help="Conversations kept in memory."),
-        ]
-    ):  # fmt: skip
-        command = option(command)
-    return command
+serving_options = _together(
+    click.option("--host", default="127.0.0.1", show_default=True,
+                 help="Address to listen on; this one is for this machine alone."),
+    click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535),
+                 help="Port to listen on; 0: a free one."),
+    click.option("--api-key", envvar="NEWLLM_API_KEY",
+                 help="Key that clients must send (or the variable NEWLLM_API_KEY)."),
+    click.option("--sessions-dir", metavar="DIR",
+                 help="Folder for conversations that memory has no room for, and for all "
+                 "when the server stops."),
+    click.option("--max-requests", default=64, show_default=True,
+                 type=click.IntRange(min=1), help="Answers written at the same time."),
+    click.option("--max-sessions", default=256, show_default=True,
+                 type=click.IntRange(min=1), help="Conversations kept in memory."),
+)  # fmt: skip
+"""Options of the server."""
 
 
 class SeveralWordsOption(click.Option):

@@ -52,21 +52,9 @@ def grow(file: str, output: Path, seed: int | None, **sizes: int | None) -> None
 @levels_option
 @data_dir_option
 @setting_options(
-    "minutes",
-    "epochs",
-    "num_layers",
-    "context_dim",
-    "vocab_size",
-    "max_samples",
-    "batch_size",
-    "learning_rate",
-    "dropout",
-    "seed",
-    "device",
-    "precision",
-    "out",
-    "save_minutes",
-)
+    "minutes", "epochs", "num_layers", "context_dim", "vocab_size", "max_samples", "batch_size",
+    "learning_rate", "dropout", "seed", "device", "precision", "out", "save_minutes",
+)  # fmt: skip
 @click.option(
     "--rehearsal-share",
     type=click.FloatRange(0, 0.9),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +18,7 @@ from newllm.cli.options import (
     weights_option,
 )
 from newllm.config import option_name
-from newllm.errors import UserError
+from newllm.errors import UserError, require_packages
 
 if TYPE_CHECKING:
     from newllm.model.quantize import WeightFormat
@@ -95,14 +96,30 @@ def chat(
 @setting_options("device")
 @weights_option
 @architecture_option
-def serve(file: str, **options: Any) -> None:
+def serve(
+    file: str,
+    host: str,
+    port: int,
+    api_key: str | None,
+    sessions_dir: str | None,
+    max_requests: int,
+    max_sessions: int,
+    device: str | None,
+    weights: WeightFormat,
+    architecture: str | None,
+) -> None:
     """Serve checkpoint FILE over HTTP: OpenAI's API, and conversations kept as their state.
 
     Example: newllm serve checkpoints/best_new_llm_dolly_layers1_bpe.pt --port 8000
     """
-    from newllm.serve import serve_checkpoint
+    require_packages("serve", "anyio", "prometheus_client", "starlette", "uvicorn", extra="serve")
+    from newllm.serve import app
+    from newllm.serve.service import Limits
+    from newllm.trained import TrainedModel
 
-    serve_checkpoint(file, **options)
+    model = TrainedModel.load(file, device or "auto", weights, architecture)
+    limits = Limits(requests=max_requests, sessions=max_sessions)
+    app.serve(model, host, port, api_key, limits, Path(sessions_dir) if sessions_dir else None)
 
 
 COMMANDS = (generate, chat, serve)

@@ -89,7 +89,7 @@ class _Module:
 
     def source(self, statement: ast.stmt) -> str:
         """The statement's lines without the methods left out, and a constant's docstring."""
-        first = min([statement.lineno, *(d.lineno for d in _decorators(statement))])
+        first = _first_line(statement)
         last = statement.end_lineno or first
         after = self.tree.body[self.tree.body.index(statement) + 1 :][:1]
         if not isinstance(statement, (ast.FunctionDef, ast.ClassDef)) and after:
@@ -97,7 +97,7 @@ class _Module:
             last = (after[0].end_lineno or last) if documented else last
         dropped: set[int] = set()
         for method in _left_out(statement):
-            begin = min([method.lineno, *(d.lineno for d in method.decorator_list)])
+            begin = _first_line(method)
             dropped |= set(range(begin, (method.end_lineno or begin) + 1))
         lines = [self.lines[n - 1] for n in range(first, last + 1) if n not in dropped]
         return "\n".join(_single_blanks(lines)).rstrip()
@@ -174,8 +174,9 @@ def _left_out(statement: ast.stmt) -> list[ast.FunctionDef]:
     return [s for s in body if isinstance(s, ast.FunctionDef) and s.name in TRAINING_ALONE]
 
 
-def _decorators(statement: ast.stmt) -> list[ast.expr]:
-    return getattr(statement, "decorator_list", [])
+def _first_line(statement: ast.stmt) -> int:
+    """Where a definition begins, with its decorators."""
+    return min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
 
 
 def _single_blanks(lines: list[str]) -> list[str]:

@@ -58,8 +58,8 @@ def export_hf(model: TrainedModel, folder: Path) -> float:
         write_text(scratch / f"{MODELLING}.py", bundle(f"newllm.export.{MODELLING}"))
         _write_tokenizer(scratch, tokenizer, model)
         _write_weights(scratch, model.model)
-        _write_json(scratch / "config.json", _config(model, tokenizer))
-        _write_json(scratch / "generation_config.json", _generation())
+        write_json(scratch / "config.json", _config(model, tokenizer))
+        write_json(scratch / "generation_config.json", _generation())
         card = model_card(model, folder.name, summary_beside(model))
         write_text(scratch / "README.md", card)
         return _compare(scratch, model, tokenizer)
@@ -148,7 +148,8 @@ def _generation() -> dict[str, Any]:
     return {**special, "suppress_tokens": never, "max_new_tokens": 256}
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """One of the folder's files of settings."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 

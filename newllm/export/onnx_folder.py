@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from newllm.data.render import ChatRenderer
 from newllm.data.tokenizers import never_written
 from newllm.errors import UserError, require_packages
 from newllm.export.folder import new_folder
-from newllm.export.hf import TOLERANCE, exportable, our_logits, probe_ids
+from newllm.export.hf import TOLERANCE, exportable, our_logits, probe_ids, write_json
 from newllm.export.hf_tokenizer import SPECIAL, chat_template, to_fast
 from newllm.files import write_text
 from newllm.model import ContextLM
@@ -77,8 +76,7 @@ def export_onnx(model: TrainedModel, folder: Path, int8: bool = False) -> Differ
             _quantize(scratch)
         difference = compare(scratch, inner) if int8 else exact
         write_text(scratch / "tokenizer.json", to_fast(tokenizer).to_str())
-        facts = json.dumps(_facts(model, difference, int8), indent=1, ensure_ascii=False)
-        write_text(scratch / "new_llm.json", facts + "\n")
+        write_json(scratch / "new_llm.json", _facts(model, difference, int8))
     return difference
 
 

@@ -16,6 +16,9 @@ from newllm.results.summary import Summary
 
 FORMAT, VERSION = "new-llm comparison", 1
 
+_ENCODING = ("tokenizer", "vocab_size", "max_seq_length", "max_samples", "subset", "seed")
+"""Settings that decide which rows are read, and as which tokens."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -48,15 +51,7 @@ class Comparison:
             notes.append("The tokenizers differ: perplexities do not compare.")
         rows: dict[Any, set[str]] = {}
         for run in self.runs:
-            encoding = (
-                "tokenizer",
-                "vocab_size",
-                "max_seq_length",
-                "max_samples",
-                "subset",
-                "seed",
-            )
-            key = tuple(run.settings[name] for name in encoding)
+            key = tuple(run.settings[name] for name in _ENCODING)
             rows.setdefault(key, set()).add(run.data["fingerprint"])
         if any(len(found) > 1 for found in rows.values()):
             notes.append("The rows changed between the runs: their numbers do not compare.")

@@ -107,14 +107,9 @@ class Api:
         check_model(service, asked.model)
         tokenizer = service.model.tokenizer
         words = await asyncio.to_thread(tokenizer.encode_batch, [asked.text])
+        ids, sampling = [tokenizer.bos, *words[0]], asked.sampling(Sampling())
         reply = service.begin(
-            START,
-            [tokenizer.bos, *words[0]],
-            asked,
-            asked.sampling(Sampling()),
-            lambda job: None,
-            top_logprobs=asked.logprobs,
-            trim=False,
+            START, ids, asked, sampling, lambda job: None, top_logprobs=asked.logprobs, trim=False
         )
         return await respond(request, asked, reply, form(service, asked, chat=False))
 
@@ -219,11 +214,13 @@ class SessionRoutes:
         except BaseException:
             session.busy = False
             raise
-        told = form(service, asked)
-        with_session = Form(
-            told.model, told.tokenizer, usage=True, more=lambda: {"session": self._facts(session)}
+        told = Form(
+            service.name,
+            service.model.tokenizer,
+            usage=True,
+            more=lambda: {"session": self._facts(session)},
         )
-        return await respond(request, asked, reply, with_session)
+        return await respond(request, asked, reply, told)
 
     async def fork(self, request: Request) -> Response:
         """A second conversation that goes on from where this one is."""

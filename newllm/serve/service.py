@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import (
@@ -60,35 +61,28 @@ class Metrics:
             sessions: tells the number of conversations kept.
         """
         self._registry = registry = CollectorRegistry()
+        counter = partial(Counter, registry=registry)
+        seconds = partial(Histogram, registry=registry, buckets=_SECONDS)
         ProcessCollector(registry=registry)
-        self.requests = Counter(
-            "newllm_requests", "Requests by route and status.", ["route", "status"],
-            registry=registry,
-        )  # fmt: skip
-        self.answers = Counter(
-            "newllm_answers", "Answers by how they ended.", ["reason"], registry=registry
+        self.requests = counter(
+            "newllm_requests", "Requests by route and status.", ["route", "status"]
         )
-        self.tokens_read = Counter(
-            "newllm_prompt_tokens", "Tokens of prompts read.", registry=registry
+        self.answers = counter("newllm_answers", "Answers by how they ended.", ["reason"])
+        self.tokens_read = counter("newllm_prompt_tokens", "Tokens of prompts read.")
+        self.tokens_cached = counter(
+            "newllm_cached_tokens", "Tokens of prompts whose state was known."
         )
-        self.tokens_cached = Counter(
-            "newllm_cached_tokens", "Tokens of prompts whose state was known.", registry=registry
+        self.tokens_written = counter("newllm_written_tokens", "Tokens of answers written.")
+        self.first_token = seconds(
+            "newllm_first_text_seconds", "From the request to the first text of its answer."
         )
-        self.tokens_written = Counter(
-            "newllm_written_tokens", "Tokens of answers written.", registry=registry
+        self.answer_seconds = seconds(
+            "newllm_answer_seconds", "From the request to the end of its answer."
         )
-        self.first_token = Histogram(
-            "newllm_first_text_seconds", "From the request to the first text of its answer.",
-            registry=registry, buckets=_SECONDS,
-        )  # fmt: skip
-        self.answer_seconds = Histogram(
-            "newllm_answer_seconds", "From the request to the end of its answer.",
-            registry=registry, buckets=_SECONDS,
-        )  # fmt: skip
-        Gauge("newllm_active_answers", "Answers being written.", registry=registry).set_function(
-            active
-        )
-        Gauge("newllm_sessions", "Conversations kept.", registry=registry).set_function(sessions)
+        writing = Gauge("newllm_active_answers", "Answers being written.", registry=registry)
+        writing.set_function(active)
+        kept = Gauge("newllm_sessions", "Conversations kept.", registry=registry)
+        kept.set_function(sessions)
 
     def text(self) -> bytes:
         """All of them, in Prometheus' text format."""

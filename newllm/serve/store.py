@@ -105,11 +105,7 @@ class SessionStore:
         Raises:
             ApiError: there is none, its file is damaged, or (`idle`) an answer is being written.
         """
-        session = self._sessions.get(name)
-        if session is None:
-            raise ApiError(404, "there is no session of this id", "session_not_found")
-        if idle and session.busy:
-            raise ApiError(409, "an answer is being written in this session", "session_busy")
+        session = self._named(name, idle)
         if session.dialogue is None:
             try:
                 session.dialogue = self._read(self._file(session))
@@ -134,11 +130,7 @@ class SessionStore:
         Raises:
             ApiError: there is none of this id, or an answer is being written.
         """
-        session = self._sessions.get(name)
-        if session is None:
-            raise ApiError(404, "there is no session of this id", "session_not_found")
-        if session.busy:
-            raise ApiError(409, "an answer is being written in this session", "session_busy")
+        session = self._named(name, idle=True)
         del self._sessions[name]
         if self._folder is not None:
             self._file(session).unlink(missing_ok=True)
@@ -156,6 +148,14 @@ class SessionStore:
                 continue
             written += 1
         return written
+
+    def _named(self, name: str, idle: bool) -> Session:
+        session = self._sessions.get(name)
+        if session is None:
+            raise ApiError(404, "there is no session of this id", "session_not_found")
+        if idle and session.busy:
+            raise ApiError(409, "an answer is being written in this session", "session_busy")
+        return session
 
     def _make_room(self) -> None:
         idle = [s for s in self._sessions.values() if s.dialogue is not None and not s.busy]
