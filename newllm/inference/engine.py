@@ -14,7 +14,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ class Piece:
     picture: list[list[float]] | None = None
 
 
+@dataclass(eq=False)
 class Job:
     """One answer to write, as whoever asks for it sees it.
 
@@ -61,44 +62,32 @@ class Job:
     ended, `reason` last.
     """
 
-    def __init__(
-        self,
-        start: Snapshot,
-        ids: Sequence[int],
-        sampler: Sampler,
-        answer: AnswerText,
-        max_tokens: int,
-        min_tokens: int = 0,
-        top_logprobs: int | None = None,
-        pictures: bool = False,
-    ) -> None:
-        """An answer that has not begun.
-
-        Args:
-            start: where the text stands.
-            ids: what is read first; at least one token.
-            sampler: draws the answer's tokens.
-            answer: collects its text.
-            max_tokens: tokens it has at most.
-            min_tokens: tokens before it may end.
-            top_logprobs: tell the log-probabilities of each token and so many others.
-            pictures: tell what the state looks like.
-        """
-        self.start, self.ids, self.sampler, self.answer = start, ids, sampler, answer
-        self.max_tokens, self.min_tokens = max_tokens, min_tokens
-        self.top_logprobs, self.pictures = top_logprobs, pictures
-        self.cancelled = False
-        """Set by whoever asked, from any thread: the answer ends where it is."""
-        self.news: Callable[[], None] = lambda: None
-        """Called, by the function that the engine notifies, when something below has changed."""
-        self.pieces: deque[Piece] = deque()
-        """What was written and not yet taken by whoever asked."""
-        self.written = 0
-        """Tokens of the answer so far."""
-        self.snapshot: Snapshot | None = None
-        """Where the text stands after the answer; None if the prompt was not read to its end."""
-        self.reason: FinishReason | None = None
-        """How the answer ended; None while it has not."""
+    start: Snapshot
+    """Where the text stands."""
+    ids: Sequence[int]
+    """What is read first; at least one token."""
+    sampler: Sampler
+    answer: AnswerText
+    """Collects its text."""
+    max_tokens: int
+    min_tokens: int = 0
+    """Tokens before it may end."""
+    top_logprobs: int | None = None
+    """Tell the log-probabilities of each token and so many others."""
+    pictures: bool = False
+    """Tell what the state looks like."""
+    cancelled: bool = field(default=False, init=False)
+    """Set by whoever asked, from any thread: the answer ends where it is."""
+    news: Callable[[], None] = field(default=lambda: None, init=False)
+    """Called, by the function that the engine notifies, when something below has changed."""
+    pieces: deque[Piece] = field(default_factory=deque, init=False)
+    """What was written and not yet taken by whoever asked."""
+    written: int = field(default=0, init=False)
+    """Tokens of the answer so far."""
+    snapshot: Snapshot | None = field(default=None, init=False)
+    """Where the text stands after the answer; None if the prompt was not read to its end."""
+    reason: FinishReason | None = field(default=None, init=False)
+    """How the answer ended; None while it has not."""
 
     @property
     def rng_state(self) -> RngState:

@@ -96,15 +96,15 @@ def load_given(architecture: str, sha256: str | None = None) -> OwnBlock | None:
     try:
         source = Path(file).read_bytes()
     except FileNotFoundError:
-        raise UserError(f"--architecture {architecture}: no file {file}") from None
+        raise _refused(architecture, f"no file {file}") from None
     except OSError as error:
-        raise UserError(f"--architecture {architecture}: {file}: {error.strerror}") from None
+        raise _refused(architecture, f"{file}: {error.strerror}") from None
     digest = hashlib.sha256(source).hexdigest()
     if sha256 is not None and digest != sha256:
-        raise UserError(
-            f"--architecture {architecture}: the model was trained with another version of this "
-            f"file (its SHA-256 is {digest[:12]}.., that of the training {sha256[:12]}..); name "
-            "that one"
+        raise _refused(
+            architecture,
+            f"the model was trained with another version of this file (its SHA-256 is "
+            f"{digest[:12]}.., that of the training {sha256[:12]}..); name that one",
         )
     module = types.ModuleType(f"newllm_own_block_{digest[:12]}")
     module.__file__ = file
@@ -112,17 +112,13 @@ def load_given(architecture: str, sha256: str | None = None) -> OwnBlock | None:
     try:
         exec(compile(source, file, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
-        raise UserError(f"--architecture {architecture}: {_told(error, file)}") from None
+        raise _refused(architecture, _told(error, file)) from None
     kind = vars(module).get(name)
     if kind is None:
         classes = [known for known, value in vars(module).items() if isinstance(value, type)]
-        raise UserError(
-            f"--architecture {architecture}: no class {name} in {file}{did_you_mean(name, classes)}"
-        )
+        raise _refused(architecture, f"no class {name} in {file}{did_you_mean(name, classes)}")
     if not isinstance(kind, type) or not issubclass(kind, Block) or kind is Block:
-        raise UserError(
-            f"--architecture {architecture}: {name} is no subclass of newllm.model.Block"
-        )
+        raise _refused(architecture, f"{name} is no subclass of newllm.model.Block")
     return OwnBlock(architecture, kind, digest)
 
 
@@ -145,9 +141,8 @@ def block_of_checkpoint(
     stored = content["settings"].get("architecture", "context")
     if not is_own_block(stored):
         if architecture not in (None, stored):
-            raise UserError(
-                f"--architecture {architecture}: {path} is a model of architecture {stored}; omit "
-                "the option"
+            raise _refused(
+                architecture, f"{path} is a model of architecture {stored}; omit the option"
             )
         return None
     try:
@@ -160,10 +155,7 @@ def block_of_checkpoint(
             f"generate, chat, serve and train take it with --architecture {stored}"
         )
     if not is_own_block(architecture) or architecture.rpartition(":")[2] != facts["class"]:
-        raise UserError(
-            f"--architecture {architecture}: {path} was trained with {stored}; name that file and "
-            "class"
-        )
+        raise _refused(architecture, f"{path} was trained with {stored}; name that file and class")
     return load_given(architecture, facts["sha256"])
 
 
@@ -287,7 +279,11 @@ def _watched(own: OwnBlock, function: Callable[..., Any], *arguments: Any) -> An
         return function(*arguments)
     except Exception as error:
         file = own.architecture.rpartition(":")[0]
-        raise UserError(f"--architecture {own.architecture}: {_told(error, file)}") from None
+        raise _refused(own.architecture, _told(error, file)) from None
+
+
+def _refused(architecture: str | None, reason: str) -> UserError:
+    return UserError(f"--architecture {architecture}: {reason}")
 
 
 def _told(error: BaseException, file: str) -> str:

@@ -135,19 +135,14 @@ class SessionStore:
         if self._folder is not None:
             self._file(session).unlink(missing_ok=True)
 
-    def save(self) -> int:
-        """Write all that are in memory to the folder, if there is one; returns how many."""
-        written = 0
+    def save(self) -> None:
+        """Write all that are in memory to the folder, if there is one."""
         for session in self._sessions.values() if self._folder else ():
-            if session.dialogue is None:
-                continue
-            try:
-                self._write(session)
-            except OSError as error:
-                log.error("%s: %s; this session is lost", error.filename, error.strerror)
-                continue
-            written += 1
-        return written
+            if session.dialogue is not None:
+                try:
+                    self._write(session)
+                except OSError as error:
+                    log.error("%s: %s; this session is lost", error.filename, error.strerror)
 
     def _named(self, name: str, idle: bool) -> Session:
         session = self._sessions.get(name)
