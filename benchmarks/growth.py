@@ -45,7 +45,7 @@ def command(
     shape = {
         "context_dim": context,
         "pair_rows": PAIR_ROWS * context,
-        **default_widths(layers[0], context, pairs=True),
+        **default_widths(layers[0], context, pairs=True, recall=True),
     }
     rows = []
     for seed in range(seeds):

@@ -74,7 +74,7 @@ def measure(
         settings = {
             "data": data, "architecture": "gru", "num_layers": LAYERS, "vocab_size": VOCABULARY,
             **matched_widths("gru", LAYERS, VOCABULARY, parameters), "learning_rate": rate,
-            "dropout": 0, "minutes": minutes, "epochs": 1000, "patience": 1000,
+            "recall_slots": 0, "dropout": 0, "minutes": minutes, "epochs": 1000, "patience": 1000,
         }  # fmt: skip
         train_trial(dataset, name, settings, out, threads)
         summary = load_summary(out / f"{name}.summary.json")

@@ -34,6 +34,7 @@ def train_on(
     learning_rate: float,
     steps: int,
     seed: int,
+    recall_slots: int = 0,
 ) -> LanguageModel:
     """Train a small model: the first lesson until it is learned, then the second as well, ..."""
     width = context_dim if architecture in ("gru", "lstm") else WIDTH
@@ -45,6 +46,7 @@ def train_on(
             "context_dim": context_dim,
             "embed_dim": width,
             "hidden_dim": 2 * width,
+            "recall_slots": recall_slots,
             "dropout": 0.0,
             "weight_decay": 0.0,
             "learning_rate": learning_rate,

@@ -34,6 +34,7 @@ from newllm.datasets.conversations import Conversation
 from newllm.errors import UserError, require_packages
 from newllm.evaluate import probes
 from newllm.model import LanguageModel
+from newllm.model.spec import RECALL_SLOTS, find_spec
 from newllm.trained import TrainedModel
 
 PROBES = ("recall", "parity", "turns")
@@ -140,11 +141,15 @@ def recall(
         for pairs in budget.pairs
     }
     guess = {f"pairs_{pairs}": probes.recall_guess(test) for pairs, test in tests.items()}
-    by_pairs = [{**_description("guess", None, None), **guess}]
+    by_pairs = [{**_description("guess", None, None), "recall_slots": None, **guess}]
     by_distance = []
     for architecture in architectures:
         baseline = architecture != "context"
-        for context_dim in budget.context_dims[1:2] if baseline else budget.context_dims:
+        sizes = budget.context_dims[1:2] if baseline else budget.context_dims
+        shapes = [(size, 0) for size in sizes]
+        if find_spec(architecture).has_recall:
+            shapes.append((budget.context_dims[1], RECALL_SLOTS))
+        for context_dim, slots in shapes:
             model = train_on(
                 [_recall_lesson(budget, pairs) for pairs in budget.pairs],
                 probes.RECALL_VOCABULARY,
@@ -153,17 +158,18 @@ def recall(
                 RECALL_RATE,
                 round(steps * budget.recall_steps),
                 seed,
+                slots,
             )
             right = {pairs: probes.answers(model, test) for pairs, test in tests.items()}
             accuracy = {
                 f"pairs_{pairs}": float(right[pairs][test.targets != IGNORED].mean())
                 for pairs, test in tests.items()
             }
-            description = _description(architecture, context_dim, model)
+            description = {**_description(architecture, context_dim, model), "recall_slots": slots}
             by_pairs.append({**description, **accuracy})
             distances = probes.recall_distances(tests[DISTANCE_PAIRS])
             by_distance.append({**description, **_by_distance(right[DISTANCE_PAIRS], distances)})
-            progress(f"recall, {architecture} {context_dim}: {_line(accuracy)}")
+            progress(f"recall, {architecture} {context_dim} {slots}: {_line(accuracy)}")
     return {RECALL: by_pairs, RECALL_DISTANCE: by_distance}
 
 

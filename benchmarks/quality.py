@@ -40,6 +40,7 @@ from newllm.datasets import find_dataset
 from newllm.device import fast_bf16, keep_freed_memory
 from newllm.evaluate.metrics import nats_by_document
 from newllm.model.shape import matched_widths
+from newllm.model.spec import RECALL_SLOTS
 from newllm.results.summary import load_summary
 from newllm.settings import resolve
 from newllm.trained import TrainedModel
@@ -92,7 +93,7 @@ class Trial:
         layers = CONTEXT_DEPTHS.get(self.architecture, depths[architecture])
         vocabulary = VOCABULARY[self.millions] if self.tokenizer == "bpe" else 1000
         parameters = round(self.millions * 1e6)
-        widths = matched_widths(architecture, layers, vocabulary, parameters, pairs=True)
+        widths = matched_widths(architecture, layers, vocabulary, parameters, True, RECALL_SLOTS)
         return {
             "data": data, "tokenizer": self.tokenizer, "vocab_size": VOCABULARY[self.millions],
             "architecture": architecture, "num_layers": layers, **widths,

@@ -29,7 +29,7 @@ from newllm.device import fast_bf16, keep_freed_memory
 from newllm.model import LanguageModel, build_model
 from newllm.model.kernels import Noise
 from newllm.model.shape import matched_widths
-from newllm.model.spec import find_spec
+from newllm.model.spec import RECALL_SLOTS, find_spec
 from newllm.settings import resolve
 from newllm.train.optimizers import make_optimizers
 
@@ -45,7 +45,9 @@ def settings_of(architecture: str, layers: int, vocab_size: int) -> Settings:
     """Settings of a peer with no more parameters than the published model."""
     flags: dict[str, Any] = {"architecture": architecture, "num_layers": layers}
     if architecture not in ("context", "original"):
-        flags |= matched_widths(architecture, layers, vocab_size, PUBLISHED_PARAMETERS)
+        flags |= matched_widths(
+            architecture, layers, vocab_size, PUBLISHED_PARAMETERS, recall_slots=RECALL_SLOTS
+        )
     return resolve("dolly", {**flags, "tokenizer": "word1000", "batch_size": ROWS})
 
 

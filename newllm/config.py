@@ -79,6 +79,13 @@ class ModelSettings(_Settings):
         le=2**24,
         description="rows of the table of token pairs (context, bpe); 0: no table",
     )
+    recall_slots: int = Field(
+        default=0,
+        ge=0,
+        le=2**20,
+        description="slots of each of the four tables that say what followed the last tokens in "
+        "this text; 0: no recall",
+    )
     dropout: float = Field(
         0.1,
         ge=0,

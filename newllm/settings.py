@@ -60,6 +60,7 @@ def resolve(
         settings.tokenizer,
         settings.num_layers if "num_layers" in flags else None,
         load_given(settings.architecture),
+        settings.recall_slots,
     )
     return _resolve(dataset, {**flags, **shape.model_dump(include=set(SHAPE))}, file)
 

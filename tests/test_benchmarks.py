@@ -143,7 +143,8 @@ def test_memory(checkpoint: str, capsys) -> None:
     }  # fmt: skip
     rows = result["tables"]["A text as it grows"]
     assert [row["tokens"] for row in rows] == [100, 1000, 2000]
-    assert {row["state_bytes"] for row in rows} == {4 * 4 * 16 + 8}  # context, tail, an id
+    recall = 4 * (4 * 1024 + 5)
+    assert {row["state_bytes"] for row in rows} == {4 * 4 * 16 + 8 + recall}  # context, tail, an id
     assert all(0.2 < row["ratio"] < 5 for row in rows)
     assert result["facts"]["model"] == checkpoint
     assert main(["bench", "memory", "--checkpoint", checkpoint, "--tokens", "100"]) == 0
@@ -208,21 +209,25 @@ def test_probes(checkpoint: str, capsys, tmp_path) -> None:
         "--checkpoint", checkpoint, "--dialogues", "5", "--plot", str(picture),
     )  # fmt: skip
     model = ["architecture", "context_dim", "parameters", "state_numbers"]
+    recalling = [*model, "recall_slots"]
     assert keys(result) == {
         "Turns of dialogues": [
             "model", "dataset", "context_dim", "turn", "speaker", "dialogues", "tokens",
             "nats_per_token", "nats_per_token_reset", "nats_per_byte", "nats_per_byte_reset",
             "saved_share",
         ],
-        "Recall by number of pairs": [*model, "pairs_2", "pairs_4"],
+        "Recall by number of pairs": [*recalling, "pairs_2", "pairs_4"],
         "Recall of 4 pairs by distance": [
-            *model, *(f"distance_{n}" for n in (8, 16, 32, 64, 128)),
+            *recalling, *(f"distance_{n}" for n in (8, 16, 32, 64, 128)),
         ],
         "Parity by length": [*model, "length_32", "length_64"],
     }  # fmt: skip
     by_pairs = result["tables"]["Recall by number of pairs"]
-    names = [(row["architecture"], row["context_dim"]) for row in by_pairs]
-    assert names == [("guess", None), *(("context", n) for n in (16, 32, 64)), ("gru", 32)]
+    names = [(row["architecture"], row["context_dim"], row["recall_slots"]) for row in by_pairs]
+    assert names == [
+        ("guess", None, None), *(("context", n, 0) for n in (16, 32, 64)), ("context", 32, 1024),
+        ("gru", 32, 0), ("gru", 32, 1024),
+    ]  # fmt: skip
     first = result["tables"]["Turns of dialogues"][0]
     assert (first["turn"], first["dialogues"]) == (1, 5)
     assert first["nats_per_byte"] == pytest.approx(first["nats_per_byte_reset"], rel=1e-5)

@@ -13,6 +13,7 @@ from benchmarks.measure import markdown_table
 from newllm.config import ModelSettings
 from newllm.model import count_parameters
 from newllm.model.shape import matched_widths
+from newllm.model.spec import RECALL_SLOTS
 
 
 @pytest.mark.parametrize("millions", [1.4, 5.0])
@@ -25,7 +26,7 @@ def test_every_trial_keeps_to_the_budget(millions: float, tokenizer: str) -> Non
         layers = quality.DEPTHS[millions][architecture]
         vocabulary = quality.VOCABULARY[millions] if tokenizer == "bpe" else 1000
         budget = round(millions * 1e6)
-        widths = matched_widths(architecture, layers, vocabulary, budget, pairs=True)
+        widths = matched_widths(architecture, layers, vocabulary, budget, True, RECALL_SLOTS)
         assert settings["context_dim"] == widths["context_dim"]
         values = {"architecture": architecture, "num_layers": layers, **widths}
         parameters = count_parameters(ModelSettings(**values), vocabulary)

@@ -6,6 +6,7 @@
 import { Dialogue } from "./dialogue.js";
 import { ApiError } from "./errors.js";
 import { Model } from "./model.js";
+import { proposed } from "./recall.js";
 import { Sampler } from "./sampler.js";
 import { decode, encode } from "./session_codec.js";
 import { AnswerText } from "./tokenizer.js";
@@ -103,6 +104,7 @@ async function* write(model, dialogue, asked, signal) {
   const prompt = dialogue.prompt(model, content);
   const known = place.tokens_read + prompt.length;
   let [logits, state] = await model.read(prompt, place.state ?? model.zeroState(), signal);
+  const before = state;
   let last_token = prompt.at(-1);
   let written = 0;
   const usage = () => ({ completion_tokens: written, total_tokens: known + written });
@@ -111,10 +113,11 @@ async function* write(model, dialogue, asked, signal) {
   const answer = new AnswerText();
   while (last_token !== special.end && written < max_tokens && !signal.aborted) {
     last_token = sampler.draw(logits);
-    [logits, state] = await model.read([last_token], state);
+    const recalled = Boolean(state.recall) && proposed(before.recall, state.recent) === last_token;
+    [logits, state] = await model.readOwn(last_token, state, before);
     written += 1;
     const piece = answer.add(model.tokenizer.piece(last_token));
-    yield { ...told(piece), context: model.picture(state), usage: usage() };
+    yield { ...told(piece), pieces: [[piece, recalled]], ...model.picture(state), usage: usage() };
   }
   const rest = answer.finish();
   const point = { state, last_token, tokens_read: known + written, draws: sampler.draws };

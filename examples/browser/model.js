@@ -1,6 +1,7 @@
 /** The exported graphs in onnxruntime-web, on one core of the CPU. */
 
 import * as ort from "./onnxruntime/ort.wasm.bundle.min.mjs";
+import { fullness } from "./tables.js";
 import { Tokenizer } from "./tokenizer.js";
 
 /** Tokens of a prompt read at a time. */
@@ -10,7 +11,7 @@ const BREATH = 12;
 const SHOWN = 64;
 
 /** What makes arrays of each type in a state. */
-export const ARRAYS = { float32: Float32Array, int64: BigInt64Array };
+export const ARRAYS = { float32: Float32Array, int32: Int32Array, int64: BigInt64Array };
 
 ort.env.wasm.numThreads = 1;
 ort.env.wasm.wasmPaths = {
@@ -60,34 +61,52 @@ export class Model {
       await breathe();
       signal?.throwIfAborted();
       const part = ids.slice(start, start + PART);
-      const run = this.#queue.then(() => this.#run(part, state)); // a graph runs once at a time
-      this.#queue = run.catch(() => {});
-      [logits, state] = await run;
+      [logits, state] = await this.#next("prefill", part, [1, part.length], state);
     }
     return [logits, state];
   }
 
-  async #run(ids, state) {
-    const one = ids.length === 1;
-    const feeds = {
-      ids: new ort.Tensor("int64", BigInt64Array.from(ids, BigInt), one ? [1] : [1, ids.length]),
-    };
-    for (const [name, type, shape] of this.arrays) {
-      feeds[name] = new ort.Tensor(type, state[name], shape);
+  /** Read a token that the model wrote itself; before: the state that its answer began with. */
+  async readOwn(id, state, before) {
+    const lookedUp = before.recall && { looked_up: before.recall };
+    await breathe();
+    return this.#next("step", [id], [1], state, lookedUp);
+  }
+
+  /** A run of a graph, when the one before has ended. */
+  async #next(...run) {
+    const next = this.#queue.then(() => this.#run(...run));
+    this.#queue = next.catch(() => {});
+    return next;
+  }
+
+  async #run(graph, ids, shape, state, further = {}) {
+    const feeds = { ids: new ort.Tensor("int64", BigInt64Array.from(ids, BigInt), shape) };
+    for (const [name, type, sizes] of this.arrays) {
+      feeds[name] = new ort.Tensor(type, state[name], sizes);
     }
-    const told = await this.#graphs[one ? "step" : "prefill"].run(feeds);
+    for (const [name, tables] of Object.entries(further)) {
+      feeds[name] = new ort.Tensor("int32", tables, this.#shapeOf("recall"));
+    }
+    const told = await this.#graphs[graph].run(feeds);
     const after = this.arrays.map(([name]) => [name, told[`new_${name}`].data]);
     return [told.logits.data, Object.fromEntries(after)];
   }
 
-  /** At most 64 evenly spaced numbers of each layer's context vector. */
+  #shapeOf(name) {
+    return this.arrays.find(([other]) => other === name)[2];
+  }
+
+  /** At most 64 evenly spaced numbers of each layer's context vector; how full recall is. */
   picture(state) {
     const [name, , [layers]] = this.arrays[0];
     const width = state[name].length / layers;
     const step = Math.ceil(width / SHOWN);
-    return Array.from({ length: layers }, (_, layer) =>
+    const context = Array.from({ length: layers }, (_, layer) =>
       Array.from(state[name].subarray(layer * width, (layer + 1) * width))
         .filter((_, i) => i % step === 0));
+    const { recall } = state;
+    return { context, recall: recall ? fullness(recall, this.#shapeOf("recall")[0]) : [] };
   }
 }
 

@@ -139,11 +139,23 @@ function stateAt(arrays, start, place, model) {
     const count = shape.reduce((product, length) => product * length, 1);
     const end = start + count * ARRAYS[type].BYTES_PER_ELEMENT;
     const part = new ARRAYS[type](arrays.slice(start, end));
-    const possible = type === "float32" ? Number.isFinite
-      : (value) => value === BigInt(place.last_token + 1); // of `previous`
-    check(part.every(possible));
+    check(part.every((value, at) => isPossible(name, value, at, place, model.facts.vocab_size)));
     state[name] = part;
     start = end;
   }
   return state;
+}
+
+/** Whether a part of a state can have a number: whole ones are tokens, or tokens and how often. */
+function isPossible(name, value, at, { last_token, tokens_read }, vocabulary) {
+  if (name === "previous") return value === BigInt(last_token + 1);
+  if (name === "recent") {
+    if (at === 0) return value === last_token + 1;
+    return at < tokens_read ? value > 0 && value <= vocabulary : value === 0;
+  }
+  if (name === "recall") { // the token that followed, and how often in a row: see reference.py
+    return value === 0
+      || (value > 0 && (value >> 16) % 16 > 0 && value % 65536 < vocabulary);
+  }
+  return Number.isFinite(value);
 }

@@ -29,7 +29,7 @@ TRANSCRIPT_BYTES = 2**16
 
 @dataclass(frozen=True)
 class TurnStart:
-    """Where a turn starts: all that it depends on but what is said in it."""
+    """Where a turn starts: all that its answer depends on besides the user's text."""
 
     snapshot: Snapshot = START
     rng_state: RngState | None = None

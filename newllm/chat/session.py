@@ -50,6 +50,8 @@ class ChatSession:
         self.dialogue = Dialogue(sampling, system)
         self.tokens_per_second = 0.0
         """Speed of the last turn, its prompt included."""
+        self.recalled_tokens = 0
+        """Tokens of the last answer that followed the same words earlier in the conversation."""
 
     @classmethod
     def load(cls, path: str | Path, decoder: Decoder, renderer: Renderer) -> ChatSession:
@@ -116,6 +118,7 @@ class ChatSession:
         finally:
             answer.finish()
             dialogue.add_turn(text, answer.text, stream.snapshot, sampler.rng_state)
+            self.recalled_tokens = stream.recalled
             self.tokens_per_second = (self.tokens_read - before) / (time.perf_counter() - started)
 
     def undo(self) -> None:

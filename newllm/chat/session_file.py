@@ -39,6 +39,7 @@ from newllm.errors import UserError
 from newllm.inference.decoder import Snapshot
 from newllm.inference.sampler import Sampling
 from newllm.model import LanguageModel, State
+from newllm.model.recall.reference import possible_slots
 
 MAGIC = b"NEWLLM-SESSION 1\n"
 _SIZE_BYTES, _DIGEST_BYTES = 4, 32
@@ -94,6 +95,8 @@ def model_fingerprint(model: LanguageModel, renderer: Renderer) -> str:
     """Differs whenever weights, tokenizer or the form of prompts do: 32 hexadecimal digits."""
     digest = hashlib.sha256()
     shape = {**model.settings.model_dump(), "dropout": None}
+    if not model.settings.recall_slots:
+        del shape["recall_slots"]  # conversations with models from before there was recall
     probe: list[Message] = [{"role": "user", "content": "a"}]
     for plain in (shape, renderer.tokenizer.to_dict(), renderer.prompt(probe)):
         digest.update(json.dumps(plain, sort_keys=True).encode())
@@ -226,7 +229,7 @@ def _dialogue(header: _Header, states: Iterator[State], vocab_size: int) -> Dial
     for stored in header.places:
         state = next(states) if stored.tokens_read else None
         for name, part in (state or {}).items():
-            if not bool(_possible(name, part, stored).all()):
+            if not bool(_possible(name, part, stored, vocab_size).all()):
                 raise ValueError("numbers that no state has")
         begun = state is not None
         if begun != (stored.last_token is not None) or (stored.last_token or 0) >= vocab_size:
@@ -246,12 +249,18 @@ def _dialogue(header: _Header, states: Iterator[State], vocab_size: int) -> Dial
     return dialogue
 
 
-def _possible(name: str, part: torch.Tensor, stored: _TurnStart) -> torch.Tensor:
-    """Whether a state can have these numbers: whole ones count tokens, or are the last token's."""
+def _possible(name: str, part: torch.Tensor, stored: _TurnStart, vocab_size: int) -> torch.Tensor:
+    """Whether a state can have these numbers: whole ones are tokens, or count them."""
     if part.is_floating_point():
         return part.isfinite()
+    last = 0 if stored.last_token is None else stored.last_token + 1
     if name == "previous":
-        return part == (0 if stored.last_token is None else stored.last_token + 1)
+        return part == last
+    if name == "recent":
+        begun = torch.arange(len(part))[:, None] < stored.tokens_read
+        return (part[0] == last) & ((part > 0) == begun) & (part >= 0) & (part <= vocab_size)
+    if name == "recall":
+        return possible_slots(part, vocab_size)
     return (part >= 0) & (part <= stored.tokens_read)
 
 

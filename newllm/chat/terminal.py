@@ -195,10 +195,18 @@ class Terminal:
         session = self.session
         settings = session.model.settings
         cache = 2 * settings.num_layers * settings.embed_dim * 4 * session.tokens_read
+        state = session.dialogue.next_turn.snapshot.state or {}
+        recall = ""
+        if "recall" in state:
+            filled, slots = int((state["recall"] > 0).sum()), state["recall"].numel()
+            recall = (
+                f"; recall holds {filled:,} of {slots:,} runs, and {session.recalled_tokens:,} "
+                "tokens of the last answer came out of it"
+            )
         return (
             f"state {session.state_bytes:,} bytes, {session.tokens_read:,} tokens read (a "
             f"transformer's key-value cache would hold {cache:,} bytes), "
-            f"{session.tokens_per_second:,.0f} tokens/s in the last turn"
+            f"{session.tokens_per_second:,.0f} tokens/s in the last turn{recall}"
         )
 
     def _export(self, name: str) -> str:

@@ -124,7 +124,7 @@ class Count(click.ParamType):
 
 
 def params_option(text: str, required: bool = False) -> Callable[[Any], Any]:
-    """The dial: parameters of a model, from which its depth and widths follow."""
+    """A budget of parameters, from which a model's depth and widths follow."""
     return click.option("--params", type=Count(), required=required, help=text)
 
 

@@ -245,8 +245,8 @@ def _recommended(
         name: given.get(name, level.settings.get(name, have[name]))
         for name in ("num_layers", "context_dim")
     }
-    pairs = have["pair_rows"] > 0
-    hidden = default_widths(sizes["num_layers"], sizes["context_dim"], pairs)["hidden_dim"]
+    parts = have["pair_rows"] > 0, have["recall_slots"] > 0
+    hidden = default_widths(sizes["num_layers"], sizes["context_dim"], *parts)["hidden_dim"]
     return {**sizes, "hidden_dim": given.get("hidden_dim", hidden)}
 
 

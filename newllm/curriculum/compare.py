@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, Settings, option_name
+from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, Settings, option_name, parse
 from newllm.errors import Stopped, UserError
 from newllm.files import previous_path
 from newllm.report.comparison import Comparison, write_comparison
@@ -126,10 +126,11 @@ def finished(variant: Variant) -> Summary | None:
     if not path.exists():
         return None
     summary = load_summary(path)
+    before = parse(summary.settings).model_dump()  # with defaults for what is newer
     changed = [
-        f"{option_name(name)} {summary.settings.get(name)} -> {value}"
+        f"{option_name(name)} {before[name]} -> {value}"
         for name, value in settings.model_dump().items()
-        if name not in WITHOUT_EFFECT_ON_WEIGHTS and summary.settings.get(name) != value
+        if name not in WITHOUT_EFFECT_ON_WEIGHTS and before[name] != value
     ]
     if changed:
         raise UserError(

@@ -20,6 +20,7 @@ TRAINING_ALONE = frozenset({"late_decaying", "loss", "matrices", "mixing_matrice
 REFERENCE = {
     "newllm.model.context": "newllm.model.context.reference",
     "newllm.model.kernels": "newllm.model.kernels.reference",
+    "newllm.model.recall": "newllm.model.recall.reference",
 }
 """Where the plain torch definitions of a module's names are."""
 

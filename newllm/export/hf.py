@@ -31,7 +31,9 @@ from newllm.trained import TrainedModel
 MODELLING = "modeling_new_llm"
 """Name of the file with the model's code."""
 
-SHAPE = ("num_layers", "context_dim", "embed_dim", "hidden_dim", "pair_rows", "dropout")
+SHAPE = (
+    "num_layers", "context_dim", "embed_dim", "hidden_dim", "pair_rows", "recall_slots", "dropout",
+)  # fmt: skip
 """Settings that config.json has by themselves; the others are in its record."""
 
 PREFIX = "model."

@@ -72,6 +72,7 @@ def _record(path: Path) -> tuple[dict[str, Any], Settings]:
         config = json.loads(_read(path))
         record = config["record"]
         values = dict(record["settings"])
+        config.setdefault("recall_slots", 0)  # exported before there was recall
         shape = {name: config[name] for name in SHAPE}
         wrong = [name for name, kind in _RECORD.items() if not isinstance(record[name], kind)]
         if config["model_type"] != "new_llm" or wrong or not _text(record["data"], "fingerprint"):

@@ -6,6 +6,7 @@ of newllm put in (see `bundle.py`): it imports torch and transformers, and nothi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from transformers.cache_utils import Cache, LinearAttentionLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from newllm.model.context.lm import ContextLM
+from newllm.model.recall.layer import Recalled, copied
 from newllm.model.residual import State
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class NewLLMConfig(PreTrainedConfig):
         embed_dim: int = 256,
         hidden_dim: int = 512,
         pair_rows: int = 0,
+        recall_slots: int = 0,
         dropout: float = 0.0,
         use_cache: bool = True,
         record: dict[str, Any] | None = None,
@@ -43,7 +46,7 @@ class NewLLMConfig(PreTrainedConfig):
         """Sizes as in New-LLM; `record` is what `newllm import` needs besides the weights."""
         self.vocab_size, self.num_layers = vocab_size, num_layers
         self.context_dim, self.embed_dim, self.hidden_dim = context_dim, embed_dim, hidden_dim
-        self.pair_rows = pair_rows
+        self.pair_rows, self.recall_slots = pair_rows, recall_slots
         self.dropout, self.use_cache, self.record = dropout, use_cache, record
         super().__init__(**{**kwargs, "tie_word_embeddings": True})
 
@@ -52,14 +55,15 @@ class ContextCache(Cache):
     """The state of fixed size, in transformers' layers for recurrent models.
 
     Each layer holds its context ("recurrent state", [B, C]) and its last three writes ("conv
-    state", [B, C, 3], oldest first); beside them stands the last token, for the bigram hash
-    embedding. It is updated in place; `copy.deepcopy` forks it.
+    state", [B, C, 3], oldest first); beside the layers stand the tables of recall and the last
+    tokens. It is updated in place; `copy.deepcopy` forks it.
     """
 
     def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[LinearAttentionLayer() for _ in range(num_layers)])
         self._positions = 0
-        self._previous: Tensor | None = None  # [1, B]
+        self._beside: State = {}
+        """What no layer has, the sequences in dimension 1."""
 
     @property
     def is_compileable(self) -> bool:
@@ -72,7 +76,7 @@ class ContextCache(Cache):
 
     def reset(self) -> None:
         super().reset()
-        self._positions, self._previous = 0, None
+        self._positions, self._beside = 0, {}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(cast("torch.LongTensor", beam_idx))
@@ -84,12 +88,22 @@ class ContextCache(Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        if self._previous is not None:
-            self._previous = self._previous.repeat_interleave(repeats, dim=1)
+        for name, part in self._beside.items():
+            self._beside[name] = part.repeat_interleave(repeats, dim=1)
 
-    def _select(self, lanes: Tensor) -> None:
-        if self._previous is not None:
-            self._previous = self._previous[:, lanes.to(self._previous.device)]
+    def _select(self, sequences: Tensor) -> None:
+        for name, part in self._beside.items():
+            self._beside[name] = part[:, sequences.to(part.device)]
+
+    def set_answering(self, answering: bool) -> None:
+        """Whether what is read from here on is the model's own answer: recall copies nothing of it.
+
+        `generate` says so by itself. A model that looks into its own words repeats them.
+        """
+        if not answering:
+            self._beside.pop("looked_up", None)
+        elif "recall" in self._beside:
+            self._beside.setdefault("looked_up", self._beside["recall"])
 
     def read(self) -> State | None:
         """The state as `ContextLM` takes it: context [L, B, C], tail [L, B, 3, C]."""
@@ -99,8 +113,7 @@ class ContextCache(Cache):
         contexts = [cast(Tensor, layer.recurrent_states[0]) for layer in layers]
         writes = [cast(Tensor, layer.conv_states[0]) for layer in layers]
         newest_first = torch.stack(writes).flip(-1).transpose(2, 3)
-        state = {"context": torch.stack(contexts), "tail": newest_first}
-        return state if self._previous is None else {**state, "previous": self._previous}
+        return {"context": torch.stack(contexts), "tail": newest_first, **self._beside}
 
     def write(self, state: State, positions: int) -> None:
         """Take in a state, and how many positions were read since the last one."""
@@ -108,8 +121,16 @@ class ContextCache(Cache):
         for layer, context in enumerate(state["context"].detach()):
             self.update_conv_state(oldest_first[layer], layer)
             self.update_recurrent_state(context, layer)
-        self._previous = state.get("previous")
+        self._beside = {name: state[name] for name in state.keys() - {"context", "tail"}}
         self._positions += positions
+
+
+@dataclass
+class NewLLMOutput(BaseModelOutputWithPast):
+    """What the stack says of each token."""
+
+    matches: Tensor | None = None
+    """What recall found, int32 [B, T], if the model has recall."""
 
 
 class NewLLMBackbone(ContextLM):
@@ -124,7 +145,7 @@ class NewLLMBackbone(ContextLM):
         use_cache: bool = False,
         inputs_embeds: Tensor | None = None,
         **_: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> NewLLMOutput:
         """Read tokens; arguments as in :meth:`NewLLMForCausalLM.forward`."""
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("New-LLM reads input_ids; inputs_embeds are not supported")
@@ -145,13 +166,18 @@ class NewLLMBackbone(ContextLM):
             )
         reset = None if position_ids is None else (position_ids == 0).expand_as(input_ids)
         state = None if cache is None else cache.read()
-        hidden, state = super().forward(input_ids, state, reset, valid)
+        read, state = super().forward(input_ids, state, reset, valid)
+        hidden, matches = (
+            (read.hidden, read.matches) if isinstance(read, Recalled) else (read, None)
+        )
         if use_cache and cache is None:
             cache = ContextCache(self.settings.num_layers)
         if cache is not None:
             cache.write(state, time)
-        return BaseModelOutputWithPast(
-            last_hidden_state=cast(torch.FloatTensor, hidden), past_key_values=cache
+        return NewLLMOutput(
+            last_hidden_state=cast(torch.FloatTensor, hidden),
+            past_key_values=cache,
+            matches=matches,
         )
 
 
@@ -165,7 +191,7 @@ class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
     # Loaded in 16 bits, only the matrices are; norms and recurrence stay exact.
     _keep_in_fp32_modules_strict = {  # noqa: RUF012
         "norm", "embedding_norm", "mixer_norm", "forget_bias", "read_bias", "conv_weight",
-        "read_scale",
+        "read_scale", "order", "times", "gate", "bias",
     }  # fmt: skip
     _is_stateful = True  # the state cannot be taken back: assisted decoding is refused
 
@@ -181,6 +207,23 @@ class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # the backbone makes the cache
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        *args: Any,
+        past_key_values: ContextCache | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As always; and the cache learns where the model's own answer begins."""
+        if isinstance(past_key_values, ContextCache):
+            past_key_values.set_answering(not is_first_iteration)
+        return cast(Any, super()).prepare_inputs_for_generation(
+            *args,
+            past_key_values=past_key_values,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embedding
@@ -222,7 +265,11 @@ class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
         read = self.model(
             input_ids, attention_mask, past_key_values, use_cache=use_cache, **of_backbone
         )
-        logits = self.lm_head(read.last_hidden_state[:, -logits_to_keep:])
+        hidden = read.last_hidden_state[:, -logits_to_keep:]
+        logits = self.lm_head(hidden)
+        if self.model.recall is not None and read.matches is not None:
+            recalled = Recalled(hidden, read.matches[:, -logits_to_keep:])
+            logits = copied(logits, *self.model.recall.copying(recalled))
         loss = None
         if labels is not None:
             size = self.config.vocab_size

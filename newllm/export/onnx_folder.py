@@ -132,7 +132,7 @@ def compare(folder: Path, model: ContextLM) -> Difference:
     """Let the model and both graphs read the same tokens.
 
     The first half of each probe goes through `prefill` in two parts, the rest token by token
-    through `step`; the whole of it once more through `prefill` alone.
+    through `step`, as an answer does; the whole of it once more through `prefill` alone.
     """
     sessions = {name: open_graph(folder / f"{name}.onnx") for name in GRAPHS}
     found, expected = [], []
@@ -147,10 +147,12 @@ def compare(folder: Path, model: ContextLM) -> Difference:
             said, state = read(sessions["prefill"], numbers[:, start:stop], state)
             found.append(said)
             expected.append(ours[stop - 1])
+        answer = answer_logits(model, ids[:, :half], ids[:, half:])
+        looked_up = state.get("recall")
         for place in range(half, length):
-            said, state = read(sessions["step"], numbers[:, place], state)
+            said, state = read(sessions["step"], numbers[:, place], state, looked_up)
             found.append(said)
-            expected.append(ours[place])
+            expected.append(answer[place - half])
         found.append(read(sessions["prefill"], numbers, _zero_state(model))[0])
         expected.append(ours[-1])
     theirs, ours = torch.from_numpy(np.concatenate(found)), torch.stack(expected)
@@ -175,11 +177,32 @@ def open_graph(path: Path) -> Any:
 
 
 def read(
-    session: Any, ids: np.ndarray, state: dict[str, np.ndarray]
+    session: Any,
+    ids: np.ndarray,
+    state: dict[str, np.ndarray],
+    looked_up: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Logits after the last token [B, V], and the state, for ids [B] (step) or [B, T] (prefill)."""
-    logits, *after = session.run(None, {"ids": ids, **state})
+    """Logits after the last token [B, V], and the state, for ids [B] (step) or [B, T] (prefill).
+
+    Args:
+        session: a graph.
+        ids: what is read.
+        state: before it.
+        looked_up: for `step`: the recall of the state that the answer began with, if it has one.
+    """
+    further = {} if looked_up is None else {"looked_up": looked_up}
+    logits, *after = session.run(None, {"ids": ids, **state, **further})
     return logits, dict(zip(state, after, strict=True))
+
+
+def answer_logits(model: ContextLM, prompt: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    """Logits after each token of an answer [1, T], which recall does not look into: [T, V]."""
+    device = next(model.parameters()).device
+    _, state = model(prompt.to(device))
+    if model.recall is not None:
+        state["looked_up"] = state["recall"]
+    hidden, _ = model(answer.to(device), state)
+    return model.logits(hidden)[0].float().cpu()
 
 
 def _zero_state(model: ContextLM) -> dict[str, np.ndarray]:

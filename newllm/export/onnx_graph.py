@@ -7,14 +7,14 @@ over all tokens together, and a `Scan` carries the context from token to token. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
+from onnx import TensorProto, helper
 
+from newllm.export import onnx_recall
+from newllm.export.onnx_nodes import END, Graph
 from newllm.model import ContextLM
 from newllm.model.context import CONV_TAPS, group_size
 from newllm.model.context.lm import (
@@ -24,85 +24,49 @@ from newllm.model.context.lm import (
     BigramHashEmbedding,
     ContextBlock,
 )
-from newllm.model.kernels import EPSILON
+from newllm.model.recall.reference import LONGEST, ORDERS
 
 OPSET, IR_VERSION = 18, 9
 """Old enough for the runtimes in use, new enough for `LayerNormalization`."""
 
-_END = np.iinfo(np.int64).max
-
-Recur = Callable[["_Graph", str, str, str], tuple[str, str]]
+Recur = Callable[["Graph", str, str, str], tuple[str, str]]
 """Adds c = s c + a to a graph, from the names of c, s and a; see `_one_step` and `_scan`."""
-
-
-class _Graph:
-    """Nodes and constants under construction; every method returns the name of its output."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
-
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        return self.several(kind, inputs, 1, **attributes)[0]
-
-    def several(
-        self, kind: str, inputs: Sequence[str], outputs: int, **attributes: Any
-    ) -> list[str]:
-        names = [f"{kind}_{len(self.nodes)}_{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, inputs, names, **attributes))
-        return names
-
-    def constant(self, name: str, value: Tensor | np.ndarray) -> str:
-        if name not in self.constants:
-            array = value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()
-            self.constants[name] = numpy_helper.from_array(np.array(array, order="C"), name)
-        return name
-
-    def whole(self, *values: int) -> str:
-        """A constant vector of whole numbers."""
-        return self.constant("int_" + "_".join(map(str, values)), np.array(values, np.int64))
-
-    def product(self, x: str, name: str, weight: Tensor) -> str:
-        """x W^T for a weight [outputs, inputs]."""
-        return self.op("MatMul", x, self.constant(name, weight.t()))
-
-    def norm(self, x: str, name: str, weight: Tensor | np.ndarray) -> str:
-        return self.op(
-            "LayerNormalization", x, self.constant(name, weight), axis=-1, epsilon=EPSILON
-        )
-
-    def slice(self, x: str, start: int, end: int, step: int = 1, axis: int = 1) -> str:
-        places = (self.whole(value) for value in (start, end, axis, step))
-        return self.op("Slice", x, *places)
 
 
 def step_graph(model: ContextLM, own_head: bool = False) -> onnx.ModelProto:
     """ids [B], context [L, B, C], tail [L, B, 3, C] -> logits [B, V], and the state after them.
 
-    A model with a bigram hash embedding also has previous [1, B] in its state, int64.
+    A model with a bigram hash embedding also has previous [1, B] in its state, int64; one with
+    recall the tables recall [4, B, S] and recent [5, B], int32. It then is for tokens that the
+    model writes, and looks them up in looked_up: recall as it stood before the answer.
 
     With `own_head` the output matrix is stored by itself, transposed, for tools that change
     constants; else it is the embedding's.
     """
-    graph = _Graph()
+    graph = Graph()
     ids = graph.op("Unsqueeze", "ids", graph.whole(1))
     return _finish(graph, model, ids, ["batch"], _one_step, own_head)
 
 
 def prefill_graph(model: ContextLM, own_head: bool = False) -> onnx.ModelProto:
     """ids [B, T], T > 0, and a state -> logits after the last token [B, V], and the state."""
-    return _finish(_Graph(), model, "ids", ["batch", "time"], _scan, own_head)
+    return _finish(Graph(), model, "ids", ["batch", "time"], _scan, own_head)
 
 
 def _finish(
-    graph: _Graph, model: ContextLM, ids: str, axes: list[str], recur: Recur, own_head: bool
+    graph: Graph, model: ContextLM, ids: str, axes: list[str], recur: Recur, own_head: bool
 ) -> onnx.ModelProto:
     """The stack around one way to carry the context, as a checked model."""
     contexts, tails = [], []
     table = graph.constant("embedding", model.embedding.weight)
-    embedded = graph.op("Gather", table, ids)
+    embedded, found, memory = graph.op("Gather", table, ids), "", ["", ""]
     if model.pairs is not None:
         embedded = graph.op("Add", embedded, _pairs(graph, model.pairs, ids))
+    slots, answering = model.settings.recall_slots, recur is _one_step
+    if model.recall is not None:
+        found, *memory = onnx_recall.matches(graph, ids, slots, answering)
+        recalled = onnx_recall.added(graph, model.recall, found, table)
+        embedded = graph.op("Add", embedded, recalled)
     x = graph.norm(embedded, "embedding_norm", model.embedding_norm)
     for layer, block in enumerate(model.blocks):
         assert isinstance(block, ContextBlock)
@@ -119,12 +83,15 @@ def _finish(
         up = graph.op("Relu", graph.product(normed, f"{name}.up", forward.up_proj.weight))
         squared = graph.op("Mul", up, up)
         x = graph.op("Add", x, graph.product(squared, f"{name}.down", forward.down_proj.weight))
-    last = graph.op("Squeeze", graph.slice(x, -1, _END), graph.whole(1))
+    last = graph.op("Squeeze", graph.slice(x, -1, END), graph.whole(1))
     hidden = graph.norm(last, "norm", model.norm)
     if own_head:
         logits = graph.product(hidden, "head", model.embedding.weight)
     else:
         logits = graph.op("MatMul", hidden, graph.op("Transpose", table, perm=[1, 0]))
+    if model.recall is not None:
+        here = graph.slice(found, -1, END)
+        logits = onnx_recall.copied(graph, model.recall, here, hidden, logits)
     results = {
         "logits": logits,
         "new_context": graph.op("Concat", *contexts, axis=0),
@@ -132,6 +99,8 @@ def _finish(
     }
     if model.pairs is not None:
         results["new_previous"] = graph.op("Transpose", _follows(graph, ids), perm=[1, 0])
+    if model.recall is not None:
+        results["new_recall"], results["new_recent"] = memory
     graph.nodes += [helper.make_node("Identity", [at], [name]) for name, at in results.items()]
     values = helper.make_tensor_value_info
     shape = model.settings
@@ -140,6 +109,12 @@ def _finish(
         "context": (TensorProto.FLOAT, [layers, "batch", channels]),
         "tail": (TensorProto.FLOAT, [layers, "batch", CONV_TAPS - 1, channels]),
     }
+    further: dict[str, tuple[int, list[int | str]]] = {}
+    if model.recall is not None:
+        tables: list[int | str] = [len(ORDERS), "batch", slots]
+        parts["recall"] = (TensorProto.INT32, tables)
+        parts["recent"] = (TensorProto.INT32, [LONGEST, "batch"])
+        further = {"looked_up": (TensorProto.INT32, tables)} if answering else {}
     if model.pairs is not None:
         parts["previous"] = (TensorProto.INT64, [1, "batch"])
     body = helper.make_graph(
@@ -147,7 +122,7 @@ def _finish(
         "new_llm",
         [
             values("ids", TensorProto.INT64, axes),
-            *(values(name, kind, sizes) for name, (kind, sizes) in parts.items()),
+            *(values(name, kind, sizes) for name, (kind, sizes) in {**parts, **further}.items()),
         ],
         [
             values("logits", TensorProto.FLOAT, ["batch", model.vocab_size]),
@@ -161,7 +136,7 @@ def _finish(
     return finished
 
 
-def _pairs(graph: _Graph, pairs: BigramHashEmbedding, ids: str) -> str:
+def _pairs(graph: Graph, pairs: BigramHashEmbedding, ids: str) -> str:
     """What `BigramHashEmbedding` adds to the embedding of ids [B, T]: [B, T, D].
 
     ONNX shifts unsigned numbers alone; the hash is not negative, so a division does the same.
@@ -182,13 +157,13 @@ def _pairs(graph: _Graph, pairs: BigramHashEmbedding, ids: str) -> str:
     return graph.op("MatMul", found, graph.constant("pairs.widen", pairs.widen))
 
 
-def _follows(graph: _Graph, ids: str) -> str:
+def _follows(graph: Graph, ids: str) -> str:
     """What the next call is told of the last token, [B, 1]."""
-    return graph.op("Add", graph.slice(ids, -1, _END), graph.whole(1))
+    return graph.op("Add", graph.slice(ids, -1, END), graph.whole(1))
 
 
 def _mix(
-    graph: _Graph, name: str, block: ContextBlock, normed: str, state: list[str], recur: Recur
+    graph: Graph, name: str, block: ContextBlock, normed: str, state: list[str], recur: Recur
 ) -> tuple[str, str, str]:
     """What a block's first half adds to the stream, and its state: `reference.context_read`."""
     context, tail = state
@@ -201,10 +176,10 @@ def _mix(
         graph.op("Add", forget, graph.constant(f"{name}.forget_bias", block.forget_bias)),
     )
     # The tail has the newest write first; before the new ones it has to come last.
-    writes = graph.op("Concat", graph.slice(tail, -1, -_END, -1), write, axis=1)
+    writes = graph.op("Concat", graph.slice(tail, -1, -END, -1), write, axis=1)
     weighed = []
     for back, filters in enumerate(block.conv_weight):
-        shifted = graph.slice(writes, CONV_TAPS - 1 - back, -back if back else _END)
+        shifted = graph.slice(writes, CONV_TAPS - 1 - back, -back if back else END)
         weight = graph.constant(f"{name}.conv_weight.{back}", filters)
         weighed.append(graph.op("Mul", shifted, weight))
     value = graph.op("Sum", *weighed)
@@ -222,14 +197,14 @@ def _mix(
     return graph.product(gated, f"{name}.out", block.out_proj.weight), context, tail
 
 
-def _one_step(graph: _Graph, context: str, forget: str, added: str) -> tuple[str, str]:
+def _one_step(graph: Graph, context: str, forget: str, added: str) -> tuple[str, str]:
     """c = s c + a for one token: c as [B, 1, C] and as [B, C]."""
     old = graph.op("Unsqueeze", context, graph.whole(1))
     new = graph.op("Add", graph.op("Mul", forget, old), added)
     return new, graph.op("Squeeze", new, graph.whole(1))
 
 
-def _scan(graph: _Graph, context: str, forget: str, added: str) -> tuple[str, str]:
+def _scan(graph: Graph, context: str, forget: str, added: str) -> tuple[str, str]:
     """The same for T tokens one after the other: all c [B, T, C], and the last [B, C]."""
     value = helper.make_tensor_value_info
     body = helper.make_graph(

@@ -18,6 +18,7 @@ from torch import Tensor
 from newllm.inference.sampler import Sampler
 from newllm.model import LanguageModel, State
 from newllm.model.context.decode import ContextSlots, can_step
+from newllm.model.recall.reference import ORDER_UNIT, TIMES_UNIT, longest_match
 
 PROMPT_TOKENS = 4096
 """Prompt tokens read at a time, where nothing else is said: bounds the memory of long prompts."""
@@ -36,6 +37,8 @@ class Decoder:
         self._batched = batched
         self._states: dict[int, tuple[State, int]] = {}
         """Of each slot: the state of the texts it was last read with, and its number among them."""
+        self._looked_up: dict[int, Tensor] = {}
+        """Of each slot that answers: the tables of recall as they stood before, [K, 1, S]."""
         self._numbers = count()
 
     def empty_copy(self) -> Decoder:
@@ -59,6 +62,7 @@ class Decoder:
     def remove(self, slot: int) -> None:
         """Close a slot; its number may be given to another."""
         del self._states[slot]
+        self._looked_up.pop(slot, None)
 
     def state(self, slot: int) -> State:
         """The state of a slot, for :meth:`add`; it stays as it is when the slot reads on."""
@@ -69,6 +73,34 @@ class Decoder:
         device = next(self.model.parameters()).device
         state = state or self.model.initial_state(1)
         self._states[slot] = {name: part.to(device) for name, part in state.items()}, 0
+        self._looked_up.pop(slot, None)
+
+    def begin_answer(self, slot: int) -> None:
+        """What a slot reads by steps from here on is its own answer: recall copies nothing of it.
+
+        A model that looks into its own words repeats them (docs/LOG.md). They are entered all the
+        same, and found from :meth:`end_answer` on.
+        """
+        state = self.state(slot)
+        if "recall" in state:
+            self._looked_up[slot] = state["recall"]
+
+    def end_answer(self, slot: int) -> None:
+        """The answer has ended, however it did."""
+        self._looked_up.pop(slot, None)
+
+    def recalled(self, slot: int) -> int | None:
+        """The token that followed the last two or more tokens of a slot where they stood before.
+
+        None without such a token, or without recall.
+        """
+        match = self._match(slot) if self.model.settings.recall_slots else 0
+        return match % TIMES_UNIT if match // ORDER_UNIT > 0 else None
+
+    def _match(self, slot: int) -> int:
+        state = self.state(slot)
+        tables = self._looked_up.get(slot, state["recall"])
+        return longest_match(*(part[:, 0].numpy(force=True) for part in (tables, state["recent"])))
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """Read one token in each of these slots (a selection, in any order).
@@ -77,12 +109,12 @@ class Decoder:
             scores of every next token, fp32 [len(slots), V]; the next step may overwrite them.
         """
         ids = [[token] for token in tokens]
-        if self._batched or len(slots) == 1:
-            return self.read(slots, ids, 1)
-        parts = [self.read([slot], [own], 1) for slot, own in zip(slots, ids, strict=True)]
+        answering = sum(slot in self._looked_up for slot in slots)
+        if len(slots) == 1 or (self._batched and answering in (0, len(slots))):
+            return self._read(slots, ids, 1, answering > 0)
+        parts = [self.step([slot], [token]) for slot, token in zip(slots, tokens, strict=True)]
         return np.concatenate(parts)
 
-    @torch.inference_mode()
     def read(
         self, slots: Sequence[int], texts: Sequence[Sequence[int]], chunk: int = PROMPT_TOKENS
     ) -> np.ndarray:
@@ -96,9 +128,17 @@ class Decoder:
         Returns:
             scores of every next token, fp32 [len(slots), V].
         """
+        return self._read(slots, texts, chunk, answering=False)
+
+    @torch.inference_mode()
+    def _read(
+        self, slots: Sequence[int], texts: Sequence[Sequence[int]], chunk: int, answering: bool
+    ) -> np.ndarray:
         lengths = [len(text) for text in texts]
         logits = np.empty((len(slots), self.model.vocab_size), np.float32)
         state = self._join(slots)
+        if answering:
+            state = {**state, "looked_up": torch.cat([self._looked_up[s] for s in slots], dim=1)}
         for part, hidden, after in read_chunks(self.model, texts, state, chunk):
             state = after
             ended = [row for row, length in enumerate(lengths) if part.start < length <= part.stop]
@@ -107,6 +147,7 @@ class Decoder:
             elif ended:
                 last = hidden[ended, [lengths[row] - 1 - part.start for row in ended]]
                 logits[ended] = self.model.logits(last).float().numpy(force=True)
+        state.pop("looked_up", None)
         self._split(slots, state)
         return logits
 
@@ -150,6 +191,15 @@ class FusedDecoder(Decoder):
 
     def set_state(self, slot: int, state: State | None) -> None:
         self._slots.set_state(slot, state)
+
+    def begin_answer(self, slot: int) -> None:
+        self._slots.set_answering(slot, True)
+
+    def end_answer(self, slot: int) -> None:
+        self._slots.set_answering(slot, False)
+
+    def _match(self, slot: int) -> int:
+        return self._slots.match(slot)
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         return self._slots.step(slots, tokens)
@@ -244,6 +294,8 @@ class Stream:
         self.last_token = start.last_token
         self._decoder = decoder.empty_copy()
         self._slots = (self._decoder.add(start.state),)
+        self.recalled = 0
+        """Tokens of the last answer that recall proposed."""
 
     @property
     def state(self) -> State | None:
@@ -254,6 +306,20 @@ class Stream:
     def snapshot(self) -> Snapshot:
         """Where the text stands, to go on from."""
         return Snapshot(self.state, self.last_token, self.tokens_read)
+
+    def begin_answer(self) -> None:
+        """What is read by single tokens from here on is the model's answer."""
+        self.recalled = 0
+        self._decoder.begin_answer(self._slots[0])
+
+    def end_answer(self) -> None:
+        """The answer has ended."""
+        self._decoder.end_answer(self._slots[0])
+
+    def take(self, token: int) -> None:
+        """Read a token of the answer."""
+        self.recalled += self._decoder.recalled(self._slots[0]) == token
+        self.read((token,))
 
     def read(self, ids: Sequence[int]) -> None:
         """Read tokens (a single one by a step) in time and memory that no earlier ones add to."""
@@ -272,10 +338,14 @@ def write_tokens(
 ) -> Iterator[int]:
     """Yield new tokens until `end` (which is read, not yielded) or the limit."""
     sampler.begin_answer()
-    for number in range(max_new_tokens):
-        assert stream.logits is not None, "read a prompt first"
-        token = sampler.draw(stream.logits, (end,) if number < min_new_tokens else ())
-        stream.read((token,))
-        if token == end:
-            return
-        yield token
+    stream.begin_answer()
+    try:
+        for number in range(max_new_tokens):
+            assert stream.logits is not None, "read a prompt first"
+            token = sampler.draw(stream.logits, (end,) if number < min_new_tokens else ())
+            stream.take(token)
+            if token == end:
+                return
+            yield token
+    finally:
+        stream.end_answer()

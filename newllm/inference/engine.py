@@ -46,12 +46,24 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """What a state looks like."""
+
+    context: list[list[float]]
+    """At most 64 evenly spaced numbers of each layer's vector."""
+    recall: list[list[float]]
+    """How full 64 parts of each table of recall are, 0..1; no tables without recall."""
+
+
+@dataclass(frozen=True)
 class Piece:
     """What came of one token."""
 
     text: str
     chosen: Chosen | None = None
-    picture: list[list[float]] | None = None
+    recalled: bool = False
+    """Whether recall proposed the token; only looked at where pictures are asked for."""
+    picture: Picture | None = None
 
 
 @dataclass(eq=False)
@@ -230,12 +242,13 @@ class Engine:
                 self._finish(job, "stop", stream.snapshot)
             else:
                 running.slot, running.logits = self._decoder.add(stream.state), stream.logits
+                self._decoder.begin_answer(running.slot)
                 job.sampler.begin_answer()
                 self._writing.append(running)
 
     def _write(self) -> None:
         """Draw a token of every answer, and read it."""
-        drawn: list[tuple[_Running, int, Chosen | None]] = []
+        drawn: list[tuple[_Running, int, Chosen | None, bool]] = []
         for running in list(self._writing):
             job = running.job
             assert running.logits is not None
@@ -249,15 +262,19 @@ class Engine:
             chosen = None
             if job.top_logprobs is not None:
                 chosen = _how_likely(running.logits, token, job.top_logprobs)
-            drawn.append((running, token, chosen))
+            recalled = job.pictures and self._decoder.recalled(running.slot) == token
+            drawn.append((running, token, chosen, recalled))
         if not drawn:
             return
-        logits = self._decoder.step([r.slot for r, *_ in drawn], [token for _, token, _ in drawn])
-        for (running, token, chosen), row in zip(drawn, logits, strict=True):
+        slots, tokens = [running.slot for running, *_ in drawn], [token for _, token, *_ in drawn]
+        logits = self._decoder.step(slots, tokens)
+        for (running, token, chosen, recalled), row in zip(drawn, logits, strict=True):
             running.logits = row
-            self._take_token(running, token, chosen)
+            self._take_token(running, token, chosen, recalled)
 
-    def _take_token(self, running: _Running, token: int, chosen: Chosen | None) -> None:
+    def _take_token(
+        self, running: _Running, token: int, chosen: Chosen | None, recalled: bool
+    ) -> None:
         job = running.job
         job.written += 1
         running.last_token = token
@@ -267,7 +284,7 @@ class Engine:
         text = job.answer.add(token)
         if text or chosen:
             picture = state_picture(self._decoder.state(running.slot)) if job.pictures else None
-            job.pieces.append(Piece(text, chosen, picture))
+            job.pieces.append(Piece(text, chosen, recalled, picture))
             self._news.append(job)
         if job.answer.stopped:
             self._read_again(running)
@@ -314,8 +331,16 @@ def _how_likely(logits: np.ndarray, token: int, count: int) -> Chosen:
     return Chosen(token, float(scores[token]), pairs)
 
 
-def state_picture(state: State) -> list[list[float]]:
-    """A small picture of a state: at most 64 evenly spaced numbers of each layer's vector."""
+def state_picture(state: State) -> Picture:
+    """A small picture of a state."""
     vectors: Any = next(iter(state.values()))[:, 0].flatten(1).float().numpy(force=True)
     step = max(1, -(-vectors.shape[1] // _PICTURE_NUMBERS))
-    return [[round(float(value), 3) for value in row[::step]] for row in vectors]
+    context = [[round(float(value), 3) for value in row[::step]] for row in vectors]
+    if "recall" not in state:
+        return Picture(context, [])
+    filled = state["recall"][:, 0].numpy(force=True) > 0
+    parts = min(_PICTURE_NUMBERS, filled.shape[1])
+    recall = [
+        [round(float(part.mean()), 3) for part in np.array_split(row, parts)] for row in filled
+    ]
+    return Picture(context, recall)

@@ -61,6 +61,8 @@ def _write(
     written: list[list[int]] = [[] for _ in prompts]
     slots = {decoder.add(): ids for ids in written}
     logits = decoder.read(list(slots), prompts, _PROMPT_TOKENS)
+    for slot in slots:
+        decoder.begin_answer(slot)
     for _ in range(max_new_tokens):
         if np.isnan(logits).any():
             raise FloatingPointError("no token can be chosen: the model's scores are not finite")

@@ -43,6 +43,11 @@ _AXES = {
     "pairs.widen": ("pair", "stream"),
     "embedding_norm": ("stream",),
     "norm": ("reads",),
+    "recall.project": ("stream", "reads"),
+    "recall.order": ("orders", "stream"),
+    "recall.times": ("times", "stream"),
+    "recall.gate": ("orders", "stream"),
+    "recall.bias": ("orders", "times"),
     "mixer_norm": ("stream",),
     "in_proj.weight": ("contexts", "reads"),
     "forget_bias": ("context",),
@@ -165,7 +170,9 @@ def largest_difference(model: ContextLM, larger: ContextLM) -> float:
     shape = _CHECKED_LANES, _CHECKED_TOKENS
     ids = torch.randint(model.vocab_size, shape, generator=generator)
     reset = torch.zeros(shape, dtype=torch.bool)
-    reset[:, _CHECKED_TOKENS // 3] = True
+    third = _CHECKED_TOKENS // 3
+    reset[:, third] = True
+    ids[:, 2 * third :] = ids[:, third : 2 * third]  # what recall finds again
     both = []
     for candidate in (model, larger):
         exact = ContextLM(candidate.settings, candidate.vocab_size).double().eval()
@@ -199,7 +206,7 @@ def _summing_to_zero(matrix: Tensor, copies: int) -> Tensor:
 
 
 def _placed(tensor: Tensor, target: Tensor, axes: tuple[str, ...]) -> Tensor:
-    """`target` with `tensor` in its first places along every axis, piece by piece of a fusion."""
+    """`target` with `tensor` copied into its leading block, of each matrix of a fused one."""
     _view(target, tensor.shape, axes).copy_(_pieces(tensor, axes))
     return target
 

@@ -21,25 +21,38 @@ _CHUNK_ELEMENTS = 1024 * 1024
 """Logits held at a time: 4 MB in fp32, about what a core's cache holds."""
 
 
-def sum_of_nats(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def sum_of_nats(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    copying: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Sum over the scored positions of -ln p(target), differentiable.
 
     Args:
         hidden: output of the model's trunk, [..., D].
         weight: output matrix, [V, D]; `bias`: [V] or None.
         targets: next-token ids, same leading shape as `hidden`; `IGNORED` is not scored.
+        copying: an entry of each position and the score of copying it, [..., 1] both, -inf for
+            none; its logit becomes ln(exp(logit) + exp(score)).
 
     Returns:
         fp32 scalar. Divide by the number of scored tokens (of the whole batch, over all
         micro-batches and processes) to get the mean loss.
     """
-    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    scored = targets != IGNORED
+    parts = [hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)]
+    if copying is not None:
+        parts += [part.reshape(-1, 1) for part in copying]
+    scored = parts[1] != IGNORED
     if not bool(scored.all()):
-        hidden, targets = hidden[scored], targets[scored]
+        parts = [part[scored] for part in parts]
+    hidden, targets, *rest = parts
+    entries, scores = rest or (None, None)
     return _SumOfNats.apply(
-        hidden, weight, bias, targets, compute_dtype(weight), torch.is_grad_enabled()
-    )
+        hidden, weight, bias, scores, entries, targets, compute_dtype(weight),
+        torch.is_grad_enabled(),
+    )  # fmt: skip
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
@@ -61,6 +74,8 @@ class _SumOfNats(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        scores: Tensor | None,
+        entries: Tensor | None,
         targets: Tensor,
         dtype: torch.dtype,
         with_grad: bool,
@@ -69,6 +84,7 @@ class _SumOfNats(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if with_grad else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if with_grad else None
         d_bias = torch.zeros_like(bias) if with_grad and bias is not None else None
+        d_scores = torch.empty_like(scores) if with_grad and scores is not None else None
         nats = hidden.new_zeros((), dtype=torch.float32)
         step = chunk_rows(weight.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
@@ -77,18 +93,43 @@ class _SumOfNats(torch.autograd.Function):
                 logits = F.linear(rows, matrix)
                 if bias is not None:
                     logits += bias
+                own, part = None, slice(start, start + step)
+                if entries is not None and scores is not None:
+                    own = _let_copy_(logits, entries[part], scores[part])
                 nats += softmax_gradient_(logits, targets[start : start + step])
                 if d_hidden is None or d_weight is None:
                     continue
                 d_logits = logits  # what they have become
                 if d_bias is not None:
                     d_bias += d_logits.sum(dim=0)
+                if own is not None and entries is not None and scores is not None:
+                    assert d_scores is not None
+                    d_scores[part] = _divide_(d_logits, entries[part], scores[part] - own)
                 d_hidden[start : start + step] = d_logits @ matrix
                 d_weight += d_logits.t() @ rows
-        ctx.grads = (d_hidden, d_weight, d_bias)
+        ctx.grads = (d_hidden, d_weight, d_bias, d_scores)
         return nats
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if grad is None else grad * grad_outputs[0] for grad in ctx.grads)
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
+
+
+def _let_copy_(logits: Tensor, entries: Tensor, scores: Tensor) -> Tensor:
+    """Add copying to the logits [N, V] of entries [N, 1]; what the logits were, [N, 1]."""
+    own = logits.gather(1, entries).to(scores.dtype)
+    logits.scatter_(1, entries, torch.logaddexp(own, scores).to(logits.dtype))
+    return own
+
+
+def _divide_(d_logits: Tensor, entries: Tensor, lead: Tensor) -> Tensor:
+    """Divide the gradient of entries between logit and score of copying; return the score's.
+
+    Args:
+        d_logits: [N, V]; at the entries [N, 1] the logit's own part is left.
+        lead: by how much the score is above the logit, [N, 1].
+    """
+    both = d_logits.gather(1, entries).to(lead.dtype)
+    d_logits.scatter_(1, entries, (both * torch.sigmoid(-lead)).to(d_logits.dtype))
+    return both * torch.sigmoid(lead)

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from newllm.config import ModelSettings, is_own_block
 from newllm.errors import UserError, did_you_mean
-from newllm.model.kernels import Noise
 from newllm.model.residual import Block, Boundaries, ResidualLM, State
 
 _TRIED_BATCH, _TRIED_TOKENS = 2, 3
@@ -69,15 +68,10 @@ class OwnBlockLM(ResidualLM[Boundaries]):
         if blocks[0].mixer_norm.device.type != "meta":  # there values are not known
             _watched(own, _try_out, blocks[0], settings.embed_dim)
 
-    def _read(
-        self,
-        ids: Tensor,
-        state: State,
-        reset: Tensor | None,
-        lengths: Tensor | None,
-        noise: Noise | None,
-    ) -> tuple[Tensor, State]:
-        return self._run(ids, state, Boundaries(reset, lengths, ids), noise)
+    def _boundaries(
+        self, ids: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None
+    ) -> Boundaries:
+        return Boundaries(reset, lengths, ids)
 
 
 def load_given(architecture: str, sha256: str | None = None) -> OwnBlock | None:

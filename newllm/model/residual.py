@@ -17,9 +17,15 @@ from torch import Tensor, nn
 from newllm.config import ModelSettings
 from newllm.model.kernels import EPSILON, Noise, active_kernel, add_norm, squared_relu
 from newllm.model.loss import compute_dtype, sum_of_nats
+from newllm.model.recall import recall
+from newllm.model.recall.layer import Recalled, RecallLayer, copied
+from newllm.model.recall.reference import LONGEST, ORDERS
 
 State = dict[str, Tensor]
 """Everything a model carries from token to token: plain tensors, the sequences in dimension 1."""
+
+Hidden = Tensor | Recalled
+"""What a model says of each token, for its `logits` and `loss`."""
 
 EMBEDDING_STD = 0.02
 """Small at initialization: the head is tied, and a large embedding would first predict its own
@@ -160,6 +166,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         self.embedding_norm = nn.Parameter(torch.ones(settings.embed_dim))
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.Parameter(torch.ones(settings.embed_dim))
+        self.recall = RecallLayer(settings.embed_dim) if settings.recall_slots else None
         self._carried = blocks[0].carries()
 
     def set_dropout(self, p: float) -> None:
@@ -169,19 +176,26 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
     def initial_state(self, batch_size: int) -> State:
         """State before the first token: fp32 zeros, a tensor [L, B, ...] of each name."""
         zeros, layers = self.embedding.weight.new_zeros, self.settings.num_layers
-        return {
+        state = {
             name: zeros(layers, batch_size, *shape, dtype=torch.float32)
             for name, shape in self._carried.items()
         }
+        if self.recall is not None:
+            slots = len(ORDERS), batch_size, self.settings.recall_slots
+            state["recall"] = zeros(*slots, dtype=torch.int32)
+            state["recent"] = zeros(LONGEST, batch_size, dtype=torch.int32)
+        return state
 
     def matrices(self) -> Iterator[tuple[Tensor, int]]:
-        """Weight matrices inside the blocks, and how many stacked matrices each one is."""
+        """Weight matrices that Muon trains, and how many stacked matrices each one is."""
         for block in self.blocks:
             assert isinstance(block, Block)
             yield from block.matrices()
+        if self.recall is not None:
+            yield self.recall.project, 1
 
     def late_decaying(self) -> Iterator[nn.Parameter]:
-        """Parameters that would learn rows by heart, and decay once rows are read again."""
+        """Parameters that overfit first: their weights decay from the third epoch on."""
         yield from ()
 
     def forward(
@@ -191,7 +205,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         reset: Tensor | None = None,
         valid: Tensor | None = None,
         noise: Noise | None = None,
-    ) -> tuple[Tensor, State]:
+    ) -> tuple[Hidden, State]:
         """Read tokens.
 
         Token by token, the whole, any split, documents packed with resets and left-padded sequences
@@ -205,22 +219,29 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
             noise: of dropout, in training mode; drawn from torch's generator if not given.
 
         Returns:
-            hidden [B, T, D] (zeros at padding) for :meth:`logits`, and the state after the last
-            token.
+            hidden [B, T, D] (zeros at padding) for :meth:`logits`, of a model with recall a
+            :class:`Recalled` that is indexed alike; and the state after the last token.
         """
         state = state or self.initial_state(ids.shape[0])
-        hidden = self.embedding.weight.new_zeros(*ids.shape, self.settings.embed_dim)
         if ids.numel() == 0 or (valid is not None and not bool(valid.any())):
-            return hidden, state
+            hidden = self.embedding.weight.new_zeros(*ids.shape, self.settings.embed_dim)
+            return self._output(hidden, torch.zeros_like(ids, dtype=torch.int32)), state
         if valid is None or bool(valid.all()):
-            return self._read(ids, state, reset, None, noise)
+            hidden, matches, last = self._read(ids, state, reset, None, noise)
+            return self._output(hidden, matches), last
         # Move each sequence's real tokens to the front; what follows them is ignored.
         lengths = valid.sum(dim=1)
         order = torch.argsort(~valid, dim=1, stable=True)[:, : int(lengths.max())]
         reset = None if reset is None else reset.gather(1, order)
-        read, last = self._read(ids.gather(1, order), state, reset, lengths, noise)
-        position = order[:, :, None].expand_as(read)
-        return hidden.to(read.dtype).scatter(1, position, read) * valid[:, :, None], last
+        hidden, matches, last = self._read(ids.gather(1, order), state, reset, lengths, noise)
+
+        def back(x: Tensor) -> Tensor:
+            further = (1,) * (x.ndim - 2)
+            position = order.view(*order.shape, *further).expand_as(x)
+            zeros = x.new_zeros(*ids.shape, *x.shape[2:])
+            return zeros.scatter(1, position, x) * valid.view(*valid.shape, *further)
+
+        return self._output(back(hidden), None if matches is None else back(matches)), last
 
     def _read(
         self,
@@ -229,13 +250,36 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         reset: Tensor | None,
         lengths: Tensor | None,
         noise: Noise | None,
-    ) -> tuple[Tensor, State]:
-        """`_run` on tokens of which each sequence's first `lengths` count, with the boundaries as
-        the blocks want them."""
+    ) -> tuple[Tensor, Tensor | None, State]:
+        """Read tokens of which each sequence's first `lengths` count: hidden, matches, state."""
+        embedded, matches = self._embed(ids, state, reset), None
+        memory: State = {}
+        if self.recall is not None:
+            searched = state.get("looked_up")
+            tables = state["recall"], state["recent"]
+            matches, *tables = recall(ids, reset, lengths, *tables, searched)
+            embedded = embedded + self.recall.added(matches, self.embedding.weight)
+            memory = dict(zip(("recall", "recent"), tables, strict=True))
+            memory |= {} if searched is None else {"looked_up": searched}
+        boundaries = self._boundaries(ids, state, reset, lengths)
+        hidden, after = self._run(embedded, state, boundaries, noise)
+        return hidden, matches, {**after, **memory, **self._carried_on(ids, state, boundaries)}
+
+    def _output(self, hidden: Tensor, matches: Tensor | None) -> Hidden:
+        return hidden if self.recall is None or matches is None else Recalled(hidden, matches)
+
+    def _boundaries(
+        self, ids: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None
+    ) -> BoundariesT:
+        """Where documents start and sequences end, as the blocks want it."""
         raise NotImplementedError
 
+    def _carried_on(self, ids: Tensor, state: State, boundaries: BoundariesT) -> State:
+        """What the state has besides the parts that all blocks carry, after these tokens."""
+        return {}
+
     def _run(
-        self, ids: Tensor, state: State, boundaries: BoundariesT, noise: Noise | None
+        self, embedded: Tensor, state: State, boundaries: BoundariesT, noise: Noise | None
     ) -> tuple[Tensor, State]:
         """The residual stream through all blocks."""
         dtype = compute_dtype(self.embedding.weight)
@@ -243,7 +287,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         noise = (noise or Noise.drawn()) if p else None
         width = self.embedding_norm.shape
         x, site, parts = None, 0, []
-        embedded = self._embed(ids, state, boundaries).to(self.embedding_norm.dtype)
+        embedded = embedded.to(self.embedding_norm.dtype)
         branch = F.layer_norm(embedded, width, self.embedding_norm, eps=EPSILON)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -263,17 +307,25 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         stacked = (torch.stack(layers) for layers in zip(*parts, strict=True))
         return hidden, dict(zip(self._carried, stacked, strict=True))
 
-    def _embed(self, ids: Tensor, state: State, boundaries: BoundariesT) -> Tensor:
-        """What enters the stream, before its norm: [B, T, D]."""
+    def _embed(self, ids: Tensor, state: State, reset: Tensor | None) -> Tensor:
+        """What the tokens themselves bring into the stream, before its norm: [B, T, D]."""
         return self.embedding(ids)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Hidden) -> Tensor:
         """Scores of every next token, [..., D] -> [..., V]; the matrix is the embedding's."""
-        return F.linear(hidden, self.embedding.weight)
+        if not isinstance(hidden, Recalled):
+            return F.linear(hidden, self.embedding.weight)
+        assert self.recall is not None
+        logits = F.linear(hidden.hidden, self.embedding.weight)
+        return copied(logits, *self.recall.copying(hidden))
 
-    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, hidden: Hidden, targets: Tensor) -> Tensor:
         """Sum of nats over the scored targets; see :func:`newllm.model.loss.sum_of_nats`."""
-        return sum_of_nats(hidden, self.embedding.weight, None, targets)
+        if not isinstance(hidden, Recalled):
+            return sum_of_nats(hidden, self.embedding.weight, None, targets)
+        assert self.recall is not None
+        copying = self.recall.copying(hidden)
+        return sum_of_nats(hidden.hidden, self.embedding.weight, None, targets, copying)
 
 
 def runs_on_numba(x: Tensor) -> bool:

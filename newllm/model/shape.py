@@ -25,7 +25,8 @@ WIDTH_PER_LAYER = 64
 """Stream numbers a block, about: what most published language models have."""
 
 WIDTH_STEP = 16
-"""Widths are multiples of it."""
+"""Widths are multiples of it; those of a GRU or an LSTM, which have nothing else to fill a budget
+with, of 8."""
 
 WIDEST = 1023 * WIDTH_STEP
 
@@ -40,6 +41,7 @@ def shape_of_size(
     tokenizer: str = "bpe",
     num_layers: int | None = None,
     block: OwnBlock | None = None,
+    recall_slots: int = 0,
 ) -> ModelSettings:
     """The shape of a model of at most so many parameters, in the default proportions.
 
@@ -54,6 +56,7 @@ def shape_of_size(
         tokenizer: kind of the vocabulary; a bigram hash embedding goes with some.
         num_layers: the depth, or None to choose it.
         block: a block of one's own, loaded.
+        recall_slots: of the model.
 
     Raises:
         UserError: no shape has so few or so many parameters.
@@ -61,9 +64,13 @@ def shape_of_size(
 
     def shape(layers: int, width: int) -> ModelSettings:
         pair_rows = spec.default_pair_rows(width, tokenizer)
-        widths = spec.proportions(layers, width, pairs=pair_rows > 0)
+        widths = spec.proportions(layers, width, pair_rows > 0, recall_slots > 0)
         return ModelSettings(
-            architecture=spec.name, num_layers=layers, pair_rows=pair_rows, **widths
+            architecture=spec.name,
+            num_layers=layers,
+            pair_rows=pair_rows,
+            recall_slots=recall_slots,
+            **widths,
         )
 
     def count(shape: ModelSettings) -> int:
@@ -78,7 +85,7 @@ def shape_of_size(
 
     def widest(layers: int) -> int:
         """The largest context of a depth within the budget, 0 without any."""
-        step = math.lcm(WIDTH_STEP, spec.heads_of)
+        step = math.lcm(8 if spec.widths == "one" else WIDTH_STEP, spec.heads_of)
         most = WIDEST // step
         return step * largest(
             lambda steps: steps <= most and count_stack(layers, step * steps) <= parameters
@@ -105,7 +112,12 @@ def shape_of_size(
 
 
 def matched_widths(
-    architecture: str, num_layers: int, vocab_size: int, parameters: int, pairs: bool = False
+    architecture: str,
+    num_layers: int,
+    vocab_size: int,
+    parameters: int,
+    pairs: bool = False,
+    recall_slots: int = 0,
 ) -> dict[str, int]:
     """The widest shape of an architecture and depth with at most so many parameters.
 
@@ -119,9 +131,10 @@ def matched_widths(
         vocab_size: V.
         parameters: budget.
         pairs: give `PAIR_SHARE` of it to a bigram hash embedding (`context` alone has one).
+        recall_slots: of the model, if the architecture can have recall.
 
     Returns:
-        context_dim, embed_dim and hidden_dim; with `pairs` also pair_rows.
+        context_dim, embed_dim and hidden_dim; with `pairs` also pair_rows, with recall its slots.
 
     Raises:
         UserError: not even the smallest shape has so few.
@@ -130,10 +143,14 @@ def matched_widths(
     table = {}
     if pairs and spec.has_pairs:
         table["pair_rows"] = 256 * round(PAIR_SHARE * parameters / (256 * PAIR_DIM))
+    if recall_slots and spec.has_recall:
+        table["recall_slots"] = recall_slots
     stepped = spec.widths in ("one", "published")
 
     def shape(steps: int) -> ModelSettings:
-        widths = spec.proportions(num_layers, (8 if stepped else 32) * steps, pairs)
+        widths = spec.proportions(
+            num_layers, (8 if stepped else 32) * steps, pairs, recall_slots > 0
+        )
         return ModelSettings(architecture=spec.name, num_layers=num_layers, **table, **widths)
 
     def count(shape: ModelSettings) -> int:

@@ -21,6 +21,9 @@ EPOCHS_UNREGULARISED = 2
 """Epochs without dropout, and without decay of the bigram hash embedding. A model does not overfit
 rows that it has read once or twice: there both would only slow the training."""
 
+RECALL_SLOTS = 1024
+"""Slots of each table of recall where nothing else is asked for: 16 KB in all (docs/LOG.md)."""
+
 PAIR_ROWS = 128
 """Rows of the bigram hash embedding of `context`, for each number of its context vector."""
 
@@ -63,6 +66,8 @@ class ModelSpec:
     told otherwise; always equal, and `hidden_dim` does nothing; in the published proportions."""
     has_pairs: bool = False
     """Whether it has a bigram hash embedding."""
+    has_recall: bool = True
+    """Whether it can have a memory that copies."""
     heads_of: int = 1
     """`context_dim`, heads side by side, is a multiple of this."""
     optimizer: Literal["muon", "adam"] = "muon"
@@ -77,19 +82,22 @@ class ModelSpec:
     can_round: bool = False
     """Whether its matrices can be rounded to bfloat16 or int8 (`--weights`)."""
 
-    def proportions(self, num_layers: int, width: int, pairs: bool) -> dict[str, int]:
+    def proportions(
+        self, num_layers: int, width: int, pairs: bool, recall: bool = False
+    ) -> dict[str, int]:
         """Widths of a model whose context has `width` numbers.
 
         Args:
             num_layers: depth.
             width: `context_dim`.
             pairs: whether a bigram hash embedding takes some of the parameters.
+            recall: whether recall does.
         """
         if self.widths in ("equal", "one"):
             return equal_widths(num_layers, width)
         if self.widths == "published":  # 256, 256, 512
             return {"context_dim": width, "embed_dim": width, "hidden_dim": 2 * width}
-        return {"context_dim": width, **default_widths(num_layers, width, pairs)}
+        return {"context_dim": width, **default_widths(num_layers, width, pairs, recall)}
 
     def default_pair_rows(self, context_dim: int, tokenizer: object) -> int:
         """Rows of the bigram hash embedding where none are asked for.
@@ -110,16 +118,18 @@ class ModelSpec:
             if not isinstance(batch, int) or batch <= 0:
                 return {}
             return {"learning_rate": _PUBLISHED_RATE * (batch / _PUBLISHED_RATE_BATCH) ** 0.5}
+        recall = {"recall_slots": RECALL_SLOTS if self.has_recall else 0}
         layers, context_dim = values["num_layers"], values["context_dim"]
         if not isinstance(layers, int) or not isinstance(context_dim, int):
-            return {}
+            return recall
         rows = self.default_pair_rows(context_dim, values.get("tokenizer"))
         rows = values.get("pair_rows", rows)
-        widths = default_widths(layers, context_dim, rows != 0)
+        slots = values.get("recall_slots", recall["recall_slots"])
+        widths = default_widths(layers, context_dim, rows != 0, slots != 0)
         if self.widths in ("equal", "one"):
             width = given.get("context_dim", given.get("embed_dim", widths["embed_dim"]))
             widths |= equal_widths(layers, width) if isinstance(width, int) else {}
-        return {"pair_rows": rows, **widths}
+        return {"pair_rows": rows, **recall, **widths}
 
     def refuse(self, settings: ModelSettings) -> None:
         """Refuse a shape that this architecture cannot have.
@@ -133,6 +143,8 @@ class ModelSpec:
             raise UserError(f"{both}: in {self.name} they are one width; give one of the two")
         if settings.pair_rows and not self.has_pairs:
             raise UserError(f"--pair-rows {settings.pair_rows}: {self.name} has no table of pairs")
+        if settings.recall_slots and not self.has_recall:
+            raise UserError(f"--recall-slots {settings.recall_slots}: {self.name} has no recall")
         if context_dim % self.heads_of:
             raise UserError(
                 f"--context-dim {context_dim}: heads need a multiple of {self.heads_of}"
@@ -148,21 +160,24 @@ def find_spec(architecture: str) -> ModelSpec:
     return SPECS.get(architecture) or ModelSpec(architecture, _not_loaded)
 
 
-def default_widths(num_layers: int, context_dim: int, pairs: bool = False) -> dict[str, int]:
+def default_widths(
+    num_layers: int, context_dim: int, pairs: bool = False, recall: bool = False
+) -> dict[str, int]:
     """Width of stream and feed-forward that go with a depth and a context size.
 
     At context 256 and the 1,000-word vocabulary they keep the parameters at or under those of
-    `original`: 1.37M of 1.43M with 1 layer, 2.10M of 2.21M with 4. A single layer is wider, for
-    want of depth, unless a bigram hash embedding (`pairs`) has those parameters; beyond context 256
-    the stream grows with the square root of the context.
+    `original`: 1.38M of 1.43M with 1 layer, 2.17M of 2.21M with 4. A single layer is wider, for
+    want of depth, unless a bigram hash embedding (`pairs`) has those parameters, and its
+    feed-forward twice as wide as the stream, unless `recall` has those; beyond context 256 the
+    stream grows with the square root of the context.
     """
     embed_dim = context_dim
     if context_dim > 256:
         embed_dim = 64 * math.ceil(math.sqrt(256 * context_dim) / 64)
-    if num_layers > 1:
-        return {"embed_dim": embed_dim, "hidden_dim": embed_dim + embed_dim // 2}
-    embed_dim += 0 if pairs else embed_dim // 2
-    return {"embed_dim": embed_dim, "hidden_dim": 2 * embed_dim}
+    if num_layers == 1:
+        embed_dim += 0 if pairs else embed_dim // 2
+    single = num_layers == 1 and not recall
+    return {"embed_dim": embed_dim, "hidden_dim": embed_dim + embed_dim // (1 if single else 2)}
 
 
 def equal_widths(num_layers: int, width: int) -> dict[str, int]:
@@ -232,6 +247,7 @@ SPECS: dict[str, ModelSpec] = {
             clip_norm=_published_clipping,
             epochs_without_dropout=0,
             one_document_per_row=True,
+            has_recall=False,
         ),
         ModelSpec("gru", _gru, widths="one"),
         ModelSpec("lstm", _lstm, widths="one"),

@@ -111,7 +111,10 @@ class Plan:
 
     def facts(self) -> dict[str, Any]:
         """The same as plain values."""
-        shape = ("num_layers", "context_dim", "embed_dim", "hidden_dim", "vocab_size", "pair_rows")
+        shape = (
+            "num_layers", "context_dim", "embed_dim", "hidden_dim", "vocab_size", "pair_rows",
+            "recall_slots",
+        )  # fmt: skip
         return {
             **self.settings.model_dump(include=set(shape)),
             **asdict(self.work),

@@ -14,6 +14,7 @@ from torch import Tensor
 from newllm.config import Settings
 from newllm.model import build_model
 from newllm.model.context.lm import PAIR_DIM
+from newllm.model.recall.reference import ORDERS
 from newllm.model.residual import ResidualLM
 from newllm.train.optimizers import NEWTON_STEPS
 
@@ -45,6 +46,8 @@ def work_of(settings: Settings) -> Work:
     in_matrices = sum(matrix.numel() for matrix, _ in matrices)
     multiplied = in_matrices + settings.vocab_size * stream
     multiplied += PAIR_DIM * stream if settings.pair_rows else 0
+    # And recall's matrix, as if no two tokens had the same candidate.
+    multiplied += len(ORDERS) * stream if settings.recall_slots else 0
     parameters = sum(parameter.numel() for parameter in model.parameters())
     moments = 4 * in_matrices + 8 * (parameters - in_matrices)
     by_shape: dict[torch.Size, int] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import anyio
@@ -23,7 +23,7 @@ _GIVEN_UP = "the answer was given up: the model's scores are not finite (see the
 
 @dataclass(frozen=True)
 class Form:
-    """How an answer is told."""
+    """The form of a response."""
 
     model: str
     tokenizer: Tokenizer
@@ -144,7 +144,8 @@ async def _events(reply: Reply, form: Form) -> AsyncIterator[bytes]:
         body = {**head, "choices": [form.choice(reply, pieces, whole=False)]}
         pictures = [piece.picture for piece in pieces if piece.picture is not None]
         if pictures:
-            body |= {"context": pictures[-1], "usage": usage(reply)}
+            body |= {**asdict(pictures[-1]), "usage": usage(reply)}
+            body["pieces"] = [[piece.text, piece.recalled] for piece in pieces]
         yield _event(body)
     if reply.job.reason == "error":
         yield _event(ApiError(500, _GIVEN_UP, "not_finite").to_dict())

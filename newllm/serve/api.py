@@ -286,7 +286,7 @@ async def respond(request: Request, asked: AnswerRequest, reply: Reply, form: Fo
 
 
 def form(service: Service, asked: AnswerRequest, chat: bool = True) -> Form:
-    """How an answer is told."""
+    """The form of the response."""
     usage = asked.stream_options is not None and asked.stream_options.include_usage
     return Form(service.name, service.model.tokenizer, chat, usage)
 

@@ -258,7 +258,7 @@ class Trainer:
         return mean
 
     def _gradients(self, batch: Batch, rows: int) -> tuple[Tensor, State]:
-        """Accumulate the gradients of a batch, so many rows at once: (nats, states behind it)."""
+        """Accumulate the gradients of a batch, so many rows at once: (nats, states after it)."""
         self.model.zero_grad()  # what a try without enough memory left
         nats = torch.zeros((), device=self.device)
         states: list[State] = []

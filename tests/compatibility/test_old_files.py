@@ -50,6 +50,17 @@ MODELS: dict[str, Any] = said("models")
 ONWARD: dict[str, Any] = said("onward")
 
 
+@pytest.fixture
+def without_recall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recall came later: what is trained anew is trained without, as then."""
+    monkeypatch.setattr("newllm.model.spec.RECALL_SLOTS", 0)
+
+
+def known_then(text: str) -> str:
+    """Without what is said of recall."""
+    return "".join(line for line in text.splitlines(True) if "recall_slots" not in line)
+
+
 @pytest.fixture(autouse=True)
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test works in a copy of the folder, where paths are as they were."""
@@ -159,7 +170,8 @@ def test_rounded_weights_say_what_they_said(weights: str) -> None:
 
 def test_tables_are_as_they_were() -> None:
     for name in ("gru", "context_word1000"):
-        assert_same_text(done(f"info models/{name}.pt"), said(f"info_{name}"), tolerance=1e-4)
+        now = known_then(done(f"info models/{name}.pt"))
+        assert_same_text(now, said(f"info_{name}"), tolerance=1e-4)
     now = done("eval models/context.pt --data rows/dolly --device cpu")
     assert_same_text(now, said("eval_context"), tolerance=1e-3)
 
@@ -207,6 +219,7 @@ def test_a_stopped_run_goes_on_as_it_would_have(
 
 
 @pytest.mark.parametrize("name", ONWARD)
+@pytest.mark.usefixtures("without_recall")
 def test_a_new_run_begins_with_an_old_file(name: str) -> None:
     """--from with the optimizer's moments, --freeze-old, --tokenizer-file and --config."""
     done(ONWARD[name]["command"])
@@ -214,6 +227,7 @@ def test_a_new_run_begins_with_an_old_file(name: str) -> None:
     assert_holds(now, then, tolerance=5e-3)
 
 
+@pytest.mark.usefixtures("without_recall")
 def test_the_log_of_a_run_is_as_it_was() -> None:
     """Line by line; and the run leaves the same kinds of files, with the same facts in them."""
     log = said("log")
@@ -222,7 +236,7 @@ def test_the_log_of_a_run_is_as_it_was() -> None:
         now = Path("runs", path.name)
         assert now.exists()
         if path.suffix == ".yaml":
-            assert now.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+            assert known_then(now.read_text("utf-8")) == path.read_text("utf-8")
     assert_holds(records("runs"), records("finished"), tolerance=5e-3)
     now, then = (
         json.loads(next(Path(folder).glob("*.summary.json")).read_text(encoding="utf-8"))
@@ -296,6 +310,7 @@ def test_a_climb_that_stopped_in_its_second_level_goes_on() -> None:
         assert weights_sha256(final) == then["sha256"] == then["calm_sha256"]
 
 
+@pytest.mark.usefixtures("without_recall")
 def test_a_comparison_is_not_run_again() -> None:
     then = said("compare")
     report = Path("compare/compare_dolly.json").read_text(encoding="utf-8")
@@ -543,6 +558,7 @@ def test_mistakes_get_the_same_line_and_exit_code() -> None:
         assert (result.code, err) == (then["code"], then["err"]), then["command"]
 
 
+@pytest.mark.usefixtures("without_recall")
 def test_a_plan_is_as_it_was() -> None:
     now = json.loads(done("plan --params 35M --tokens 100M --device l4x8 --json"))
     assert_holds(now, said("plan"), tolerance=1e-9)

@@ -22,7 +22,7 @@ def test_a_greedy_talk_is_that_of_python(page: Page, trained: TrainedModel) -> N
     for text in ["What comes after 3?", "日本語 <|end|> 👍", "and\nthen?"]:
         assert ask(page, text) == shown(python.say(text, TOKENS))
     expect(page.locator("#tokens")).to_have_text(str(python.tokens_read))
-    expect(page.locator("#state-bytes")).to_have_text(f"{python.state_bytes} bytes")
+    expect(page.locator("#state-bytes")).to_have_text(f"{python.state_bytes / 1000:.1f} kB")
     until(page, DRAWN, lambda colours: colours > 8)
     page.click("#undo")
     expect(page.locator("#messages li")).to_have_count(4)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from playwright.sync_api import Browser, Page
 
 from newllm.chat.dialogue import Dialogue, TurnStart
@@ -15,7 +16,9 @@ from newllm.data.render import ChatRenderer
 from newllm.data.tokenizers import BPE
 from newllm.export.onnx_folder import open_graph, read
 from newllm.inference.decoder import Snapshot
+from newllm.inference.engine import state_picture
 from newllm.inference.sampler import Sampling
+from newllm.model.recall.reference import ORDER_UNIT, TIMES_UNIT, longest_match, recall
 from newllm.trained import TrainedModel
 from tests.examples.talking import exported, needs_both, started
 
@@ -123,6 +126,44 @@ def test_random_numbers_are_numpys(modules: Page) -> None:
         state: Any = generator.bit_generator.state
         assert numbers[5] == str(state["state"]["state"])
         assert numbers[4] == generator.random()
+
+
+@pytest.mark.parametrize("slots", [1, 7, 100, 1024])
+def test_recall_is_that_of_python(modules: Page, slots: int) -> None:
+    generator = np.random.default_rng(slots)
+    tables, recents, matches, pictures = [], [], [], []
+    for vocabulary, length in [(3, 300), (60_000, 40), (20, 100), (9, 1), (9, 3), (9, 0)]:
+        ids = torch.from_numpy(generator.integers(0, vocabulary, (1, length)))
+        empty = torch.zeros(4, 1, slots, dtype=torch.int32)
+        none = torch.zeros(5, 1, dtype=torch.int32)
+        _, table, recent = recall(ids, None, None, empty, none)
+        seen = state_picture({"vectors": torch.zeros(1, 1, 8), "recall": table, "recent": recent})
+        for token in range(8):  # other tokens than the last one, in the same table
+            last = recent.clone()
+            last[0] = token
+            tables.append(table.flatten().tolist())
+            recents.append(last.flatten().tolist())
+            matches.append(longest_match(table[:, 0].numpy(), last[:, 0].numpy()))
+            pictures.append(seen.recall)
+    found = modules.evaluate(
+        """async ([tables, recents]) => {
+          const { longestMatch, proposed } = await import("/recall.js");
+          const { fullness } = await import("/tables.js");
+          return tables.map((slots, i) => {
+            const table = Int32Array.from(slots);
+            const recent = Int32Array.from(recents[i]);
+            return [longestMatch(table, recent), proposed(table, recent), fullness(table, 4)];
+          });
+        }""",
+        [tables, recents],
+    )
+    assert any(match >= ORDER_UNIT for match in matches)
+    for match, picture, (ours, proposed, full) in zip(matches, pictures, found, strict=True):
+        order, rest = divmod(match, ORDER_UNIT)
+        times, token = divmod(rest, TIMES_UNIT)
+        assert ours == ({"order": order, "times": times, "token": token} if match else None)
+        assert proposed == (token if order > 0 else None)
+        assert np.allclose(full, picture, atol=0.001)
 
 
 def test_int8_graphs_run_and_are_another_model(

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,7 +84,42 @@ def test_a_padded_batch_is_its_rows(theirs: Any) -> None:
         assert torch.equal(row[20:], theirs.generate(prompt, **options)[0, prompt.shape[1] :])
 
 
-def test_a_second_turn_from_the_returned_cache(theirs: Any) -> None:
+@pytest.fixture(scope="module")
+def forgetful(save: Save, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model without recall: what it answers is the same, however the text before was read."""
+    from transformers import AutoModelForCausalLM
+
+    trained = save(tmp_path_factory.mktemp("forgetful") / "model.pt", recall_slots=0)
+    output = trained.path.with_name("exported")
+    assert main(["export", str(trained.path), "-o", str(output)]) == 0
+    return AutoModelForCausalLM.from_pretrained(str(output), trust_remote_code=True)
+
+
+def test_an_answer_does_not_look_into_itself(theirs: Any, trained: TrainedModel) -> None:
+    """Step by step as ours: recall knows the prompt, and in the next turn the answer too."""
+    prompt, more = random_ids(300, 1, 30) % 9 + 6, random_ids(300, 1, 5)
+    options: dict[str, Any] = {"max_new_tokens": 20, "min_new_tokens": 20, "do_sample": False}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    first = theirs.generate(prompt, **options)
+    second = theirs.generate(
+        torch.cat([first.sequences, more], 1), past_key_values=first.past_key_values, **options
+    )
+    decoder = trained.decoder.empty_copy()
+    slot = decoder.add()
+    unread = prompt[0].tolist()
+    for turn in (first, second):
+        ours = decoder.read([slot], [unread])
+        decoder.begin_answer(slot)
+        *answer, last = turn.sequences[0, -20:].tolist()
+        for token, logits in zip(answer, turn.logits, strict=False):
+            assert np.abs(ours[0] - logits[0].numpy()).max() < 1e-3
+            ours = decoder.step([slot], [token])
+        decoder.end_answer(slot)
+        unread = [last, *more[0].tolist()]
+
+
+def test_a_second_turn_from_the_returned_cache(forgetful: Any) -> None:
+    theirs = forgetful
     prompt, more = random_ids(300, 1, 9), random_ids(300, 1, 5)
     options: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     options |= {"return_dict_in_generate": True, "output_logits": True}
@@ -98,7 +134,8 @@ def test_a_second_turn_from_the_returned_cache(theirs: Any) -> None:
             assert torch.allclose(a, b, atol=1e-4)
 
 
-def test_beams_are_those_of_a_search_without_cache(theirs: Any) -> None:
+def test_beams_are_those_of_a_search_without_cache(forgetful: Any) -> None:
+    theirs = forgetful
     prompt = random_ids(300, 2, 6)
     options = {"num_beams": 3, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     cached = theirs.generate(prompt, **options)

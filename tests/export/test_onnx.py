@@ -15,7 +15,6 @@ import torch
 
 from newllm.cli import main
 from newllm.export import onnx_folder, onnx_graph
-from newllm.export.hf import our_logits
 from newllm.export.onnx_folder import GRAPHS, open_graph, read
 from newllm.model import ContextLM
 from newllm.trained import TrainedModel
@@ -53,21 +52,29 @@ def test_prefill_is_the_model(trained: TrainedModel, graphs: dict[str, Any], len
 
 
 def test_steps_are_the_prefill(trained: TrainedModel, graphs: dict[str, Any]) -> None:
-    ids = random_ids(trained.tokenizer.vocab_size, 2, 63)
-    expected = our_logits(trained.model, ids).numpy()
+    """Steps are an answer: recall looks up what was read before it."""
+    ids = random_ids(trained.tokenizer.vocab_size, 2, 63) % 9 + 6
     now = {name: part.numpy() for name, part in trained.model.initial_state(2).items()}
     _, now = read(graphs["prefill"], ids[:, :20].numpy(), now)
+    before = {name: torch.from_numpy(part) for name, part in now.items()}
+    hidden, _ = trained.model(ids[:, 20:], {**before, "looked_up": before["recall"]})
+    expected = trained.model.logits(hidden).detach().numpy()
+    looked_up = now["recall"]
     for place in range(20, 63):
-        logits, now = read(graphs["step"], ids[:, place].numpy(), now)
-        assert np.abs(logits - expected[:, place]).max() < 1e-4
+        logits, now = read(graphs["step"], ids[:, place].numpy(), now, looked_up)
+        assert np.abs(logits - expected[:, place - 20]).max() < 1e-4
 
 
 def test_what_a_program_needs_is_beside_them(trained: TrainedModel, folder: Path) -> None:
     facts = json.loads((folder / "new_llm.json").read_text(encoding="utf-8"))
-    assert facts["state"] == {"context": [2, 1, 16], "tail": [2, 1, 3, 16], "previous": [1, 1]}
+    assert facts["state"] == {
+        "context": [2, 1, 16], "tail": [2, 1, 3, 16], "recall": [4, 1, 1024], "recent": [5, 1],
+        "previous": [1, 1],
+    }  # fmt: skip
     arrays = {name: (kind, shape) for name, kind, shape in facts["session"]["arrays"]}
     assert {name: shape for name, (_, shape) in arrays.items()} == facts["state"]
-    assert [kind for kind, _ in arrays.values()] == ["float32", "float32", "int64"]
+    kinds = ["float32", "float32", "int32", "int32", "int64"]
+    assert [kind for kind, _ in arrays.values()] == kinds
     assert facts["session"]["model"] == trained.fingerprint
     assert facts["plain_text"] is False
     assert facts["special"]["assistant"] == 5
@@ -91,7 +98,7 @@ def test_int8_is_smaller_and_its_price_is_told(
     for name in GRAPHS:
         graph = onnx.load(output / f"{name}.onnx").graph
         matrices = [c for c in graph.initializer if len(c.dims) == 2 and c.dims[0] > 1]
-        assert len(matrices) == 12  # five a layer, the embedding, two of the bigram hash embedding
+        assert len(matrices) == 16  # five a layer, the embedding, two of the pairs, four of recall
         kinds = {c.data_type for c in matrices}
         assert kinds <= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
 

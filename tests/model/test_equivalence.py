@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,19 +13,27 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from newllm.config import ModelSettings
-from newllm.model import LanguageModel, build_model
+from newllm.model import LanguageModel, State, build_model
+from newllm.model.recall.layer import Recalled
 
 VOCAB = 50
-ARCHITECTURES = ["context", "context, pairs", "original", "gru", "lstm", "mingru", "transformer"]
+ARCHITECTURES = [
+    "context", "context, pairs", "context, pairs, recall", "original", "gru", "gru, recall", "lstm",
+    "mingru", "mingru, recall", "transformer", "transformer, recall",
+]  # fmt: skip
 CONTEXT_DIM = {"gru": 24, "lstm": 24, "transformer": 48}
 """The stream is 24 wide, and a GRU's state must be; three heads make mistakes visible."""
 
 
 def make_model(architecture: str, settings: Callable[..., ModelSettings]) -> LanguageModel:
     torch.manual_seed(0)
-    context_dim = CONTEXT_DIM.get(architecture, 16)
-    name, _, pairs = architecture.partition(", ")
-    shape = settings(architecture=name, context_dim=context_dim, pair_rows=37 if pairs else 0)
+    name, *parts = architecture.split(", ")
+    shape = settings(
+        architecture=name,
+        context_dim=CONTEXT_DIM.get(name, 16),
+        pair_rows=37 if "pairs" in parts else 0,
+        recall_slots=64 if "recall" in parts else 0,
+    )
     model = build_model(shape, VOCAB)
     with torch.no_grad():  # away from the initial zeros and ones, where mistakes could hide
         for parameter in model.parameters():
@@ -33,7 +42,16 @@ def make_model(architecture: str, settings: Callable[..., ModelSettings]) -> Lan
 
 
 def random_ids(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randint(0, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+    """Of few different tokens, so that runs come again."""
+    return 7 * torch.randint(0, 7, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def read(model: Any, *arguments: Tensor | State | None) -> tuple[Tensor, State]:
+    """Hidden states; of a model with recall also the scores of every token, which add to them."""
+    hidden, state = model(*arguments)
+    if isinstance(hidden, Recalled):
+        hidden = torch.cat([hidden.hidden, model.logits(hidden)], dim=-1)
+    return hidden, state
 
 
 def gradients(model: LanguageModel, hiddens: list[Tensor]) -> list[Tensor]:
@@ -53,10 +71,10 @@ def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
 def test_token_by_token_equals_whole(architecture, length, tiny_model_settings) -> None:
     model = make_model(architecture, tiny_model_settings)
     ids = random_ids(2, length)
-    whole, last = model(ids)
+    whole, last = read(model, ids)
     state, steps = None, []
     for t in range(length):
-        hidden, state = model(ids[:, t : t + 1], state)
+        hidden, state = read(model, ids[:, t : t + 1], state)
         steps.append(hidden)
     assert state is not None
     assert_same([torch.cat(steps, 1), *state.values()], [whole, *last.values()])
@@ -72,9 +90,9 @@ def test_any_split_equals_whole(architecture, cuts, seed, tiny_model_settings) -
     edges = sorted({0, 20, *cuts})
     state, parts = None, []
     for start, stop in zip(edges[:-1], edges[1:], strict=True):
-        hidden, state = model(ids[:, start:stop], state, reset[:, start:stop])
+        hidden, state = read(model, ids[:, start:stop], state, reset[:, start:stop])
         parts.append(hidden)
-    whole, last = model(ids, None, reset)
+    whole, last = read(model, ids, None, reset)
     assert state is not None
     assert_same([torch.cat(parts, 1), *state.values()], [whole, *last.values()])
     assert_same(gradients(model, parts), gradients(model, [whole]))
@@ -86,8 +104,8 @@ def test_packed_equals_separate(architecture, lengths, seed, tiny_model_settings
     model = make_model(architecture, tiny_model_settings)
     documents = [random_ids(1, n, seed=seed + i) for i, n in enumerate(lengths)]
     starts = torch.cat([torch.arange(n) == 0 for n in lengths])[None]
-    packed, last = model(torch.cat(documents, dim=1), None, starts)
-    alone = [model(document) for document in documents]
+    packed, last = read(model, torch.cat(documents, dim=1), None, starts)
+    alone = [read(model, document) for document in documents]
     assert_same([packed], [torch.cat([hidden for hidden, _ in alone], dim=1)])
     assert_same(list(last.values()), list(alone[-1][1].values()))
     assert_same(gradients(model, [packed]), gradients(model, [h for h, _ in alone]))
@@ -99,13 +117,13 @@ def test_left_padded_equals_unpadded(architecture, padding, seed, tiny_model_set
     """Also when the padding comes between two turns, with the state carried across it."""
     model = make_model(architecture, tiny_model_settings)
     first, second = random_ids(3, 4, seed=seed), random_ids(3, 7, seed=seed + 1)
-    _, carried = model(first)
+    _, carried = read(model, first)
     valid = torch.stack([torch.arange(7) >= pad for pad in padding])
-    hidden, last = model(second, carried, None, valid)
+    hidden, last = read(model, second, carried, None, valid)
     assert not hidden[~valid].any()
     for lane, pad in enumerate(padding):
         own = {name: part[:, lane : lane + 1] for name, part in carried.items()}
-        alone, alone_last = model(second[lane : lane + 1, pad:], own)
+        alone, alone_last = read(model, second[lane : lane + 1, pad:], own)
         assert_same([hidden[lane : lane + 1, pad:]], [alone])
         for name, part in alone_last.items():
             assert_same([last[name][:, lane : lane + 1]], [part])
@@ -119,8 +137,8 @@ def test_gaps_with_resets_equal_compact(architecture, tiny_model_settings) -> No
     valid = torch.tensor([[0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 0]], dtype=torch.bool)
     reset = torch.zeros(1, 12, dtype=torch.bool)
     reset[0, 6] = True
-    hidden, last = model(ids, None, reset, valid)
-    compact, compact_last = model(ids[valid][None], None, reset[valid][None])
+    hidden, last = read(model, ids, None, reset, valid)
+    compact, compact_last = read(model, ids[valid][None], None, reset[valid][None])
     assert_same([hidden[valid][None], *last.values()], [compact, *compact_last.values()])
 
 
@@ -132,14 +150,16 @@ def test_nothing_passes_a_reset(architecture, tiny_model_settings) -> None:
     reset[0, 5] = True
     other = ids.clone()
     other[0, :5] = (other[0, :5] + 1) % VOCAB
-    assert torch.equal(model(ids, None, reset)[0][:, 5:], model(other, None, reset)[0][:, 5:])
+    assert torch.equal(
+        read(model, ids, None, reset)[0][:, 5:], read(model, other, None, reset)[0][:, 5:]
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_backward_leaves_the_gradients_it_is_given(architecture, tiny_model_settings) -> None:
     """They may be another node's too: a kernel that writes into them breaks what runs later."""
     model = make_model(architecture, tiny_model_settings)
-    hidden, state = model(random_ids(3, 20))
+    hidden, state = read(model, random_ids(3, 20))
     carried = [part for part in state.values() if part.requires_grad]
     watched: set[Node] = set()
     changed: list[str] = []

@@ -29,6 +29,7 @@ BEFORE = ModelSettings(
     embed_dim=24,
     hidden_dim=40,
     pair_rows=50,
+    recall_slots=64,
     dropout=0.0,
 )
 
@@ -170,6 +171,8 @@ def test_every_parameter_has_axes() -> None:
     axes = set(itertools.chain(*growth._AXES.values()))
     assert axes == {
         "entries",
+        "orders",
+        "times",
         "stream",
         "reads",
         "contexts",

@@ -93,7 +93,7 @@ def test_chat(visit: Open, server: Running) -> None:
     with server.http() as http:
         model = http.get("/v1/models").json()["data"][0]["newllm"]
     cache = model["kv_cache_bytes_per_token"] * known["tokens_read"]
-    expect(page.locator("#state-bytes")).to_have_text(f"{model['state_bytes']} bytes")
+    expect(page.locator("#state-bytes")).to_have_text(f"{model['state_bytes'] / 1000:.1f} kB")
     expect(page.locator("#cache-bytes")).to_have_text(f"{cache / 1000:.1f} kB")
     expect(page.locator("#formula")).to_contain_text(
         f"2 × 1 layer × width 24 × {known['tokens_read']} tokens × 4 bytes"

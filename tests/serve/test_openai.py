@@ -11,6 +11,8 @@ import openai
 import pytest
 
 from newllm.inference.sampler import Sampling
+from newllm.model.recall.reference import LONGEST
+from newllm.model.spec import RECALL_SLOTS
 from tests.serve.serving import NAME, Running, Start, tiny_model
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -32,7 +34,8 @@ def test_models(server: Running) -> None:
     assert model.id == NAME
     assert client.models.retrieve(NAME) == model
     facts: Any = model.to_dict()["newllm"]
-    assert facts["state_bytes"] == 16 * 4 * 4 + 8  # context and tail, and the last token
+    # Context and tail, and the last token; the tables of recall, and the last tokens.
+    assert facts["state_bytes"] == 16 * 4 * 4 + 8 + 4 * RECALL_SLOTS * 4 + LONGEST * 4
     assert facts["parameters"] == tiny_model().parameters
 
 

@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from newllm.errors import UserError
+from newllm.inference.engine import state_picture
 from newllm.inference.sampler import Sampling
 from tests.serve.serving import Running, Start, tiny_model
+from tests.untrained import copying
 
 DRAWN = {"temperature": 1.0, "top_p": 0.9, "seed": 11}
 SAMPLING = Sampling(1.0, 0.9, 11)
@@ -69,7 +71,7 @@ def test_download_and_upload(server: Running, tmp_path: Path) -> None:
         say(http, session, "one")
         file = http.get(f"/v1/sessions/{session}/file")
         assert "attachment" in file.headers["content-disposition"]
-        assert len(file.content) < 2000
+        assert len(file.content) < 20_000  # 16 KB of it are recall
         answer = http.post("/v1/sessions/file", content=file.content)
         assert answer.status_code == 201
         assert say(http, answer.json()["id"], "two") == say(http, session, "two")
@@ -116,6 +118,29 @@ def test_a_stream_has_pictures_of_the_context_and_ends_with_the_session(server: 
     assert events[-2]["session"]["tokens_read"] == events[-1]["usage"]["total_tokens"]
     text = "".join(e["choices"][0]["delta"].get("content", "") for e in events[:-1])
     assert text == tiny_model().chat(SAMPLING).say("hello", 9)
+
+
+def test_a_stream_tells_what_came_out_of_recall(start: Start) -> None:
+    model = copying(tiny_model())
+    python, recalled = model.chat(SAMPLING), []
+    with start(model).http() as http:
+        session = create(http)
+        for text in ("hello", "hello", "bye"):
+            body = {"content": text, "max_tokens": 9, "stream": True, "context": True}
+            lines = http.post(f"/v1/sessions/{session}/turns", json=body).text.split("\n\n")
+            events = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+            told = [event for event in events if "pieces" in event]
+            for event in told:
+                content = event["choices"][0]["delta"]["content"]
+                assert "".join(piece for piece, _ in event["pieces"]) == content
+                assert [len(table) for table in event["recall"]] == [64] * 4
+            python.say(text, 9)
+            recalled.append(sum(found for event in told for _, found in event["pieces"]))
+            assert recalled[-1] <= python.recalled_tokens, "one that adds no text is not told"
+            state = python.dialogue.next_turn.snapshot.state
+            assert state is not None
+            assert told[-1]["recall"] == state_picture(state).recall
+    assert recalled[1] > recalled[0]
 
 
 def test_delete_and_unknown_ids(server: Running) -> None:

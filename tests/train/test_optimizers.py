@@ -81,11 +81,11 @@ def test_few_directions_do_not_explode(rank: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("architecture", "pieces"),
     [
-        ("context", {3: 2, 1: 6}),
-        ("gru", {3: 4}),
-        ("lstm", {4: 4}),
-        ("mingru", {2: 2, 1: 6}),
-        ("transformer", {3: 2, 1: 6}),
+        ("context", {3: 2, 1: 7}),  # one of them recall's
+        ("gru", {3: 4, 1: 1}),
+        ("lstm", {4: 4, 1: 1}),
+        ("mingru", {2: 2, 1: 7}),
+        ("transformer", {3: 2, 1: 7}),
     ],
 )
 def test_every_parameter_has_one_optimizer(architecture: str, pieces: dict[int, int]) -> None:
@@ -99,14 +99,17 @@ def test_every_parameter_has_one_optimizer(architecture: str, pieces: dict[int, 
     names = {id(p): n for n, p in model.named_parameters()}
     for group in muon.param_groups:
         for matrix in group["params"]:
-            assert names[id(matrix)].startswith("blocks.")
+            name = names[id(matrix)]
+            assert name.startswith("blocks.") or name == "recall.project"
             rows, columns = matrix.shape
             assert min(rows // group["pieces"], columns) == 16
     # Of what has two dimensions, AdamW takes the embedding and our short filters.
     rest = {names[id(p)] for g in adamw.param_groups for p in g["params"] if p.ndim == 2}
     filters = {f"blocks.{layer}.conv_weight" for layer in range(2)}
     filters |= {"pairs.table", "pairs.widen"}
-    assert rest == {"embedding.weight"} | (filters if architecture == "context" else set())
+    recall = {f"recall.{part}" for part in ("order", "times", "gate", "bias")}
+    own = filters if architecture == "context" else set()
+    assert rest == {"embedding.weight"} | recall | own
     assert adamw.param_groups[0]["params"] == [model.embedding.weight]
     assert adamw.param_groups[0]["peak_lr"] == settings.learning_rate
     assert adamw.param_groups[1]["peak_lr"] == settings.learning_rate * VECTOR_RATE

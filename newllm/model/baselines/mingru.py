@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from newllm.config import ModelSettings
 from newllm.model.context.lm import LONGEST_MEMORY, SHORTEST_MEMORY
-from newllm.model.kernels import Noise
 from newllm.model.residual import Block, Boundaries, ResidualLM, State, projection, runs_on_numba
 
 
@@ -54,15 +53,10 @@ class MinGruLM(ResidualLM[Boundaries]):
         blocks = [MinGruBlock(*widths) for _ in range(settings.num_layers)]
         super().__init__(settings, vocab_size, blocks)
 
-    def _read(
-        self,
-        ids: Tensor,
-        state: State,
-        reset: Tensor | None,
-        lengths: Tensor | None,
-        noise: Noise | None,
-    ) -> tuple[Tensor, State]:
-        return self._run(ids, state, Boundaries(reset, lengths, ids), noise)
+    def _boundaries(
+        self, ids: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None
+    ) -> Boundaries:
+        return Boundaries(reset, lengths, ids)
 
 
 def min_gru(

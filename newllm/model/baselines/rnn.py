@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from newllm.config import ModelSettings
-from newllm.model.kernels import Noise
 from newllm.model.residual import Block, ResidualLM, State, runs_on_numba
 
 
@@ -35,7 +34,7 @@ class Segments(NamedTuple):
     last: Tensor
     """Row of each segment's last token, [S]."""
     sequence: Tensor
-    """Lane that each segment is in, [S]."""
+    """The sequence that each segment is a part of, [S]."""
     carries: Tensor
     """True where a segment goes on from its sequence's carried state, [S]."""
     final: Tensor
@@ -189,15 +188,10 @@ class _GatedLM(ResidualLM[Segments]):
         blocks = [GatedBlock(self.KIND, width) for _ in range(settings.num_layers)]
         super().__init__(settings, vocab_size, blocks)
 
-    def _read(
-        self,
-        ids: Tensor,
-        state: State,
-        reset: Tensor | None,
-        lengths: Tensor | None,
-        noise: Noise | None,
-    ) -> tuple[Tensor, State]:
-        return self._run(ids, state, Segments.cut(reset, lengths, ids.shape), noise)
+    def _boundaries(
+        self, ids: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None
+    ) -> Segments:
+        return Segments.cut(reset, lengths, ids.shape)
 
 
 class GruLM(_GatedLM):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings
-from newllm.model.kernels import EPSILON, Noise
+from newllm.model.kernels import EPSILON
 from newllm.model.residual import Block, ResidualLM, State, projection
 
 WINDOW = 256
@@ -134,17 +134,13 @@ class TransformerLM(ResidualLM[View]):
         seen = torch.zeros(1, batch_size, dtype=torch.long, device=self.embedding.weight.device)
         return {**super().initial_state(batch_size), "seen": seen}
 
-    def _read(
-        self,
-        ids: Tensor,
-        state: State,
-        reset: Tensor | None,
-        lengths: Tensor | None,
-        noise: Noise | None,
-    ) -> tuple[Tensor, State]:
-        view = View.make(state["seen"][0], reset, lengths, ids.shape[1])
-        hidden, carried = self._run(ids, state, view, noise)
-        return hidden, {**carried, "seen": view.seen[None]}
+    def _boundaries(
+        self, ids: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None
+    ) -> View:
+        return View.make(state["seen"][0], reset, lengths, ids.shape[1])
+
+    def _carried_on(self, ids: Tensor, state: State, boundaries: View) -> State:
+        return {"seen": boundaries.seen[None]}
 
 
 def _norm_heads(x: Tensor, weight: Tensor | None) -> Tensor:

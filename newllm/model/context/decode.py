@@ -19,6 +19,8 @@ from newllm.model.context import CONV_TAPS, group_size
 from newllm.model.context.lm import PAIR_DIM, ContextBlock, ContextLM
 from newllm.model.kernels import active_kernel
 from newllm.model.quantize import RoundedLM, WeightFormat, int8_rows
+from newllm.model.recall.layer import RecallLayer
+from newllm.model.recall.reference import LONGEST, ORDERS, longest_match
 from newllm.model.residual import State
 
 
@@ -43,6 +45,7 @@ class ContextSlots:
         """Pack the model's weights as they are now, and take memory for so many slots at first."""
         assert can_step(model)
         self._settings, self._vocab_size = model.settings, model.vocab_size
+        self._names = tuple(model.initial_state(0))
         self._weights = _pack(model)
         self._kernel = _kernel_module().step_kernel(group_size(model.settings.context_dim))
         self._clear(capacity)
@@ -56,18 +59,19 @@ class ContextSlots:
     def _clear(self, capacity: int) -> None:
         self._free: list[int] = []
         self._open: set[int] = set()
-        self._context, self._tail, self._previous = self._zeros(0)
+        self._arrays = self._zeros(0)
+        self._answering, self._found = np.zeros(0, bool), np.zeros(0, np.int64)
         self._grow(capacity)
 
     def add(self, state: State | None = None) -> int:
         """Open a slot and return its number.
 
         Args:
-            state: of one text, copied ("context" [L, 1, C], "tail" [L, 1, 3, C], with a table of
-                pairs "previous" [1, 1]); None for the start of a text.
+            state: of one text, copied (as :meth:`ContextLM.initial_state` says); None for the
+                start of a text.
         """
         if not self._free:
-            self._grow(max(1, 2 * self._context.shape[1]))
+            self._grow(max(1, 2 * len(self._answering)))
         slot = self._free.pop()
         self._open.add(slot)
         self.set_state(slot, state)
@@ -82,19 +86,30 @@ class ContextSlots:
         """A copy of a slot's state, as the module takes and returns it."""
         self._check([slot])
         own = slice(slot, slot + 1)
-        parts = {"context": self._context, "tail": self._tail}
-        if self._settings.pair_rows:
-            parts["previous"] = self._previous
-        return {name: torch.from_numpy(part[:, own].copy()) for name, part in parts.items()}
+        return {name: torch.from_numpy(self._arrays[name][:, own].copy()) for name in self._names}
 
     def set_state(self, slot: int, state: State | None) -> None:
         """Go on from another state (None: from the start of a text), which is copied."""
         self._check([slot])
-        self._context[:, slot] = 0 if state is None else state["context"][:, 0].numpy(force=True)
-        self._tail[:, slot] = 0 if state is None else state["tail"][:, 0].numpy(force=True)
-        self._previous[:, slot] = 0
-        if state is not None and self._settings.pair_rows:
-            self._previous[:, slot] = state["previous"][:, 0].numpy(force=True)
+        self._answering[slot], self._found[slot] = False, -1
+        for name in self._names:
+            own = 0 if state is None else state[name][:, 0].numpy(force=True)
+            self._arrays[name][:, slot] = own
+
+    def set_answering(self, slot: int, answering: bool) -> None:
+        """Whether what a slot reads from here on is its own answer, which recall does not copy."""
+        self._check([slot])
+        self._answering[slot], self._found[slot] = answering, -1
+        if answering:
+            self._arrays["looked_up"][:, slot] = self._arrays["recall"][:, slot]
+
+    def match(self, slot: int) -> int:
+        """What recall found behind a slot's last tokens: as `recall` says it."""
+        self._check([slot])
+        if self._found[slot] < 0:  # read by the module
+            tables = self._arrays["looked_up" if self._answering[slot] else "recall"]
+            self._found[slot] = longest_match(tables[:, slot], self._arrays["recent"][:, slot])
+        return int(self._found[slot])
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """Read one token in each of these slots (a selection, in any order).
@@ -117,7 +132,7 @@ class ContextSlots:
         chosen[0][:], chosen[1][:] = tokens, slots
         self._kernel(
             chosen[0], chosen[1], *self._weights,
-            self._context, self._tail, self._previous, *self._buffers[2:],
+            *self._arrays.values(), self._answering, self._found, *self._buffers[2:],
         )  # fmt: skip
         return chosen[2]
 
@@ -125,19 +140,28 @@ class ContextSlots:
         if not self._open.issuperset(slots) or len(set(slots)) < len(slots):
             raise IndexError(f"slots {list(slots)}: not open, or one of them twice")
 
-    def _zeros(self, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """States, laid out as the module's: [L, N, C], [L, N, 3, C] and [1, N]."""
-        layers, channels = self._settings.num_layers, self._settings.context_dim
-        context = np.zeros((layers, capacity, channels), np.float32)
-        tail = np.zeros((layers, capacity, CONV_TAPS - 1, channels), np.float32)
-        return context, tail, np.zeros((1, capacity), np.int64)
+    def _zeros(self, capacity: int) -> dict[str, np.ndarray]:
+        """States, laid out as the module's, also those parts that this model has not; and the
+        tables that slots look up while they answer."""
+        shape = self._settings
+        layers, channels = shape.num_layers, shape.context_dim
+        tables = len(ORDERS), capacity, shape.recall_slots
+        return {
+            "context": np.zeros((layers, capacity, channels), np.float32),
+            "tail": np.zeros((layers, capacity, CONV_TAPS - 1, channels), np.float32),
+            "previous": np.zeros((1, capacity), np.int64),
+            "recall": np.zeros(tables, np.int32),
+            "recent": np.zeros((LONGEST, capacity), np.int32),
+            "looked_up": np.zeros(tables, np.int32),
+        }
 
     def _grow(self, capacity: int) -> None:
-        before = self._context.shape[1]
-        old = self._context, self._tail, self._previous
-        self._context, self._tail, self._previous = new = self._zeros(capacity)
-        for part, kept in zip(new, old, strict=True):
-            part[:, :before] = kept
+        before, old = len(self._answering), self._arrays
+        self._arrays = self._zeros(capacity)
+        for name, part in self._arrays.items():
+            part[:, :before] = old[name]
+        self._answering = np.append(self._answering, np.zeros(capacity - before, bool))
+        self._found = np.append(self._found, np.full(capacity - before, -1))
         self._free += range(capacity - 1, before - 1, -1)
         shape = self._settings
         stream, hidden = _padded(shape.embed_dim), _padded(shape.hidden_dim)
@@ -156,6 +180,11 @@ class _Packed(NamedTuple):
     embedding: np.ndarray  # [V, D], the model's own memory
     table: np.ndarray  # [P, 16], likewise: of pairs, without rows where there is none
     widen: np.ndarray  # [16, D]
+    project: np.ndarray  # [D, D], transposed: the parts of `RecallLayer`
+    order: np.ndarray  # [K, D]
+    times: np.ndarray  # [16, D]
+    gate: np.ndarray  # [K, D]
+    bias: np.ndarray  # [K, 16]
     matrices: np.ndarray  # all matrices in the order of use, in panels; the dtype tells the format
     scales: np.ndarray  # one factor for each row of all matrices
     norms: np.ndarray  # [1 + 2 L + 1, D]: the embedding's, two a layer, the last one
@@ -181,10 +210,18 @@ def _pack(model: ContextLM) -> _Packed:
     table, widen = torch.zeros(0, PAIR_DIM), torch.zeros(PAIR_DIM, model.settings.embed_dim)
     if model.pairs is not None:
         table, widen = model.pairs.table.detach(), model.pairs.widen.detach()
+    recall = model.recall or RecallLayer(model.settings.embed_dim)
+    learnt = recall.order, recall.times, recall.gate, recall.bias
+    order, times, gate, bias = (parameter.detach().numpy() for parameter in learnt)
     return _Packed(
         model.embedding.weight.detach().numpy(),
         table.numpy(),
         widen.numpy(),
+        recall.project.detach().t().contiguous().numpy(),
+        order,
+        times,
+        gate,
+        bias,
         torch.from_numpy(np.concatenate(words)).clone().numpy().view(dtype),  # a clone is aligned
         np.concatenate(scales),
         torch.stack([model.embedding_norm, *norms, model.norm]).numpy(),

@@ -1,10 +1,10 @@
-"""One token for each of a few lanes through the whole stack of `ContextLM`: one call, no garbage.
+"""One token for each of a few slots through the whole stack of `ContextLM`, in one call.
 
 With so few tokens a matrix product costs what reading its weights costs, so they are read once,
 in the order in which they lie, in vectors of the processor's width. A matrix is packed in panels:
-`PANEL` rows (outputs) of it, and in a panel one input after the other. A lane's output is summed
-over the inputs in order, however many lanes go along: what a lane computes does not depend, to
-the bit, on the others.
+`PANEL` rows (outputs) of it, and in a panel one input after the other. A slot's output is summed
+over the inputs in order, however many slots go along: what a slot computes does not depend, to
+the bit, on the others. ("Lanes" here are slots that share what is loaded.)
 
 Three formats: fp32, bfloat16 (two weights in a 32-bit word) and int8 (four). The vectors of a
 word's weights stand side by side: shifting and masking the word gives the next one.
@@ -26,6 +26,8 @@ from newllm.model.context.lm import HASH_SHIFT, PREVIOUS_FACTOR, TOKEN_FACTOR
 from newllm.model.context.reference import CHANNEL_PARAMETERS
 from newllm.model.kernels.numerics import FAST, ONE, ZERO, inlined, sigmoid
 from newllm.model.kernels.reference import EPSILON
+from newllm.model.recall import cpu as recall_cpu
+from newllm.model.recall.reference import ORDER_UNIT, TIMES_UNIT
 
 WIDTH = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
 """Elements of a vector register."""
@@ -255,17 +257,42 @@ def _add_pair(table, widen, previous, token, x):
             x[i] += row[k] * widen[k, i]
 
 
+@_part
+def _add_recalled(embedding, project, order, times, match, x):
+    """Add to an embedding what `RecallLayer.added` adds."""
+    row, k, n = embedding[match % TIMES_UNIT], match // ORDER_UNIT, match % ORDER_UNIT // TIMES_UNIT
+    for i in range(len(x)):
+        x[i] += order[k, i] + times[n, i]
+    for j in range(len(row)):
+        for i in range(len(x)):
+            x[i] += row[j] * project[j, i]
+
+
+@_part
+def _copy_recalled(gate, bias, match, hidden, logits):
+    """Let the logit of what recall found have the score of copying it: `RecallLayer.copying`."""
+    k, candidate = match // ORDER_UNIT, match % TIMES_UNIT
+    score = bias[k, match % ORDER_UNIT // TIMES_UNIT]
+    for i in range(gate.shape[1]):
+        score += gate[k, i] * hidden[i]
+    own = logits[candidate]
+    logits[candidate] = max(own, score) + np.log1p(np.exp(-abs(own - score)))
+
+
 @functools.cache
 def step_kernel(group: int) -> Any:
     """The step for contexts that are normalised in groups of `group` channels."""
 
     @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
     def step(
-        tokens, lanes, embedding, table, widen, matrices, scales, norms, channels,
-        context, tail, previous, stream, normed, projected, read, hidden, branch, logits,
+        tokens, lanes, embedding, table, widen, project, order, times, gate, bias, matrices,
+        scales, norms, channels, context, tail, previous, recall, recent, looked_up, answering,
+        found,
+        stream, normed, projected, read, hidden, branch, logits,
     ):  # fmt: skip
         count, width, layers = len(tokens), norms.shape[1], channels.shape[0]
         s = np.empty((_ROWS, group), np.float32)
+        matches = np.zeros(count, np.int64)
         for n in range(count):
             token, before = tokens[n], previous[0, lanes[n]]
             for i in range(width):
@@ -273,6 +300,13 @@ def step_kernel(group: int) -> Any:
             if before > 0 and len(table) > 0:
                 _add_pair(table, widen, before, token, branch[n, :width])
             previous[0, lanes[n]] = token + 1
+            if recall.shape[2] > 0:
+                own = recall[:, lanes[n]]
+                searched = looked_up[:, lanes[n]] if answering[lanes[n]] else own
+                matches[n] = recall_cpu.step(token, own, searched, recent[:, lanes[n]])
+                found[lanes[n]] = matches[n]
+                if matches[n] > 0:
+                    _add_recalled(embedding, project, order, times, matches[n], branch[n, :width])
             _norm(branch[n], norms[0], stream[n])
             _norm(stream[n], norms[1], normed[n])
         at, row = 0, 0
@@ -298,5 +332,8 @@ def step_kernel(group: int) -> Any:
                     stream[n, i] += branch[n, i]
                 _norm(stream[n], norms[2 * layer + 3], normed[n])
         _product(matrices, at, scales, row, normed, logits, count)
+        for n in range(count):
+            if matches[n] > 0:
+                _copy_recalled(gate, bias, matches[n], normed[n], logits[n])
 
     return step

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from newllm.config import ModelSettings
 from newllm.model.context import CONV_TAPS, context_read, group_size
-from newllm.model.kernels import Noise
 from newllm.model.residual import (
     EMBEDDING_STD,
     Block,
@@ -111,25 +110,21 @@ class ContextLM(ResidualLM[Boundaries]):
         if self.pairs is not None:
             yield self.pairs.table
 
-    def _embed(self, ids: Tensor, state: State, boundaries: Boundaries) -> Tensor:
+    def _embed(self, ids: Tensor, state: State, reset: Tensor | None) -> Tensor:
         embedded = self.embedding(ids)
         if self.pairs is None:
             return embedded
-        previous = previous_tokens(ids, state["previous"][0], boundaries.reset)
-        return embedded + self.pairs(ids, previous)
+        return embedded + self.pairs(ids, previous_tokens(ids, state["previous"][0], reset))
 
-    def _read(
-        self,
-        ids: Tensor,
-        state: State,
-        reset: Tensor | None,
-        lengths: Tensor | None,
-        noise: Noise | None,
-    ) -> tuple[Tensor, State]:
-        hidden, after = self._run(ids, state, Boundaries(reset, lengths, ids), noise)
-        if self.pairs is not None:
-            after["previous"] = last_tokens(ids, state["previous"][0], lengths)[None]
-        return hidden, after
+    def _boundaries(
+        self, ids: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None
+    ) -> Boundaries:
+        return Boundaries(reset, lengths, ids)
+
+    def _carried_on(self, ids: Tensor, state: State, boundaries: Boundaries) -> State:
+        if self.pairs is None:
+            return {}
+        return {"previous": last_tokens(ids, state["previous"][0], boundaries.lengths)[None]}
 
 
 class BigramHashEmbedding(nn.Module):

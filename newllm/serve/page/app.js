@@ -62,10 +62,10 @@ function show() {
 
 /** All but the messages. */
 function showAround() {
-  const { id, facts, rows, tokens, speed, writing } = current;
+  const { id, facts, writing } = current;
   find("title").textContent = titleOf(facts);
   document.title = id ? `${titleOf(facts)} · New-LLM` : "New-LLM";
-  panel.show(rows, tokens, speed);
+  panel.show(current);
   list.show(known.filter((one) => one.id !== deletion.id), id);
   find("send").hidden = writing;
   find("stop").hidden = !writing;
@@ -192,7 +192,7 @@ function drawTurn() {
   drawing = 0;
   if (!current.writing) return; // its end is shown by `send`
   chat.update(current);
-  panel.show(current.rows, current.tokens, current.speed);
+  panel.show(current);
 }
 
 async function send() {
@@ -254,13 +254,13 @@ async function undo() {
 
 async function fork() {
   const title = titleOf(current.facts);
-  const rows = [...current.rows];
+  const { messages, rows, tables } = current;
   const facts = await api.json("POST", `/v1/sessions/${current.id}/fork`);
+  const seen = { messages, rows: [...rows], tables };
+  opened.set(facts.id, Object.assign(new Conversation(), seen));
   preferences.setName(facts.id, say("copy_of", { title }));
   await refreshList();
   await open(facts.id);
-  current.rows = rows;
-  show();
   notice(() => say("forked"));
 }
 

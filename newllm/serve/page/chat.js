@@ -1,5 +1,6 @@
 /** The messages of one conversation. What is said becomes text, never HTML. */
 
+import { drawRuns } from "./runs.js";
 import { count, say } from "./words.js";
 
 const NEAR = 80;
@@ -12,8 +13,14 @@ export class ChatView {
   #scroll = find("scroll");
   #shown = null;
   #atEnd = true;
+  /** What an underline means; below the first answer that has one. */
+  #legend = document.createElement("p");
 
   constructor() {
+    this.#legend.id = "recalled-words";
+    this.#legend.className = "hint";
+    this.#list.addEventListener("copy", copyPlain);
+
     this.#scroll.addEventListener("scroll", () => {
       const { scrollTop, clientHeight, scrollHeight } = this.#scroll;
       this.#atEnd = scrollTop + clientHeight > scrollHeight - NEAR;
@@ -25,6 +32,7 @@ export class ChatView {
   show(conversation) {
     this.#shown = conversation;
     this.#list.replaceChildren(...conversation.messages.map(itemOf));
+    this.#explain();
     const dropped = conversation.facts?.messages_dropped ?? 0;
     find("welcome").hidden = conversation.messages.length + dropped > 0;
     find("dropped").hidden = dropped === 0;
@@ -39,10 +47,15 @@ export class ChatView {
     const message = conversation.messages.at(-1);
     const last = this.#list.lastElementChild;
     if (this.#shown !== conversation || !message || !last) return;
-    const text = last.querySelector(".text").firstChild;
-    text.appendData(message.content.slice(text.length));
+    drawRuns(last.querySelector(".text"), message);
     dress(last, message);
+    if (!this.#legend.isConnected) this.#explain();
     this.#follow();
+  }
+
+  #explain() {
+    this.#legend.textContent = say("recalled");
+    this.#list.querySelector(".recalled")?.closest("li").append(this.#legend);
   }
 
   /** Stay at the end, for those who have not scrolled away from it. */
@@ -62,7 +75,7 @@ function itemOf(message) {
   who.textContent = say(message.role === "user" ? "you" : "model");
   text.className = "text";
   text.dir = "auto";
-  text.append(document.createTextNode(message.content));
+  drawRuns(text, message);
   note.className = "note";
   item.append(who, text, note);
   dress(item, message);
@@ -77,6 +90,13 @@ function dress(item, message) {
   text.classList.toggle("empty", empty);
   if (empty) text.textContent = say("empty_answer");
   item.querySelector(".note").textContent = noteOf(message);
+}
+
+/** What is copied is text alone, without the lines under it. */
+function copyPlain(event) {
+  if (getSelection().isCollapsed) return;
+  event.clipboardData.setData("text/plain", String(getSelection()));
+  event.preventDefault();
 }
 
 function noteOf({ note }) {

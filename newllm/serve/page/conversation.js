@@ -1,6 +1,7 @@
 /** One conversation: what was said, what its state looked like, and the turn being written. */
 
 import { remember } from "./picture.js";
+import { addPiece, settledRuns } from "./runs.js";
 import { momentIn } from "./session_file.js";
 
 const TRIES = 50;
@@ -13,6 +14,8 @@ export class Conversation {
   messages = [];
   /** The last moments of the context vector. */
   rows = [];
+  /** How full the tables of recall are; none without recall, or before the first turn. */
+  tables = [];
   tokens = 0;
   speed = null;
   /** Its file, as of the last turn: it can be put back if the server forgets it. */
@@ -36,8 +39,11 @@ export class Conversation {
     const before = this.messages;
     this.messages = facts.transcript
       .filter((message) => message.role !== "system")
-      .map((message, i) => before[i]?.content === message.content
-        ? { ...message, note: before[i].note } : message);
+      .map((message, i) => ({
+        ...message,
+        note: before[i]?.content === message.content ? before[i].note : undefined,
+        runs: settledRuns(before[i], message.content),
+      }));
   }
 
   /** Read it from the server, with its state. */
@@ -50,7 +56,8 @@ export class Conversation {
     this.copy = await api.file(this.id);
     if (this.rows.length === 0) {
       const moment = await momentIn(this.copy);
-      if (moment) this.rows.push(moment);
+      if (moment) this.rows.push(moment.context);
+      this.tables = moment?.recall ?? [];
     }
   }
 
@@ -62,7 +69,7 @@ export class Conversation {
    */
   async say(api, text, sampling, changed) {
     const before = this.facts?.messages ?? 0;
-    const answer = { role: "assistant", content: "", writing: true };
+    const answer = { role: "assistant", content: "", runs: [], writing: true };
     this.messages.push({ role: "user", content: text }, answer);
     this.#writer = new AbortController();
     let ended = false;
@@ -97,9 +104,12 @@ export class Conversation {
     let reason = "stop";
     for await (const told of api.turn(this.id, body, this.#writer.signal)) {
       const choice = told.choices[0];
-      answer.content += choice?.delta.content ?? "";
+      const content = choice?.delta.content ?? "";
+      answer.content += content;
+      for (const piece of told.pieces ?? [[content, false]]) addPiece(answer.runs, ...piece);
       reason = choice?.finish_reason ?? reason;
       if (told.context) remember(this.rows, told.context);
+      if (told.recall) this.tables = told.recall;
       if (told.session) this.setFacts(told.session);
       if (told.usage) {
         const tokens = told.usage.completion_tokens;

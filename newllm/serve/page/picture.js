@@ -11,7 +11,7 @@ const COLOURS = {
   dark: [[251, 169, 76], [32, 33, 35], [69, 212, 191]],
 };
 
-function mix(from, to, share) {
+export function mix(from, to, share) {
   return from.map((channel, i) => channel + (to[i] - channel) * share);
 }
 
@@ -87,7 +87,8 @@ function scaleOf(rows, layer) {
   return sizes[Math.floor(sizes.length * 0.98)] || 1;
 }
 
-function colours() {
+/** Of negative numbers, of zero, and of positive ones, in the present theme. */
+export function colours() {
   return COLOURS[document.documentElement.dataset.theme];
 }
 

@@ -1,6 +1,7 @@
 /** How much a conversation's memory is: the picture, the numbers, and the cache it does without. */
 
 import { Picture } from "./picture.js";
+import { drawTables } from "./tables.js";
 import { bytes, count, layers, say } from "./words.js";
 
 const BYTES_PER_NUMBER = 4;
@@ -9,24 +10,29 @@ const find = (id) => document.getElementById(id);
 export class StatePanel {
   #picture = new Picture(find("picture"), find("strip"));
   #model = null;
-  #shown = { rows: [], tokens: 0, speed: null };
+  #shown = { rows: [], tables: [], tokens: 0, speed: null };
 
   setModel(facts) {
     this.#model = facts;
     this.refresh();
   }
 
-  /** rows: moments to draw, oldest first; tokens: read so far; speed: tokens/s, or null. */
-  show(rows, tokens, speed) {
-    this.#shown = { rows, tokens, speed };
+  /**
+   * rows: moments to draw, oldest first; tables: how full those of recall are; tokens: read so
+   * far; speed: tokens/s, or null.
+   */
+  show({ rows, tables, tokens, speed }) {
+    this.#shown = { rows, tables, tokens, speed };
     this.refresh();
   }
 
   /** Again, in the present words and colours. */
   refresh() {
-    const { rows, tokens, speed } = this.#shown;
+    const { rows, tables, tokens, speed } = this.#shown;
     const model = this.#model;
     this.#picture.show(rows);
+    find("recall").hidden = tables.length === 0;
+    if (tables.length > 0) drawTables(find("tables"), tables);
     if (!model) return;
     const perToken = model.kv_cache_bytes_per_token;
     const cache = perToken * tokens;

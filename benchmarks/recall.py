@@ -1,0 +1,131 @@
+"""Bits per byte with and without recall, at equal steps and equal parameters.
+
+    newllm bench recall --data-dir rows --steps 300
+
+Every run has 1.4M parameters (recall's included), 2 layers (GRU: 1, transformer: 3), 32 rows of 128
+tokens a step, Muon and AdamW at the rate 0.006, no dropout, and is scored on all validation rows.
+Runs are kept in --out: a comparison that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.measure import Report, Row, progress, report_options
+from benchmarks.quality import DEPTHS, ROWS, VOCABULARY, place
+from benchmarks.trials import train_trial
+from newllm.model.shape import matched_widths
+from newllm.model.spec import RECALL_SLOTS
+from newllm.results.summary import Summary, load_summary
+
+MILLIONS, RATE = 1.4, 0.006
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    dataset: str
+    tokenizer: str
+    architecture: str
+    recall_slots: int
+    seed: int
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        return "_".join(map(str, asdict(self).values()))
+
+    def settings(self, data: str) -> dict[str, Any]:
+        """Of `newllm train`."""
+        vocabulary = VOCABULARY[MILLIONS] if self.tokenizer == "bpe" else 1000
+        layers = DEPTHS[MILLIONS][self.architecture]
+        widths = matched_widths(
+            self.architecture, layers, vocabulary, round(1e6 * MILLIONS), True, self.recall_slots
+        )
+        return {
+            "data": data, "tokenizer": self.tokenizer, "vocab_size": VOCABULARY[MILLIONS],
+            "architecture": self.architecture, "num_layers": layers, **widths,
+            "recall_slots": self.recall_slots, "learning_rate": RATE, "batch_size": ROWS,
+            "max_seq_length": 128, "dropout": 0.0, "warmdown_share": 0.6, "patience": 1000,
+            "epochs": 1000, "max_steps": self.steps, "seed": self.seed,
+        }  # fmt: skip
+
+
+def run(trial: Run, data_dir: str, out: Path) -> Summary:
+    """Train on one core, unless it was done before; what it reached."""
+    data = place(data_dir, trial.dataset)
+    train_trial(trial.dataset, trial.name, trial.settings(data), out)
+    summary = load_summary(out / f"{trial.name}.summary.json")
+    progress(f"{trial.name}: {_quality(summary):.4f}")
+    return summary
+
+
+def _quality(summary: Summary) -> float:
+    """Bits per byte, or perplexity where bytes mean nothing."""
+    bpb = summary.best["bpb"]
+    return summary.best["ppl"] if bpb is None else bpb
+
+
+@click.command()
+@click.option("--data-dir", required=True, help="Folder of the data sets, or sample.")
+@click.option(
+    "--sets",
+    default="dolly:bpe,hh_rlhf:bpe,ultrachat:bpe,code_alpaca:bpe,math:bpe,dolly:word1000",
+    show_default=True,
+)
+@click.option("--architectures", default="context", show_default=True)
+@click.option("--slots", default=f"0,{RECALL_SLOTS}", show_default=True, help="Of each table.")
+@click.option("--steps", default=300, show_default=True, help="Of each training.")
+@click.option("--seeds", default=2, show_default=True, help="Trainings of each.")
+@click.option("--cores", default=os.cpu_count(), show_default=True, help="Trainings at a time.")
+@click.option("--out", default="benchmark_runs/recall", show_default=True, type=Path)
+@report_options
+def command(
+    data_dir: str,
+    sets: str,
+    architectures: str,
+    slots: str,
+    steps: int,
+    seeds: int,
+    cores: int,
+    out: Path,
+) -> Report:
+    pairs = [pair.partition(":")[::2] for pair in sets.split(",")]
+    trials = [
+        Run(dataset, tokenizer, architecture, int(number), seed, steps)
+        for seed in range(seeds)
+        for dataset, tokenizer in pairs
+        for architecture in architectures.split(",")
+        for number in slots.split(",")
+    ]
+    with ThreadPoolExecutor(cores) as pool:
+        done = dict(
+            zip(trials, pool.map(lambda trial: run(trial, data_dir, out), trials), strict=True)
+        )
+    table: list[Row] = []
+    for trial in trials[: len(trials) // seeds]:
+        same = [
+            done[other]
+            for other in trials
+            if (*asdict(other).values(),)[:4] == (*asdict(trial).values(),)[:4]
+        ]
+        ngram = same[0].ngram_baseline
+        table.append(
+            {
+                "set": f"{trial.dataset}:{trial.tokenizer}",
+                "architecture": trial.architecture,
+                "recall_slots": trial.recall_slots,
+                "parameters": same[0].parameters,
+                **{f"seed_{seed}": _quality(summary) for seed, summary in enumerate(same)},
+                "ngram": ngram.ppl if ngram.bpb is None else ngram.bpb,
+            }
+        )
+    return Report({f"{MILLIONS}M parameters, {steps} steps": table}, {"rate": RATE})

@@ -1,0 +1,98 @@
+"""Recall on a CPU: the same numbers as `reference.py`, in machine code."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from newllm.model.kernels.numerics import kernel, use_torch_threads
+from newllm.model.recall.reference import (
+    CHECK_UNIT,
+    CHECKS,
+    HASH_FACTOR,
+    HASH_PRIME,
+    LONGEST,
+    MOST_TIMES,
+    ORDER_UNIT,
+    ORDERS,
+    TIMES_UNIT,
+)
+
+_ORDER_OF_LENGTH = np.array([ORDERS.index(n) if n in ORDERS else -1 for n in range(LONGEST + 1)])
+
+
+@numba.njit(inline="always")
+def step(token, table, looked_up, recent):
+    """One token of one sequence: enter it, then look it up; its match.
+
+    Args:
+        token: its id.
+        table: [K, S], and `looked_up`, which may be the same.
+        recent: [5].
+    """
+    slots = table.shape[1]
+    value = np.int64(0)
+    for length in range(1, LONGEST + 1):
+        if recent[length - 1] == 0:
+            break
+        value = (value * HASH_FACTOR + recent[length - 1]) % HASH_PRIME
+        order = _ORDER_OF_LENGTH[length]
+        if order >= 0:
+            check, old = value // slots % CHECKS, np.int64(table[order, value % slots])
+            times = 1
+            if old > 0 and old // CHECK_UNIT == check and old % TIMES_UNIT == token:
+                times = min(old % CHECK_UNIT // TIMES_UNIT + 1, MOST_TIMES)
+            table[order, value % slots] = token + TIMES_UNIT * times + CHECK_UNIT * check
+    for place in range(LONGEST - 1, 0, -1):
+        recent[place] = recent[place - 1]
+    recent[0] = token + 1
+    match = np.int64(0)
+    value = np.int64(0)
+    for length in range(1, LONGEST + 1):
+        if recent[length - 1] == 0:
+            break
+        value = (value * HASH_FACTOR + recent[length - 1]) % HASH_PRIME
+        order = _ORDER_OF_LENGTH[length]
+        if order >= 0:
+            found = np.int64(looked_up[order, value % slots])
+            if found > 0 and found // CHECK_UNIT == value // slots % CHECKS:
+                match = found % CHECK_UNIT + ORDER_UNIT * order
+    return match
+
+
+@kernel
+def _read(ids, reset, lengths, table, looked_up, recent, matches):
+    for b in numba.prange(ids.shape[0]):
+        # Contiguous copies: a sequence's slots lie far apart.
+        own, last = table[:, b].copy(), recent[:, b].copy()
+        searched = looked_up[:, b].copy() if looked_up.shape[0] > 0 else own
+        for t in range(lengths[b]):
+            if reset.shape[0] > 0 and reset[b, t]:
+                own[:] = 0
+                last[:] = 0
+                searched = own
+            matches[b, t] = step(ids[b, t], own, searched, last)
+        table[:, b] = own
+        recent[:, b] = last
+
+
+def recall(
+    ids: Tensor,
+    reset: Tensor | None,
+    lengths: Tensor | None,
+    table: Tensor,
+    recent: Tensor,
+    looked_up: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`newllm.model.recall.reference.recall`."""
+    batch, time = ids.shape
+    table, recent = table.clone(), recent.clone()
+    matches = torch.zeros(batch, time, dtype=torch.int32)
+    ends = torch.full((batch,), time) if lengths is None else lengths
+    starts = torch.zeros(0, time, dtype=torch.bool) if reset is None else reset
+    searched = table[:0] if looked_up is None else looked_up
+    use_torch_threads()
+    _read(*(x.numpy() for x in (ids, starts, ends, table, searched, recent, matches)))
+    return matches, table, recent

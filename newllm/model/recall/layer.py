@@ -1,0 +1,93 @@
+"""What a model makes of recall: one more input, and a score for copying what was found.
+
+Shapes as in `residual.py`; K orders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from newllm.model.recall.reference import MOST_TIMES, ORDER_UNIT, ORDERS, TIMES_UNIT
+
+FIRST_SCORE = -2.0
+"""Score of copying at initialization, where the logits are about 0."""
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What a trunk of a model with recall puts out; it is indexed like its `hidden`."""
+
+    hidden: Tensor
+    """[..., D]."""
+    matches: Tensor
+    """What recall found, int32 [...]."""
+
+    def __getitem__(self, index: Any) -> Recalled:
+        """The same positions of both."""
+        return Recalled(self.hidden[index], self.matches[index])
+
+    @property
+    def device(self) -> torch.device:
+        return self.hidden.device
+
+
+class RecallLayer(nn.Module):
+    """The learnt part. At initialization it adds nothing to the input.
+
+    ::
+
+        x      = embedding[token] + W embedding[candidate] + order[k] + times[n]   # before the norm
+        score  = gate[k] . hidden + bias[k, n]
+        logits = embedding . hidden;  logits[candidate] = ln(exp(logits[candidate]) + exp(score))
+
+    for a candidate that followed the longest known context, of order k, n times in a row. Copying
+    is one more entry of the one softmax, whose probability the candidate gets on top of its own: a
+    word that no training row has is copied like any other. (A pointer network with one candidate:
+    Merity et al. 2017, arXiv:1609.07843.)
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.project = nn.Parameter(torch.zeros(embed_dim, embed_dim))
+        self.order = nn.Parameter(torch.zeros(len(ORDERS), embed_dim))
+        self.times = nn.Parameter(torch.zeros(MOST_TIMES + 1, embed_dim))
+        self.gate = nn.Parameter(torch.zeros(len(ORDERS), embed_dim))
+        self.bias = nn.Parameter(torch.full((len(ORDERS), MOST_TIMES + 1), FIRST_SCORE))
+
+    def added(self, matches: Tensor, embedding: Tensor) -> Tensor:
+        """What is added to the embeddings [V, D] of tokens with these matches: [..., D]."""
+        found = matches > 0
+        candidate, order, times = _parts(matches[found])
+        # Each candidate is projected once, however often it is found.
+        candidates, row = torch.unique(candidate, return_inverse=True)
+        rows = F.embedding(row, F.linear(F.embedding(candidates, embedding), self.project))
+        rows = rows + F.embedding(order, self.order) + F.embedding(times, self.times)
+        return rows.new_zeros(*found.shape, rows.shape[-1]).index_put((found,), rows)
+
+    def copying(self, read: Recalled) -> tuple[Tensor, Tensor]:
+        """Candidates, and the score of copying them, [..., 1] both: -inf where none was found."""
+        candidate, order, times = _parts(read.matches)
+        hidden = read.hidden
+        gates = F.linear(hidden, self.gate.to(hidden.dtype))
+        gates = gates.to(torch.promote_types(hidden.dtype, torch.float32))
+        score = gates.gather(-1, order[..., None]) + self.bias[order, times][..., None]
+        return candidate[..., None], score.masked_fill((read.matches == 0)[..., None], -torch.inf)
+
+
+def copied(logits: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
+    """Logits [..., V] in which copying is an entry that the candidates [..., 1] have besides."""
+    own = logits.gather(-1, candidates)
+    both = torch.logaddexp(own.to(scores.dtype), scores)
+    return logits.scatter(-1, candidates, both.to(logits.dtype))
+
+
+def _parts(matches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Candidates, numbers of their orders, times in a row."""
+    matches = matches.long()
+    order, rest = matches // ORDER_UNIT, matches % ORDER_UNIT
+    return rest % TIMES_UNIT, order, rest // TIMES_UNIT

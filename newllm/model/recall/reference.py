@@ -1,0 +1,117 @@
+"""Recall: what followed the last tokens the last time they stood in this text. The definition.
+
+A state of fixed size that is learnt cannot copy (Jelassi et al. 2024, arXiv:2402.01032); attention
+does, by induction heads (Olsson et al. 2022, arXiv:2209.11895). This is one without attention: for
+each of a few orders k a table of fixed size, whose slot for the last k tokens says which token
+followed them last, and how often in a row. It is a function of the tokens alone: nothing in it is
+learnt. What the model makes of it is in `layer.py`.
+
+A slot is one number below 2^31::
+
+    token that followed   + 2^16 * times in a row, 1..15   + 2^20 * check of the context, 0..2047
+
+and 0 where nothing was entered. The last k tokens t_1 (the last), t_2, .. t_k have the hash ::
+
+    h = 0;  for i = 1..k:  h = (h * HASH_FACTOR + t_i + 1) mod HASH_PRIME
+
+and go in slot h mod S with the check (h div S) mod 2048. Another context in the same slot takes it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ORDERS = (1, 2, 3, 5)
+"""How many last tokens a table knows, rising."""
+
+LONGEST = ORDERS[-1]
+
+MOST_TIMES = 15
+"""Times in a row are counted no further."""
+
+TIMES_UNIT, CHECK_UNIT, CHECKS = 2**16, 2**20, 2**11
+ORDER_UNIT = CHECK_UNIT
+"""In a match the number of the order stands where a slot has its check."""
+
+HASH_FACTOR, HASH_PRIME = 1_640_531_527, 2**31 - 1
+
+
+def recall(
+    ids: Tensor,
+    reset: Tensor | None,
+    lengths: Tensor | None,
+    table: Tensor,
+    recent: Tensor,
+    looked_up: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Read tokens: look each one up, with those before it, and enter it behind those.
+
+    Args:
+        ids: token ids, [B, T].
+        reset: True where a document starts, of whose tables nothing is left, [B, T]; or None.
+        lengths: only the first so many tokens of each sequence count, [B]; None for all.
+        table: slots before the first token, int32 [K, B, S] for K orders; not changed.
+        recent: the last tokens before the first one, the last one first, each one more than its
+            id, 0 for none: int32 [5, B]; not changed.
+        looked_up: slots in which tokens are looked up instead, while they are entered in `table`
+            all the same: [K, B, S], or None.
+
+    Returns:
+        matches int32 [B, T], of the longest context that is known: what followed it as token +
+        2^16 * times in a row + 2^20 * number of its order; 0 where none is. And table and recent
+        after the last token.
+    """
+    device, table, recent = ids.device, table.cpu().clone(), recent.cpu().clone()
+    slots, last = table.numpy(), recent.numpy()
+    frozen = None if looked_up is None else looked_up.cpu().numpy()
+    matches = torch.zeros(ids.shape, dtype=torch.int32)
+    for b, text in enumerate(ids.tolist()):
+        length = len(text) if lengths is None else int(lengths[b])
+        searched = slots if frozen is None else frozen
+        for t, token in enumerate(text[:length]):
+            if reset is not None and bool(reset[b, t]):
+                slots[:, b], last[:, b] = 0, 0
+                searched = slots  # what was looked up is of another document
+            for order, slot, check in _places(last[:, b].tolist(), slots.shape[2]):
+                slots[order, b, slot] = entered(int(slots[order, b, slot]), check, token)
+            last[1:, b] = last[:-1, b].copy()
+            last[0, b] = token + 1
+            matches[b, t] = longest_match(searched[:, b], last[:, b])
+    return matches.to(device), table.to(device), recent.to(device)
+
+
+def longest_match(table: np.ndarray, recent: np.ndarray) -> int:
+    """What one text's table [K, S] says of its last tokens [5]; see :func:`recall`."""
+    for order, slot, check in reversed(_places(recent.tolist(), table.shape[1])):
+        value = int(table[order, slot])
+        if value and value // CHECK_UNIT == check:
+            return value % CHECK_UNIT + ORDER_UNIT * order
+    return 0
+
+
+def possible_slots(table: Tensor, vocab_size: int) -> Tensor:
+    """Where a table has what a slot can hold: nothing, or a token and how often; bool."""
+    times = table % CHECK_UNIT // TIMES_UNIT
+    return (table == 0) | ((table > 0) & (times > 0) & (table % TIMES_UNIT < vocab_size))
+
+
+def entered(slot: int, check: int, token: int) -> int:
+    """What a slot is after a token has followed a context with this check."""
+    times = 1
+    if slot and slot // CHECK_UNIT == check and slot % TIMES_UNIT == token:
+        times = min(slot % CHECK_UNIT // TIMES_UNIT + 1, MOST_TIMES)
+    return token + TIMES_UNIT * times + CHECK_UNIT * check
+
+
+def _places(recent: list[int], slots: int) -> list[tuple[int, int, int]]:
+    """Order's number, slot and check of the contexts that the last tokens are."""
+    places, value = [], 0
+    for length, token in enumerate(recent, start=1):
+        if token == 0:  # the document has no more
+            break
+        value = (value * HASH_FACTOR + token) % HASH_PRIME
+        if length in ORDERS:
+            places.append((ORDERS.index(length), value % slots, value // slots % CHECKS))
+    return places

@@ -1,0 +1,276 @@
+"""Recall: what it finds, that its kernel finds the same, what a model makes of it, and no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from newllm.config import ModelSettings
+from newllm.inference.decoder import Decoder, make_decoder
+from newllm.model import build_model
+from newllm.model.recall import cpu, reference
+from newllm.model.recall.layer import Recalled, copied
+from newllm.model.recall.reference import (
+    LONGEST,
+    MOST_TIMES,
+    ORDER_UNIT,
+    ORDERS,
+    TIMES_UNIT,
+)
+from newllm.settings import resolve
+
+VOCAB = 50
+
+
+def empty(sequences: int, slots: int = 64) -> tuple[Tensor, Tensor]:
+    return (
+        torch.zeros(len(ORDERS), sequences, slots, dtype=torch.int32),
+        torch.zeros(LONGEST, sequences, dtype=torch.int32),
+    )
+
+
+def found(match: int) -> tuple[int, int, int] | None:
+    """(candidate, tokens of context, times in a row) of a match."""
+    if match == 0:
+        return None
+    order, rest = divmod(match, ORDER_UNIT)
+    return rest % TIMES_UNIT, ORDERS[order], rest // TIMES_UNIT
+
+
+def matches_of(text: str) -> list[tuple[str, int, int] | None]:
+    ids = torch.tensor([[ord(letter) for letter in text]])
+    matches, *_ = reference.recall(ids, None, None, *empty(1, 1024))
+    read = [found(match) for match in matches[0].tolist()]
+    return [None if each is None else (chr(each[0]), *each[1:]) for each in read]
+
+
+def test_it_says_what_followed_last_time() -> None:
+    assert matches_of("abcab") == [None, None, None, ("b", 1, 1), ("c", 2, 1)]
+    assert matches_of("ab ac a")[-1] == ("c", 2, 1)  # " a", not the "b" that followed first
+    assert matches_of("abababab")[-1] == ("a", 5, 1)
+    assert matches_of("xyz.xyz.xyz.xyz.xyz")[-1] == (".", 5, 3)  # "yz.xyz" has five, four times
+    assert matches_of("abc")[-1] is None
+
+
+def test_times_in_a_row_are_counted_up_to_a_bound() -> None:
+    assert found(int(reference.recall(
+        torch.tensor([[7] * 40]), None, None, *empty(1)
+    )[0][0, -1])) == (7, 5, MOST_TIMES)  # fmt: skip
+    assert matches_of("a1a1a2a")[-1] == ("2", 1, 1)
+
+
+def test_other_contexts_take_a_slot_and_are_told_apart() -> None:
+    """With two slots nearly everything collides; but for one in 2,048, what is found did follow."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 40, (1, 400), generator=generator)
+    matches, *_ = reference.recall(ids, None, None, *empty(1, 2))
+    text, wrong, some = ids[0].tolist(), 0, 0
+    for t, match in enumerate(matches[0].tolist()):
+        if (read := found(match)) is None:
+            continue
+        token, length, _ = read
+        context = text[t + 1 - length : t + 1]
+        followed = [
+            text[i + length] for i in range(t - length + 1) if text[i : i + length] == context
+        ]
+        some += 1
+        wrong += not followed or followed[-1] != token
+    assert some > 10
+    assert wrong <= 2
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    length=st.sampled_from([1, 2, 7, 33, 65]),
+    letters=st.sampled_from([2, 5, 60]),
+    slots=st.sampled_from([1, 3, 64, 1000]),
+    resets=st.sampled_from([0.0, 0.1]),
+    padded=st.booleans(),
+    answers=st.booleans(),
+)
+def test_the_kernel_is_the_definition(
+    seed: int, length: int, letters: int, slots: int, resets: float, padded: bool, answers: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def text() -> Tensor:
+        return torch.randint(0, letters, (3, length), generator=generator)
+
+    reset = torch.rand(3, length, generator=generator) < resets if resets else None
+    lengths = torch.randint(0, length + 1, (3,), generator=generator) if padded else None
+    state = reference.recall(text(), None, None, *empty(3, slots))[1:]
+    looked_up = empty(3, slots)[0] if answers else None
+    before = [part.clone() for part in state]
+    ids = text()
+    ours = cpu.recall(ids, reset, lengths, *state, looked_up)
+    theirs = reference.recall(ids, reset, lengths, *state, looked_up)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype == torch.int32
+        assert torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(state, before, strict=True))
+    assert bool(reference.possible_slots(ours[1], letters).all())
+
+
+def model_of(architecture: str = "context", **changes: int):
+    torch.manual_seed(0)
+    width = {"gru": 24, "lstm": 24, "transformer": 48}.get(architecture, 16)
+    settings = ModelSettings(
+        architecture=architecture, num_layers=2, context_dim=width, embed_dim=24, hidden_dim=40,
+        **{"recall_slots": 64, **changes},
+    )  # fmt: skip
+    model = build_model(settings, VOCAB).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def ids_of(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randint(0, 9, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_fresh_model_recalls_nothing_and_learns_to() -> None:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"num_layers": 1, "context_dim": 16, "embed_dim": 24, "hidden_dim": 40}
+    with_it: Any = build_model(ModelSettings(**shape, recall_slots=64), VOCAB)
+    torch.manual_seed(0)
+    without = build_model(ModelSettings(**shape), VOCAB)
+    with_it.eval()
+    without.eval()
+    ids = ids_of(2, 30)
+    hidden, _ = with_it(ids)
+    assert isinstance(hidden, Recalled)
+    assert bool((hidden.matches > 0).any())
+    torch.testing.assert_close(hidden.hidden, without(ids)[0])
+    with_it.loss(hidden, ids).backward()
+    for name, parameter in with_it.named_parameters():
+        if name in ("recall.gate", "recall.bias"):
+            assert parameter.grad is not None
+            assert bool(parameter.grad.any()), name
+
+
+def test_what_no_row_has_is_copied_like_any_other() -> None:
+    """However unlikely the model finds a word by itself, copying adds its own probability."""
+    logits = torch.zeros(2, 5)
+    logits[:, 3] = -50
+    scores = torch.tensor([[4.0], [-torch.inf]])
+    p = copied(logits, torch.tensor([[3], [0]]), scores).softmax(-1)
+    assert float(p[0, 3]) == pytest.approx(np.exp(4) / (4 + np.exp(4)))
+    torch.testing.assert_close(p[1], logits[1].softmax(-1))
+
+
+@pytest.mark.parametrize("architecture", ["context", "gru", "transformer"])
+def test_the_loss_knows_of_copying(architecture: str) -> None:
+    """The fused loss and its gradients are those of the plain logits; also of scored parts."""
+    model = model_of(architecture)
+    ids, targets = ids_of(2, 40), ids_of(2, 40, seed=2)
+    targets[0, 5:9] = -100
+
+    def gradients(loss: Tensor) -> list[Tensor]:
+        model.zero_grad()
+        loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    hidden, _ = model(ids)
+    fused = model.loss(hidden, targets)
+    ours = gradients(fused)
+    hidden, _ = model(ids)
+    logits = model.logits(hidden)
+    plain = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    torch.testing.assert_close(fused, plain)
+    for a, b in zip(ours, gradients(plain), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_are_right_in_float64() -> None:
+    model: Any = model_of().double()
+    ids = ids_of(1, 12)
+    names = ("recall.project", "recall.order", "recall.times", "recall.gate", "recall.bias")
+    parameters = [model.get_parameter(name) for name in names]
+
+    def loss(*values: Tensor) -> Tensor:
+        changed: dict[str, Tensor] = dict(zip(names, values, strict=True))
+        hidden, _ = torch.func.functional_call(model, changed, (ids,))
+        gate, bias = changed["recall.gate"], changed["recall.bias"]
+        assert model.recall is not None
+        copying = torch.func.functional_call(
+            _Copying(model.recall), {"layer.gate": gate, "layer.bias": bias}, (hidden,)
+        )
+        return copied(F.linear(hidden.hidden, model.embedding.weight), *copying).square().sum()
+
+    assert torch.autograd.gradcheck(loss, parameters)
+
+
+class _Copying(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, read: Recalled) -> tuple[Tensor, Tensor]:
+        return self.layer.copying(read)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("architecture", ["context", "gru", "mingru", "transformer"])
+def test_an_answer_does_not_look_into_itself(architecture: str) -> None:
+    """Written by the fused step and by the module: looked up is what was read before, alone."""
+    model = model_of(architecture)
+    prompt, answer = ids_of(1, 30), ids_of(1, 30, seed=3)
+    with torch.no_grad():
+        _, state = model(prompt)
+        hidden, after = model(answer, {**state, "looked_up": state["recall"]})
+        expected = model.logits(hidden)[0]
+        loose = model.logits(model(answer, state)[0])[0]
+    assert not torch.allclose(expected, loose, atol=1e-3)
+    assert torch.equal(after["recall"], model(answer, state)[1]["recall"])  # entered all the same
+    for decoder in (make_decoder(model), Decoder(model, batched=True)):
+        slot, other = decoder.add(state), decoder.add(state)
+        decoder.begin_answer(slot)
+        for t, token in enumerate(answer[0].tolist()):
+            both = decoder.step([slot, other], [token, token])
+            np.testing.assert_allclose(both[0], expected[t], atol=1e-4)
+            np.testing.assert_allclose(both[1], loose[t], atol=1e-4)
+        for name in ("recall", "recent"):
+            assert torch.equal(decoder.state(slot)[name], after[name])
+        assert set(decoder.state(slot)) == set(state)
+        decoder.end_answer(slot)
+        with torch.no_grad():
+            ended = model.logits(model(prompt[:, :1], decoder.state(slot))[0])[0, 0]
+        np.testing.assert_allclose(decoder.step([slot], [int(prompt[0, 0])])[0], ended, atol=1e-4)
+
+
+def test_the_proposal_is_that_of_two_tokens_or_more() -> None:
+    model = model_of()
+    for decoder in (make_decoder(model), Decoder(model)):
+        slot = decoder.add()
+        proposals = []
+        for token in [1, 2, 3, 1, 2]:
+            decoder.step([slot], [token])
+            proposals.append(decoder.recalled(slot))
+        assert proposals == [None, None, None, None, 3]
+        decoder.begin_answer(slot)
+        for token in (7, 8, 9, 7, 8):
+            decoder.step([slot], [token])
+        assert decoder.recalled(slot) is None  # its own words are not looked up
+        decoder.end_answer(slot)
+        assert decoder.recalled(slot) == 9
+    assert make_decoder(model_of(recall_slots=0)).recalled(make_decoder(model).add()) is None
+
+
+def test_which_models_have_it() -> None:
+    assert resolve("dolly", {}).recall_slots == 1024
+    assert resolve("dolly", {"architecture": "gru"}).recall_slots == 1024
+    assert resolve("dolly", {"architecture": "original"}).recall_slots == 0
+    with pytest.raises(Exception, match="--recall-slots 8: original has no recall"):
+        resolve("dolly", {"architecture": "original", "recall_slots": 8})
+    model = build_model(resolve("dolly", {}).model_settings(), 4096)
+    size = sum(part.numel() * part.element_size() for part in model.initial_state(1).values())
+    assert size <= 24 * 1024
+    with pytest.raises(Exception, match="--recall-slots"):
+        resolve("dolly", {"recall_slots": -1})
