@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from newllm.model.kernels import active_kernel
+from newllm.model import kernels
 from newllm.model.recall import reference
 
 __all__ = ["recall"]
@@ -26,7 +26,7 @@ def recall(
     Of tensors on a GPU the tables are read by the CPU: a token costs some comparisons, in order.
     """
     read = reference.recall
-    if active_kernel("cpu") == "numba":
+    if kernels.FORCED != "reference":
         from newllm.model.recall import cpu
 
         read = cpu.recall
