@@ -31,5 +31,5 @@ def recall(
 
         read = cpu.recall
     given = ids, reset, lengths, table, recent, looked_up
-    here = [None if part is None else part.cpu() for part in given]
+    here = [None if part is None else part.cpu().contiguous() for part in given]
     return tuple(part.to(ids.device) for part in read(*here))  # type: ignore[return-value, arg-type]
