@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +112,7 @@ def command(
         )
     table: list[Row] = []
     for trial in trials[: len(trials) // seeds]:
-        same = [
-            done[other]
-            for other in trials
-            if (*asdict(other).values(),)[:4] == (*asdict(trial).values(),)[:4]
-        ]
+        same = [done[replace(trial, seed=seed)] for seed in range(seeds)]
         ngram = same[0].ngram_baseline
         table.append(
             {

@@ -63,6 +63,7 @@ def recall(
         2^16 * times in a row + 2^20 * number of its order; 0 where none is. And table and recent
         after the last token.
     """
+    # In the transformers file nothing stands around this: there tensors may be on a GPU.
     device, table, recent = ids.device, table.cpu().clone(), recent.cpu().clone()
     slots, last = table.numpy(), recent.numpy()
     frozen = None if looked_up is None else looked_up.cpu().numpy()
