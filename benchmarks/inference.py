@@ -5,7 +5,7 @@
 
 One token: the plain module against the fused step, with its weights in fp32, bf16 and int8, and
 the whole road with sampling. Prompts: reading them against the forward pass of a training step.
-Lanes: so many independent texts, each with its own state, each taking one token at a time.
+Slots: so many independent texts, each with its own state, each taking one token at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from newllm.model import LanguageModel
 from newllm.model.context.decode import can_step
 from newllm.model.quantize import RoundedLM
 
-LANES = (1, 2, 4, 8, 16, 32, 64)
+SLOTS = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = (128, 1024, 4096)
 TRAINING_ROWS, TRAINING_LENGTH = 32, 128
 
@@ -44,7 +44,7 @@ def command(checkpoint: str | None, tokens: int, repeats: int, **shape: Any) -> 
     tables = {
         "One token at a time": one_token(subject.model, tokens, repeats),
         "Reading a prompt": prompts(subject.model, repeats),
-        "Independent texts side by side": lanes(subject.model, max(1, tokens // 10), repeats),
+        "Independent texts side by side": slots(subject.model, max(1, tokens // 10), repeats),
     }
     return Report(tables, subject.facts)
 
@@ -94,8 +94,8 @@ def prompts(model: LanguageModel, repeats: int) -> list[Row]:
     ]
 
 
-def lanes(model: LanguageModel, tokens: int, repeats: int) -> list[Row]:
-    """Tokens a second of all lanes together, and times what one lane makes with the same code."""
+def slots(model: LanguageModel, tokens: int, repeats: int) -> list[Row]:
+    """Tokens a second of all slots together, and times what one slot makes with the same code."""
     rows: list[Row] = []
     ways: dict[str, Callable[[int], Callable[[], object]]] = {
         "module": lambda count: _module_steps(model, count, tokens)
@@ -103,15 +103,15 @@ def lanes(model: LanguageModel, tokens: int, repeats: int) -> list[Row]:
     if can_step(model):
         ways["fused step"] = lambda count: _fused_steps(model, count, tokens)
     for way, make in ways.items():
-        candidates = {f"{count}": make(count) for count in LANES}
-        work = {f"{count}": count * tokens for count in LANES}
+        candidates = {f"{count}": make(count) for count in SLOTS}
+        work = {f"{count}": count * tokens for count in SLOTS}
         rows += [
             {
                 "candidate": way,
-                "lanes": int(timing.name),
+                "slots": int(timing.name),
                 "tokens_per_second": timing.per_second,
                 "spread": timing.spread,
-                "ratio_to_one_lane": timing.ratio,
+                "ratio_to_one_slot": timing.ratio,
             }
             for timing in rounds(candidates, repeats, work=work)
         ]
@@ -126,7 +126,7 @@ def _random_ids(model: LanguageModel, *shape: int) -> torch.Tensor:
 
 
 def _module_steps(model: LanguageModel, count: int, tokens: int) -> Callable[[], object]:
-    """Read so many tokens one after the other, in `count` lanes, with the module."""
+    """Read so many tokens one after the other, in `count` slots, with the module."""
     ids, state = _random_ids(model, tokens, count, 1), model.initial_state(count)
 
     @torch.inference_mode()

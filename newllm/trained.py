@@ -22,7 +22,7 @@ from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
 from newllm.datasets import find_dataset
 from newllm.device import pick_device
 from newllm.errors import UserError
-from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
+from newllm.evaluate.metrics import EVALUATION_BATCH_SIZE, evaluate
 from newllm.evaluate.ngram import ngram_baseline
 from newllm.evaluate.skills import SKILL_ROWS, skill_check
 from newllm.inference.decoder import Decoder, make_decoder
@@ -153,7 +153,7 @@ class TrainedModel:
         data: str,
         dataset: str | None = None,
         subset: str | None = None,
-        lanes: int = EVALUATION_LANES,
+        batch_size: int = EVALUATION_BATCH_SIZE,
     ) -> dict[str, Any]:
         """Score the validation rows found at `data` (all rows, if it is one file).
 
@@ -166,7 +166,7 @@ class TrainedModel:
         """
         dataset = dataset or self.settings.dataset
         split = self.validation_rows(data, dataset, subset)
-        metrics = evaluate(self.model, split, self.tokenizer, self.device, lanes)
+        metrics = evaluate(self.model, split, self.tokenizer, self.device, batch_size)
         trained_on = self._training_rows()
         baseline = ngram_baseline(trained_on, split) if trained_on else None
         word1000 = self.tokenizer.kind == "word1000"

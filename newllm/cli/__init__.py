@@ -93,7 +93,7 @@ def train(
     help="Rows the skill check takes at most.  [default: 200]",
 )  # fmt: skip
 @click.option(
-    "--run-code", is_flag=True, help="Run code answers, not only parse them: shut in, on Linux."
+    "--run-code", is_flag=True, help="Run code answers, not only parse them: sandboxed, on Linux."
 )
 @json_option
 def evaluate(
@@ -123,7 +123,7 @@ def evaluate(
     model = TrainedModel.load(file, device or "auto", weights, architecture)
     if skills:
         require_skills(dataset or model.settings.dataset, run_code)
-    size = {} if batch_size is None else {"lanes": batch_size}
+    size = {} if batch_size is None else {"batch_size": batch_size}
     place = data or model.settings.data
     result = model.evaluate(place, dataset, subset, **size)
     if skills:

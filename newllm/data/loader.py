@@ -28,10 +28,10 @@ class Batch:
     assistant: Tensor
     """True where the target is a token an assistant has to produce."""
     scored: int
-    """Targets that count; of a step's batch, those of all lanes, whichever of them are here."""
+    """Targets that count; of a step's batch, those of all its sequences, whichever are here."""
 
-    def lanes(self, which: slice | Tensor, columns: int | None = None) -> Batch:
-        """The part of the batch in these lanes, up to a number of columns (default: all)."""
+    def select(self, which: slice | Tensor, columns: int | None = None) -> Batch:
+        """The part of the batch in these sequences, up to a number of columns (default: all)."""
         targets = self.targets[which, :columns]
         return Batch(
             self.ids[which, :columns],
@@ -41,23 +41,25 @@ class Batch:
             int((targets != IGNORED).sum()),
         )
 
-    def pieces(self, rows: int, apart: bool = False) -> Iterator[tuple[slice | Tensor, Batch]]:
-        """So many lanes at a time: which they are, and that part of the batch.
+    def micro_batches(
+        self, rows: int, apart: bool = False
+    ) -> Iterator[tuple[slice | Tensor, Batch]]:
+        """So many sequences at a time: which they are, and that part of the batch.
 
-        Where documents are `apart`, no two of them share a lane: those of like length go together,
-        and no further than the longest, as the rest of the columns is padding.
+        Where documents are `apart`, no two of them share a sequence: those of like length go
+        together, and no further than the longest, as the rest of the columns is padding.
         """
         if not apart:
             for start in range(0, len(self.ids), rows):
-                lanes = slice(start, start + rows)
-                yield lanes, self.lanes(lanes)
+                sequences = slice(start, start + rows)
+                yield sequences, self.select(sequences)
             return
         filled = self.filled()
         for numbers in filled.argsort(descending=True, stable=True).split(rows):
-            yield numbers, self.lanes(numbers, max(1, int(filled[numbers[0]])))
+            yield numbers, self.select(numbers, max(1, int(filled[numbers[0]])))
 
     def filled(self) -> Tensor:
-        """Columns of each lane up to its last target that counts, [B]."""
+        """Columns of each sequence up to its last target that counts, [B]."""
         columns = torch.arange(1, self.targets.shape[1] + 1)
         return ((self.targets != IGNORED) * columns).amax(dim=1)
 
@@ -65,20 +67,22 @@ class Batch:
 class EpochLoader:
     """The batches of one epoch over a split; `batches(step)` starts anywhere.
 
-    It reads the lanes `part`; the others are another process's. The rest is as in `plan_epoch`.
+    It reads the sequences `part`; the others are another process's. The rest is as in `plan_epoch`.
     """
 
     def __init__(
         self,
         split: Documents,
         row_length: int,
-        lanes: int,
+        batch_size: int,
         shuffle_seed: tuple[int, int] | None = None,
         shared: bool = True,
         part: slice = slice(None),
     ) -> None:
-        self.split, self.lanes, self.part = split, len(range(lanes)[part]), part
-        self.plan: Plan = plan_epoch(split.lengths - 1, row_length, lanes, shuffle_seed, shared)
+        self.split, self.sequences, self.part = split, len(range(batch_size)[part]), part
+        self.plan: Plan = plan_epoch(
+            split.lengths - 1, row_length, batch_size, shuffle_seed, shared
+        )
 
     def __len__(self) -> int:
         """Steps in the epoch."""
@@ -90,25 +94,25 @@ class EpochLoader:
 
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
-        shape = (self.lanes, self.plan.row_length)
+        shape = (self.sequences, self.plan.row_length)
         ids, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
         reset, assistant = np.zeros(shape, bool), np.zeros(shape, bool)
         rows = self.plan.rows(step)
-        for lane, row in enumerate(rows[self.part]):
+        for sequence, row in enumerate(rows[self.part]):
             end = 0
             for segment in row:
                 # One more token than positions: inputs and their successors overlap by all but one.
                 tokens = self.split.tokens(segment.document, segment.start, segment.stop + 1)
                 end = segment.column + segment.stop - segment.start
-                place = (lane, slice(segment.column, end))
+                place = (sequence, slice(segment.column, end))
                 ids[place], targets[place] = tokens[:-1], tokens[1:]
                 assistant[place] = self.split.assistant(
                     segment.document, segment.start + 1, segment.stop + 1
                 )
                 if segment.start == 0:
-                    reset[lane, segment.column] = True
+                    reset[sequence, segment.column] = True
             if 0 < end < shape[1]:
-                reset[lane, end] = True  # padding after the last document starts from nothing
+                reset[sequence, end] = True  # padding after the last document starts from nothing
         return Batch(
             ids=torch.from_numpy(ids),
             targets=torch.from_numpy(targets),
@@ -126,14 +130,19 @@ class Mixture:
     "Simple and Scalable Strategies to Continually Pre-train Large Language Models",
     arXiv:2403.08763).
 
-    `share` (0..0.9) of all tokens is rehearsed, an equal part from each of the splits `rehearsed`;
-    `main` is read completely. `seed` decides, with the rest, which documents are drawn.
+    `fraction` (0..0.9) of all tokens is rehearsed, an equal part from each of the splits
+    `rehearsed`; `main` is read completely. `seed` decides, with the rest, which documents are
+    drawn.
     """
 
     def __init__(
-        self, main: Documents, rehearsed: Sequence[Documents], share: float, seed: tuple[int, ...]
+        self,
+        main: Documents,
+        rehearsed: Sequence[Documents],
+        fraction: float,
+        seed: tuple[int, ...],
     ) -> None:
-        tokens = float(main.lengths.sum()) * share / (1 - share) / max(1, len(rehearsed))
+        tokens = float(main.lengths.sum()) * fraction / (1 - fraction) / max(1, len(rehearsed))
         chosen = [np.arange(len(main.lengths), dtype=np.int32)]
         for number, split in enumerate(rehearsed):
             chosen.append(_drawn(split.lengths, tokens, np.random.default_rng((*seed, number))))

@@ -1,9 +1,9 @@
-"""Documents into rows of equal length, and rows into lanes.
+"""Documents into rows of equal length, and rows into the sequences of a batch.
 
 A document of n tokens has n - 1 positions (each token predicts the next). A document that fits a
 row is never cut; rows are filled best-fit. A longer one becomes a chain of rows that follow each
-other in one lane, where the state is carried from row to row, so that training sees what streaming
-will see. Every document starts with a reset.
+other in one sequence of the batch, step after step, and the state is carried from row to row, so
+that training sees what streaming will see. Every document starts with a reset.
 
 A plan is a few numbers a document in arrays, not an object a row: a chain is known by its
 documents, of which only the first may be longer than a row, and a row is worked out when its step
@@ -38,7 +38,7 @@ Row = list[Segment]
 
 @dataclass(frozen=True)
 class Chains:
-    """Rows that must follow each other in one lane; the last one may hold further documents."""
+    """Rows that must follow each other in one sequence; the last one may hold further documents."""
 
     documents: np.ndarray
     """Chain after chain, in the order of their places, [P] int32."""
@@ -48,8 +48,8 @@ class Chains:
     """Rows of each chain, [C] int32."""
 
 
-class _Lane(NamedTuple):
-    """What one lane reads in an epoch."""
+class _Sequence(NamedTuple):
+    """What one sequence reads in an epoch."""
 
     chains: np.ndarray
     """Numbers of chains, -1 for an empty row, [E] int32."""
@@ -59,28 +59,28 @@ class _Lane(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """One epoch: for every step and lane, what the row holds."""
+    """One epoch: for every step and sequence, what the row holds."""
 
     row_length: int
     steps: int
-    lanes: list[_Lane]
+    sequences: list[_Sequence]
     chains: Chains
     positions: np.ndarray
     """Scored positions of each document, [D]."""
 
     def rows(self, step: int) -> list[Row]:
-        """The row of every lane at one step; as quick for the last step as for the first."""
+        """The row of every sequence at one step; as quick for the last step as for the first."""
         key = np.int32(step)  # of the arrays' own type, lest a search copy them
-        return [list(self._row(lane, key)) for lane in self.lanes]
+        return [list(self._row(sequence, key)) for sequence in self.sequences]
 
-    def _row(self, lane: _Lane, step: np.int32) -> Iterator[Segment]:
-        entry = int(lane.begins.searchsorted(step, "right")) - 1
-        chain = int(lane.chains[entry])
+    def _row(self, sequence: _Sequence, step: np.int32) -> Iterator[Segment]:
+        entry = int(sequence.begins.searchsorted(step, "right")) - 1
+        chain = int(sequence.chains[entry])
         if chain < 0:
             return
         first, end = self.chains.first[chain : chain + 2].tolist()
         head, *others = self.chains.documents[first:end].tolist()
-        row, rows = int(step - lane.begins[entry]), int(self.chains.rows[chain])
+        row, rows = int(step - sequence.begins[entry]), int(self.chains.rows[chain])
         start = row * self.row_length
         stop = min(start + self.row_length, int(self.positions[head]))
         yield Segment(head, start, stop, 0)
@@ -131,7 +131,7 @@ def pack(positions: np.ndarray, order: np.ndarray, row_length: int, shared: bool
 def plan_epoch(
     positions: np.ndarray,
     row_length: int,
-    lanes: int,
+    batch_size: int,
     shuffle_seed: tuple[int, int] | None,
     shared: bool = True,
 ) -> Plan:
@@ -140,7 +140,7 @@ def plan_epoch(
     Args:
         positions: scored positions of each document, [D].
         row_length: positions a row holds.
-        lanes: rows in a batch.
+        batch_size: sequences in a batch.
         shuffle_seed: (seed, epoch) that decides the order; None keeps the documents' order.
         shared: whether several documents may share a row.
     """
@@ -149,39 +149,39 @@ def plan_epoch(
     order = documents if rng is None else rng.permutation(documents)
     chains = pack(positions, order, row_length, shared)
     longest_first = np.argsort(-chains.rows, kind="stable").astype(np.int32)
-    lane_of, heights = _spread(chains.rows[longest_first], lanes)
-    by_lane = np.split(
-        longest_first[np.argsort(lane_of, kind="stable")],
-        np.cumsum(np.bincount(lane_of, minlength=lanes))[:-1],
+    sequence_of, heights = _spread(chains.rows[longest_first], batch_size)
+    by_sequence = np.split(
+        longest_first[np.argsort(sequence_of, kind="stable")],
+        np.cumsum(np.bincount(sequence_of, minlength=batch_size))[:-1],
     )
     steps = int(heights.max())
-    plan_lanes = []
-    for lane, height in zip(by_lane, heights.tolist(), strict=True):
-        # Spread the gaps of shorter lanes over the epoch, lest its last batch be nearly empty.
-        entries = np.concatenate([lane, np.full(steps - height, -1, np.int32)])
+    plan_sequences = []
+    for sequence, height in zip(by_sequence, heights.tolist(), strict=True):
+        # Spread the gaps of shorter sequences over the epoch, lest its last batch be nearly empty.
+        entries = np.concatenate([sequence, np.full(steps - height, -1, np.int32)])
         if rng is not None:
             rng.shuffle(entries)
         rows = np.where(entries < 0, 1, chains.rows[entries]) if len(chains.rows) else entries
-        plan_lanes.append(_Lane(entries, (np.cumsum(rows) - rows).astype(np.int32)))
-    return Plan(row_length, steps, plan_lanes, chains, positions)
+        plan_sequences.append(_Sequence(entries, (np.cumsum(rows) - rows).astype(np.int32)))
+    return Plan(row_length, steps, plan_sequences, chains, positions)
 
 
-def _spread(rows: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each chain to the emptiest lane: given the longest first, lanes end up equally long.
+def _spread(rows: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each chain to the emptiest sequence: given the longest first, sequences end up equally long.
 
-    From the rows of each chain, falling, [C]: (lane of each chain, [C] int32; rows in each lane,
-    [lanes] int64).
+    From the rows of each chain, falling, [C]: (sequence of each chain, [C] int32; rows in each
+    sequence, [batch_size] int64).
     """
-    heap = [(0, lane) for lane in range(lanes)]
-    lane_of = np.empty(len(rows), np.int32)
+    heap = [(0, sequence) for sequence in range(batch_size)]
+    sequence_of = np.empty(len(rows), np.int32)
     for begin in range(0, len(rows), _SLICE):
         chosen = []
         for count in rows[begin : begin + _SLICE].tolist():
-            height, lane = heap[0]
-            chosen.append(lane)
-            heapreplace(heap, (height + count, lane))
-        lane_of[begin : begin + len(chosen)] = chosen
-    heights = np.zeros(lanes, np.int64)
-    for height, lane in heap:
-        heights[lane] = height
-    return lane_of, heights
+            height, sequence = heap[0]
+            chosen.append(sequence)
+            heapreplace(heap, (height + count, sequence))
+        sequence_of[begin : begin + len(chosen)] = chosen
+    heights = np.zeros(batch_size, np.int64)
+    for height, sequence in heap:
+        heights[sequence] = height
+    return sequence_of, heights

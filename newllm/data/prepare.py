@@ -329,18 +329,18 @@ def train_joint_tokenizer(sources: Mapping[str, Source], vocab_size: int) -> Joi
         UserError: a data set has no usable row.
     """
     most = TOKENIZER_BYTES // max(1, len(sources))
-    share = most
+    per_set = most
     for dataset, source in sources.items():
         size = sum(len(text.encode(errors="replace")) for text in _texts(dataset, source, most))
         if size == 0:
             raise UserError(f"{source.description}: no usable training row of {dataset}")
-        share = min(share, size)
+        per_set = min(per_set, size)
 
     def contents() -> Iterator[str]:
         for dataset, source in sources.items():
-            yield from _texts(dataset, source, share)
+            yield from _texts(dataset, source, per_set)
 
-    return JointTokenizer(BPE.train(contents(), vocab_size), share)
+    return JointTokenizer(BPE.train(contents(), vocab_size), per_set)
 
 
 def _texts(dataset: str, source: Source, size: int) -> Iterator[str]:

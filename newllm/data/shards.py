@@ -77,12 +77,12 @@ class EncodedSplit:
 
     def all_tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """(ids [N], offsets [D + 1]) of the whole split, in memory: for small ones."""
-        return next(self.stretches(int(self.lengths.sum())))
+        return next(self.iter_chunks(int(self.lengths.sum())))
 
-    def stretches(self, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def iter_chunks(self, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The whole split, as (ids [N], offsets [D + 1]) of documents that follow each other.
 
-        A stretch has `most` tokens at most; a longer document is one by itself.
+        A chunk has `most` tokens at most; a longer document is one by itself.
         """
         ends = np.cumsum(self.lengths)
         begin = before = 0

@@ -25,7 +25,7 @@ from newllm.results.records import Metrics
 
 EVALUATION_ROW = 256
 """Positions read at a time; the state is carried, so that no document is cut."""
-EVALUATION_LANES = 32
+EVALUATION_BATCH_SIZE = 32
 
 
 _Sums = TypeVar("_Sums", bound="Additive")
@@ -70,7 +70,7 @@ def evaluate(
     split: EncodedSplit,
     tokenizer: Tokenizer,
     device: torch.device,
-    lanes: int = EVALUATION_LANES,
+    batch_size: int = EVALUATION_BATCH_SIZE,
     processes: Sharing | None = None,
 ) -> Metrics:
     """Score every document of a split, in fp32, on `device`; of several processes each a part.
@@ -82,9 +82,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     sums = Sums()
-    part = slice(lanes) if processes is None else processes.sequences(lanes)
-    loader = EpochLoader(split, EVALUATION_ROW, lanes, part=part)
-    state = model.initial_state(loader.lanes)
+    part = slice(batch_size) if processes is None else processes.sequences(batch_size)
+    loader = EpochLoader(split, EVALUATION_ROW, batch_size, part=part)
+    state = model.initial_state(loader.sequences)
     unk = tokenizer.unk if isinstance(tokenizer, Word1000) else None
     for batch in loader.batches():
         hidden, state = model(batch.ids.to(device), state, batch.reset.to(device))
@@ -104,20 +104,20 @@ def nats_by_document(
     model: LanguageModel,
     split: EncodedSplit,
     device: torch.device,
-    lanes: int = EVALUATION_LANES,
+    batch_size: int = EVALUATION_BATCH_SIZE,
 ) -> np.ndarray:
     """Nats of every document of a split, [D] float64; their sum is `evaluate`'s."""
     model.eval()
     nats = np.zeros(len(split))
-    state = model.initial_state(lanes)
-    loader = EpochLoader(split, EVALUATION_ROW, lanes)
+    state = model.initial_state(batch_size)
+    loader = EpochLoader(split, EVALUATION_ROW, batch_size)
     for step, batch in enumerate(loader.batches()):
         hidden, state = model(batch.ids.to(device), state, batch.reset.to(device))
-        for lane, row in enumerate(loader.plan.rows(step)):
+        for sequence, row in enumerate(loader.plan.rows(step)):
             for segment in row:
                 place = slice(segment.column, segment.column + segment.stop - segment.start)
-                targets = batch.targets[lane, place].to(device)
-                logits = model.logits(hidden[lane, place]).float()
+                targets = batch.targets[sequence, place].to(device)
+                logits = model.logits(hidden[sequence, place]).float()
                 nats[segment.document] += F.cross_entropy(logits, targets, reduction="sum").item()
     return nats
 

@@ -51,7 +51,7 @@ class _Level:
     """
 
     keys: np.ndarray  # [G] int64, sorted
-    share: np.ndarray  # [G] float64: (count - discount) / (sum of the context's counts)
+    discounted: np.ndarray  # [G] float64: (count - discount) / (sum of the context's counts)
     passed_on: np.ndarray  # [C] float64: per context, the discounted mass given to order k-1
 
 
@@ -102,14 +102,14 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
         y = n1 / (n1 + 2 * n2)
         found = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
         # A discount at or below zero could leave a context no mass for unseen tokens, and one above
-        # the count would make a share negative.
+        # the count would make a discounted count negative.
         if all(0 < d <= count for count, d in enumerate(found, start=1)):
             return np.array((0.0, *found))
     return np.array((0.0, *FALLBACK_DISCOUNTS))
 
 
 def _estimate(keys: np.ndarray, counts: np.ndarray, contexts: int, vocab_size: int) -> _Level:
-    """Turn the (adjusted) counts [G] of one order into discounted shares of their contexts."""
+    """Turn the (adjusted) counts [G] of one order into what follows each context."""
     context = keys // vocab_size
     discount = _discounts(counts)[np.minimum(counts, 3)]
     total = np.bincount(context, weights=counts, minlength=contexts)
@@ -117,9 +117,9 @@ def _estimate(keys: np.ndarray, counts: np.ndarray, contexts: int, vocab_size: i
     # A context never followed by a predictable token says nothing: all mass comes from below.
     passed_on = np.divide(held_back, total, out=np.ones(contexts), where=total > 0)
     del held_back
-    share = np.subtract(counts, discount, out=discount)  # in place: this is where memory peaks
-    share /= np.maximum(total, 1, out=total)[context]
-    return _Level(keys, share, passed_on)
+    discounted = np.subtract(counts, discount, out=discount)  # in place: this is where memory peaks
+    discounted /= np.maximum(total, 1, out=total)[context]
+    return _Level(keys, discounted, passed_on)
 
 
 class NgramTable:
@@ -211,7 +211,7 @@ class NgramTable:
 
         levels: list[_Level] = []
         contexts = 1
-        while all_keys:  # each order's counts go as its shares come
+        while all_keys:  # each order's counts go as its probabilities come
             keys, counts = all_keys.pop(0), all_counts.pop(0)
             counts[~predictable[keys % vocab_size]] = 0
             levels.append(_estimate(keys, counts, contexts, vocab_size))
@@ -238,7 +238,9 @@ class NgramTable:
             wanted = context[at] * self.vocab_size + ids[at]
             slot = np.minimum(np.searchsorted(level.keys, wanted), len(level.keys) - 1)
             seen = level.keys[slot] == wanted
-            p[at] = np.where(seen, level.share[slot], 0.0) + level.passed_on[context[at]] * p[at]
+            p[at] = (
+                np.where(seen, level.discounted[slot], 0.0) + level.passed_on[context[at]] * p[at]
+            )
             ranks[at] = np.where(seen, slot, -1)
         with np.errstate(divide="ignore"):
             nats = -np.log(p)
@@ -258,12 +260,12 @@ def ngram_baseline(trained_on: Encoded, split: EncodedSplit | None = None) -> Ng
     tokenizer = trained_on.tokenizer
     order = ORDERS[tokenizer.kind]
     table = NgramTable.fit(
-        *next(trained_on.splits["train"].stretches(_COUNTED_TOKENS)),
+        *next(trained_on.splits["train"].iter_chunks(_COUNTED_TOKENS)),
         order=order,
         vocab_size=tokenizer.vocab_size,
         never_predicted=(PAD, tokenizer.bos),
     )
-    parts = scored.stretches(_SCORED_AT_ONCE)
+    parts = scored.iter_chunks(_SCORED_AT_ONCE)
     nats = sum(float(table.nats(*part).sum()) for part in parts)
     tokens = int(scored.lengths.sum()) - len(scored)
     content = int(scored.content_bytes.sum())

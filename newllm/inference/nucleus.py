@@ -1,7 +1,7 @@
 """Drawing one token from logits in a few microseconds: no sorting, nothing allocated.
 
 Nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751) keeps a token while those before it, in
-order of probability, have not reached the share. That is: every token above a threshold, and as
+order of probability, have not reached that fraction. That is: every token above a threshold, and as
 many at the threshold as it takes. The threshold is found by halving the range of fp32 numbers,
 each time with one vectorised pass over the vocabulary.
 """
@@ -83,17 +83,17 @@ def _peak(weights, entries, space):
 
 
 @numba.njit(error_model="numpy", fastmath=FAST)
-def _keep_nucleus(weights, entries, share):
-    """Zero what the likeliest tokens of a total weight `share` leave over."""
+def _keep_nucleus(weights, entries, total):
+    """Zero what the likeliest tokens that weigh `total` together leave over."""
     patterns = weights.view(np.uint32)  # of numbers >= 0, in the same order
     # (Multiplying by a comparison vectorises; choosing one of two numbers does not.)
     low, high = np.uint32(1), np.uint32(_ONE_PATTERN + 1)  # no weight is above 1
-    while high - low > 1:  # the tokens from `low` on reach the share, those from `high` on do not
+    while high - low > 1:  # the tokens from `low` on reach the total, those from `high` on do not
         middle = np.uint32((low + high) >> np.uint32(1))
         reached = ZERO
         for i in range(entries):
             reached += weights[i] * np.float32(patterns[i] >= middle)
-        if reached >= share:
+        if reached >= total:
             low = middle
         else:
             high = middle
@@ -107,7 +107,7 @@ def _keep_nucleus(weights, entries, share):
     if at_threshold > 1:
         for i in range(entries):
             if patterns[i] == low:
-                if above >= share:
+                if above >= total:
                     weights[i] = ZERO
                 else:
                     above += weights[i]

@@ -126,14 +126,14 @@ def grow_moments(
 ) -> dict[str, dict[str, Any]]:
     """An optimizer's moments of each parameter, for the grown model: zero for what is new.
 
-    Gradients of copies are the gradient, or equal shares of it where copies act together.
+    Gradients of copies are the gradient, or equal parts of it where copies act together.
     """
     copies = after.embed_dim // before.embed_dim
     sizes = _sizes(after)
     grown: dict[str, dict[str, Any]] = {}
     for name, parts in moments.items():
         axes = _AXES[_kind(name)]
-        share = 1.0 / copies if "stream" in axes else 1.0
+        fraction = 1.0 / copies if "stream" in axes else 1.0
         grown[name] = {}
         for part, value in parts.items():
             if not isinstance(value, Tensor) or value.ndim == 0:
@@ -143,7 +143,7 @@ def grow_moments(
                 sizes.get(axis, length * copies if axis in ("stream", "reads") else length)
                 for axis, length in zip(axes, value.shape, strict=True)
             ]
-            factor = share**2 if part == "exp_avg_sq" else share
+            factor = fraction**2 if part == "exp_avg_sq" else fraction
             grown[name][part] = _placed(
                 _copied(value, axes, copies) * factor, value.new_zeros(pieces), axes
             )

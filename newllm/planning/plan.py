@@ -154,15 +154,15 @@ def machine_of(
         title = gpu.name if gpu else f"{cpu_model()}, {torch.get_num_threads()} thread(s)"
         memory = gpu.total_memory if gpu else psutil.virtual_memory().total
         return Machine(title, 1, memory, measured_speed(), None, price, None)
-    known, share = DEVICES[name], UTILISATION if utilisation is None else utilisation
+    known, fraction = DEVICES[name], UTILISATION if utilisation is None else utilisation
     return Machine(
         title=known.title,
         count=count,
         memory=known.memory,
-        speed=assumed_speed(known, share),
+        speed=assumed_speed(known, fraction),
         link=known.link,
         price=known.price if price is None else price,
-        assumed=share,
+        assumed=fraction,
     )
 
 

@@ -54,8 +54,8 @@ def describe_expectation(seconds: float, epochs: int) -> str:
 class EpochLog:
     """What the training loop reports to. This one is silent: of several processes one prints."""
 
-    def start_epoch(self, epoch: int, epochs: int, done_share: float) -> None: ...
-    def step(self, done_share: float, loss: float) -> None: ...
+    def start_epoch(self, epoch: int, epochs: int, done_fraction: float) -> None: ...
+    def step(self, done_fraction: float, loss: float) -> None: ...
     def end_training(self, record: EpochRecord) -> None: ...
     def note(self, text: str) -> None: ...
     def close(self) -> None: ...
@@ -67,13 +67,13 @@ class PlainLog(EpochLog):
     def __init__(self) -> None:
         self._within_line = False
 
-    def start_epoch(self, epoch: int, epochs: int, done_share: float) -> None:
+    def start_epoch(self, epoch: int, epochs: int, done_fraction: float) -> None:
         print(f"Epoch {epoch}/{epochs}\n  Training...", end="", flush=True)
         self._within_line = True
-        self._marks = [mark for mark in _MARKS if mark > 100 * done_share]
+        self._marks = [mark for mark in _MARKS if mark > 100 * done_fraction]
 
-    def step(self, done_share: float, loss: float) -> None:
-        while self._marks and 100 * done_share >= self._marks[0]:
+    def step(self, done_fraction: float, loss: float) -> None:
+        while self._marks and 100 * done_fraction >= self._marks[0]:
             print(f" {self._marks.pop(0)}%", end="", flush=True)
 
     def end_training(self, record: EpochRecord) -> None:
@@ -97,7 +97,7 @@ class LiveLog(EpochLog):
         self.console = console
         self._bar: Progress | None = None
 
-    def start_epoch(self, epoch: int, epochs: int, done_share: float) -> None:
+    def start_epoch(self, epoch: int, epochs: int, done_fraction: float) -> None:
         self.console.print(f"Epoch {epoch}/{epochs}", highlight=False)
         self._bar = Progress(
             TextColumn("  Training..."),
@@ -109,12 +109,12 @@ class LiveLog(EpochLog):
             transient=True,
         )
         self._task = self._bar.add_task("", total=1.0, loss=float("nan"))
-        self._bar.update(self._task, completed=done_share)
+        self._bar.update(self._task, completed=done_fraction)
         self._bar.start()
 
-    def step(self, done_share: float, loss: float) -> None:
+    def step(self, done_fraction: float, loss: float) -> None:
         assert self._bar is not None
-        self._bar.update(self._task, completed=done_share, loss=loss)
+        self._bar.update(self._task, completed=done_fraction, loss=loss)
 
     def end_training(self, record: EpochRecord) -> None:
         self.close()

@@ -37,7 +37,7 @@ def step_trial(
     """What `fit_rows` tries: forward, in this precision, and backward on a batch's first rows."""
 
     def try_rows(rows: int) -> int:
-        part = batch.lanes(slice(rows))
+        part = batch.select(slice(rows))
         with autocast:
             hidden, _ = model(part.ids.to(device), None, part.reset.to(device))
             loss = model.loss(hidden, part.targets.to(device))

@@ -22,7 +22,7 @@ from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
 from newllm.device import autocast, get_generators, pick_precision, set_generators
 from newllm.errors import UserError
-from newllm.evaluate.metrics import EVALUATION_LANES, evaluate
+from newllm.evaluate.metrics import EVALUATION_BATCH_SIZE, evaluate
 from newllm.model import OwnBlock, State, build_model
 from newllm.model.kernels import Noise
 from newllm.model.spec import find_spec
@@ -194,7 +194,7 @@ class Trainer:
         self.micro_batch = self.processes.all_reduce_min(self.micro_batch)
         computed = sum(
             part.ids.numel()
-            for _, part in batch.pieces(self.micro_batch, self._one_document_per_row)
+            for _, part in batch.micro_batches(self.micro_batch, self._one_document_per_row)
         )
         seconds *= computed / (self.micro_batch * settings.max_seq_length)
         steps = len(loader) * settings.epochs
@@ -263,7 +263,7 @@ class Trainer:
         nats = torch.zeros((), device=self.device)
         states: list[State] = []
         order: list[slice | Tensor] = []
-        for which, part in batch.pieces(rows, self._one_document_per_row):
+        for which, part in batch.micro_batches(rows, self._one_document_per_row):
             first_sequence = self._sequences.start + rows * len(order)
             noise = Noise(self.settings.seed, self.progress.total_steps, first_sequence)
             order.append(which)
@@ -343,7 +343,7 @@ class Trainer:
 
     def _end_epoch(self, steps_in_epoch: int) -> None:
         split = self.data.splits["validation"]
-        sequences = max(EVALUATION_LANES, self.processes.world)
+        sequences = max(EVALUATION_BATCH_SIZE, self.processes.world)
         metrics = evaluate(
             self.model, split, self.data.tokenizer, self.device, sequences, self.processes
         )

@@ -168,8 +168,8 @@ def test_eval_json_has_the_promised_keys(trained: Path, capsys) -> None:
     capsys.readouterr()
     file, data = str(trained / f"best_{NAME}.pt"), str(trained / "rows.jsonl")
     results = []
-    for lanes in ("1", "7", "40"):
-        assert main(["eval", file, "--data", data, "--json", "--batch-size", lanes]) == 0
+    for size in ("1", "7", "40"):
+        assert main(["eval", file, "--data", data, "--json", "--batch-size", size]) == 0
         results.append(json.loads(capsys.readouterr().out))
     assert set(results[0]) == {
         "dataset",

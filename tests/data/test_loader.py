@@ -1,4 +1,4 @@
-"""A batch in pieces, as micro-batches take it."""
+"""A batch in micro-batches."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from newllm.data.loader import IGNORED, Batch
 
 
 def batch_of(lengths: list[int], columns: int) -> Batch:
-    """Lanes filled from the left, each with its own number as tokens."""
+    """Sequences filled from the left, each with its own number as tokens."""
     shape = len(lengths), columns
     targets = torch.full(shape, IGNORED)
-    for lane, length in enumerate(lengths):
-        targets[lane, :length] = lane
+    for sequence, length in enumerate(lengths):
+        targets[sequence, :length] = sequence
     ids = torch.arange(len(lengths))[:, None].expand(shape)
     flags = torch.zeros(shape, dtype=torch.bool)
     return Batch(ids, targets, flags, flags, sum(lengths))
 
 
-def pieces_of(batch: Batch, rows: int, apart: bool) -> list[tuple[list[int], Batch]]:
-    """The pieces, with the numbers of their lanes."""
+def micro_batches_of(batch: Batch, rows: int, apart: bool) -> list[tuple[list[int], Batch]]:
+    """The micro-batches, with the numbers of their sequences."""
     numbers = torch.arange(len(batch.ids))
-    return [(numbers[lanes].tolist(), piece) for lanes, piece in batch.pieces(rows, apart)]
+    return [
+        (numbers[sequences].tolist(), part) for sequences, part in batch.micro_batches(rows, apart)
+    ]
 
 
 @given(
@@ -32,33 +34,33 @@ def pieces_of(batch: Batch, rows: int, apart: bool) -> list[tuple[list[int], Bat
     rows=st.integers(1, 5),
     apart=st.booleans(),
 )
-def test_pieces_hold_every_target_once(lengths: list[int], rows: int, apart: bool) -> None:
+def test_micro_batches_hold_every_target_once(lengths: list[int], rows: int, apart: bool) -> None:
     batch = batch_of(lengths, 9)
     seen = []
-    for lanes, piece in pieces_of(batch, rows, apart):
-        assert len(lanes) <= rows
-        assert piece.ids[:, 0].tolist() == lanes
-        assert piece.targets.shape == piece.ids.shape == piece.reset.shape == piece.assistant.shape
-        for lane, targets in zip(lanes, piece.targets, strict=True):
-            assert (targets == lane).sum() == lengths[lane]
-        assert piece.scored == sum(lengths[lane] for lane in lanes)
-        seen += lanes
+    for sequences, part in micro_batches_of(batch, rows, apart):
+        assert len(sequences) <= rows
+        assert part.ids[:, 0].tolist() == sequences
+        assert part.targets.shape == part.ids.shape == part.reset.shape == part.assistant.shape
+        for sequence, targets in zip(sequences, part.targets, strict=True):
+            assert (targets == sequence).sum() == lengths[sequence]
+        assert part.scored == sum(lengths[sequence] for sequence in sequences)
+        seen += sequences
     assert sorted(seen) == list(range(len(lengths)))
     if not apart:
         assert seen == list(range(len(lengths)))
 
 
-def test_pieces_of_rows_apart_have_little_padding() -> None:
+def test_micro_batches_of_rows_apart_have_little_padding() -> None:
     batch = batch_of([2, 9, 0, 3, 8, 1], 9)
-    pieces = pieces_of(batch, 2, True)
-    assert [lanes for lanes, _ in pieces] == [[1, 4], [3, 0], [5, 2]]
-    assert [piece.ids.shape[1] for _, piece in pieces] == [9, 3, 1]
+    micro_batches = micro_batches_of(batch, 2, True)
+    assert [sequences for sequences, _ in micro_batches] == [[1, 4], [3, 0], [5, 2]]
+    assert [part.ids.shape[1] for _, part in micro_batches] == [9, 3, 1]
     assert batch.filled().tolist() == [2, 9, 0, 3, 8, 1]
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_pieces_of_whole_rows_are_the_batch(apart: bool) -> None:
+def test_micro_batches_of_whole_rows_are_the_batch(apart: bool) -> None:
     batch = batch_of([4, 4], 4)
-    ((lanes, piece),) = pieces_of(batch, 8, apart)
-    assert lanes == [0, 1]
-    assert torch.equal(piece.targets, batch.targets)
+    ((sequences, part),) = micro_batches_of(batch, 8, apart)
+    assert sequences == [0, 1]
+    assert torch.equal(part.targets, batch.targets)

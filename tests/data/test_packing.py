@@ -19,20 +19,22 @@ lengths_of_documents = st.lists(st.integers(0, 50), min_size=1, max_size=30)
 
 
 @given(lengths_of_documents, st.integers(1, 20), st.integers(1, 5), st.booleans(), st.booleans())
-def test_every_position_once_and_in_order(lengths, row_length, lanes, shuffle, shared) -> None:
-    plan = plan_epoch(np.array(lengths), row_length, lanes, (0, 1) if shuffle else None, shared)
+def test_every_position_once_and_in_order(lengths, row_length, batch_size, shuffle, shared) -> None:
+    plan = plan_epoch(
+        np.array(lengths), row_length, batch_size, (0, 1) if shuffle else None, shared
+    )
     seen: dict[int, list[tuple[int, int, int, int]]] = {}
     for step in range(plan.steps):
         rows = plan.rows(step)
-        assert len(rows) == lanes
-        for lane, row in enumerate(rows):
+        assert len(rows) == batch_size
+        for sequence, row in enumerate(rows):
             end = 0
             assert shared or len(row) <= 1
             for segment in row:
                 assert segment.column == end  # segments fill a row from the left, without holes
                 end += segment.stop - segment.start
                 seen.setdefault(segment.document, []).append(
-                    (segment.start, segment.stop, step, lane)
+                    (segment.start, segment.stop, step, sequence)
                 )
             assert end <= row_length
     for document, length in enumerate(lengths):
@@ -41,9 +43,9 @@ def test_every_position_once_and_in_order(lengths, row_length, lanes, shuffle, s
         assert covered == list(range(length))
         if length <= row_length:
             assert len(parts) <= 1, "a document that fits a row was cut"
-        for (_, stop, step, lane), following in zip(parts, parts[1:], strict=False):
+        for (_, stop, step, sequence), following in zip(parts, parts[1:], strict=False):
             assert stop % row_length == 0, "only whole rows are continued"
-            assert following[2:] == (step + 1, lane), "the next row of the same lane"
+            assert following[2:] == (step + 1, sequence), "the next row of the same sequence"
 
 
 def test_rows_are_well_filled() -> None:
@@ -69,7 +71,7 @@ def test_a_plan_is_a_few_bytes_a_document() -> None:
     lengths = np.random.default_rng(0).integers(1, 900, size=20_000)
     plan = plan_epoch(lengths, 128, 32, (0, 0))
     arrays = [plan.chains.documents, plan.chains.first, plan.chains.rows]
-    arrays += [array for lane in plan.lanes for array in lane]
+    arrays += [array for sequence in plan.sequences for array in sequence]
     assert sum(array.nbytes for array in arrays) <= 20 * len(lengths)
 
 
@@ -97,11 +99,11 @@ def test_shards_give_back_every_document(tmp_path: Path, shard_tokens: int) -> N
     assert offsets[-1] == len(tokens)
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_batches_hold_inputs_targets_and_resets(tmp_path: Path, lanes: int) -> None:
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batches_hold_inputs_targets_and_resets(tmp_path: Path, batch_size: int) -> None:
     documents = [[1, *range(10 * i, 10 * i + length)] for i, length in enumerate((4, 20, 2, 7), 1)]
     split = write_split(tmp_path, documents, 10_000)
-    loader = EpochLoader(split, row_length=8, lanes=lanes, shuffle_seed=(0, 0))
+    loader = EpochLoader(split, row_length=8, batch_size=batch_size, shuffle_seed=(0, 0))
     pairs, resets = [], 0
     for batch in loader.batches():
         assert batch.scored == int((batch.targets != IGNORED).sum())

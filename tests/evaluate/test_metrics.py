@@ -93,7 +93,8 @@ def test_sums_do_not_depend_on_the_batch_size(
             parameter.add_(torch.randn_like(parameter) * 0.3)
     tokenizer = BPE.train(["x"], 262)
     results: list[Metrics] = [
-        evaluate(model, split, tokenizer, torch.device("cpu"), lanes) for lanes in (1, 2, 5, 32)
+        evaluate(model, split, tokenizer, torch.device("cpu"), batch_size)
+        for batch_size in (1, 2, 5, 32)
     ]
     for other in results[1:]:
         assert other["tokens"] == results[0]["tokens"]
@@ -110,7 +111,7 @@ def test_sums_do_not_depend_on_the_batch_size(
         alone.append(-log_probability)
     assert results[0]["nats"] == pytest.approx(sum(alone), rel=1e-5)
     cpu = torch.device("cpu")
-    assert nats_by_document(model, split, cpu, lanes=2) == pytest.approx(alone, rel=1e-5)
+    assert nats_by_document(model, split, cpu, batch_size=2) == pytest.approx(alone, rel=1e-5)
 
 
 def test_metrics_leave_the_model_in_its_mode(tmp_path: Path, tiny_model_settings) -> None:

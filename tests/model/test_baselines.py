@@ -35,15 +35,15 @@ def make_model(architecture: str, **changes: Any) -> LanguageModel:
     return model
 
 
-def batch(lanes: int, time: int) -> tuple[Tensor, Tensor]:
+def batch(batch_size: int, time: int) -> tuple[Tensor, Tensor]:
     torch.manual_seed(1)
-    return torch.randint(0, VOCAB, (lanes, time)), torch.rand(lanes, time) < 0.1
+    return torch.randint(0, VOCAB, (batch_size, time)), torch.rand(batch_size, time) < 0.1
 
 
 @pytest.mark.parametrize("kernel", ["numba", "reference"])
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
 def test_a_layer_is_torchs(kind: type[nn.GRU | nn.LSTM], kernel: str, monkeypatch) -> None:
-    """Outputs, last states and all gradients, on lanes without a reset."""
+    """Outputs, last states and all gradients, on sequences without a reset."""
     monkeypatch.setattr("newllm.model.kernels.FORCED", kernel)
     torch.manual_seed(0)
     block = GatedBlock(kind, 24)
@@ -106,9 +106,9 @@ def test_min_gru_is_its_definition(seed: int) -> None:
     for dtype in (torch.float32, torch.float64):  # the kernel, and plain torch
         y, last = min_gru(projected.to(dtype), bias.to(dtype), reset, lengths, hidden.to(dtype))
         torch.testing.assert_close(last.float(), h)
-        for lane, length in enumerate(lengths.tolist()):
-            expected = torch.stack(states, dim=1)[lane, :length]
-            torch.testing.assert_close(y[lane, :length].float(), expected)
+        for sequence, length in enumerate(lengths.tolist()):
+            expected = torch.stack(states, dim=1)[sequence, :length]
+            torch.testing.assert_close(y[sequence, :length].float(), expected)
 
 
 def test_a_token_sees_the_window_and_no_more() -> None:
@@ -168,7 +168,9 @@ def test_a_split_batch_sees_the_same_dropout(architecture: str) -> None:
     model = make_model(architecture, dropout=0.5)
     ids, _ = batch(3, 8)
     whole, _ = model(ids, noise=Noise(1, 2))
-    parts = [model(ids[lane : lane + 1], noise=Noise(1, 2, lane))[0] for lane in range(3)]
+    parts = [
+        model(ids[sequence : sequence + 1], noise=Noise(1, 2, sequence))[0] for sequence in range(3)
+    ]
     torch.testing.assert_close(torch.cat(parts), whole)
     assert not torch.equal(model(ids, noise=Noise(1, 3))[0], whole)
     model.eval()

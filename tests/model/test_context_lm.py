@@ -93,7 +93,9 @@ def test_a_split_batch_sees_the_same_dropout(tiny_model_settings) -> None:
     model = ContextLM(tiny_model_settings(dropout=0.5), 40)
     ids = torch.randint(0, 40, (3, 5))
     whole, _ = model(ids, noise=Noise(1, 2))
-    parts = [model(ids[lane : lane + 1], noise=Noise(1, 2, lane))[0] for lane in range(3)]
+    parts = [
+        model(ids[sequence : sequence + 1], noise=Noise(1, 2, sequence))[0] for sequence in range(3)
+    ]
     torch.testing.assert_close(torch.cat(parts), whole)
 
 

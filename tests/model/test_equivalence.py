@@ -121,12 +121,12 @@ def test_left_padded_equals_unpadded(architecture, padding, seed, tiny_model_set
     valid = torch.stack([torch.arange(7) >= pad for pad in padding])
     hidden, last = read(model, second, carried, None, valid)
     assert not hidden[~valid].any()
-    for lane, pad in enumerate(padding):
-        own = {name: part[:, lane : lane + 1] for name, part in carried.items()}
-        alone, alone_last = read(model, second[lane : lane + 1, pad:], own)
-        assert_same([hidden[lane : lane + 1, pad:]], [alone])
+    for sequence, pad in enumerate(padding):
+        own = {name: part[:, sequence : sequence + 1] for name, part in carried.items()}
+        alone, alone_last = read(model, second[sequence : sequence + 1, pad:], own)
+        assert_same([hidden[sequence : sequence + 1, pad:]], [alone])
         for name, part in alone_last.items():
-            assert_same([last[name][:, lane : lane + 1]], [part])
+            assert_same([last[name][:, sequence : sequence + 1]], [part])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

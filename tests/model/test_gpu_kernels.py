@@ -77,7 +77,7 @@ def test_a_long_text(interpreter, mixed: bool) -> None:
 
 
 @needs_triton
-def test_an_empty_a_short_and_a_whole_lane(interpreter) -> None:
+def test_an_empty_a_short_and_a_whole_sequence(interpreter) -> None:
     inputs = context_inputs(3, 5, 8, resets=True, cut=False, seed=0)
     inputs[6] = torch.tensor([0, 2, 5])
     assert_equals_reference(interpreter, inputs)

@@ -1,4 +1,4 @@
-"""`original` against an independent implementation, one step and one lane at a time."""
+"""`original` against an independent implementation, one step and one sequence at a time."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_equals_the_equations(layers: int) -> None:
             expected = expected + torch.log(torch.exp(logits).sum()) - logits[target]
     expected.backward()
 
-    lane = torch.stack(step_by_step(weights, documents[1].tolist()))
-    torch.testing.assert_close(model.logits(hidden)[1], lane, rtol=1e-4, atol=1e-5)
+    sequence = torch.stack(step_by_step(weights, documents[1].tolist()))
+    torch.testing.assert_close(model.logits(hidden)[1], sequence, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, weights[name].grad, rtol=1e-3, atol=1e-4)
@@ -129,20 +129,24 @@ def test_published_rate_follows_the_batch() -> None:
 def test_the_loop_equals_its_twin(layers: int, resets: bool, padded: bool, dropout: float) -> None:
     """Outputs and gradients, in float64; both draw the same dropout."""
     torch.manual_seed(0)
-    lanes, time, context_dim, width = 3, 7, 6, 8
+    batch_size, time, context_dim, width = 3, 7, 6, 8
 
     def leaf(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
-    tokens, context, read = leaf(lanes, time, width), leaf(lanes, context_dim), leaf(width, 6)
+    tokens, context, read = (
+        leaf(batch_size, time, width),
+        leaf(batch_size, context_dim),
+        leaf(width, 6),
+    )
     hidden = [(leaf(width, width), leaf(width)) for _ in range(layers)]
     gates = [(leaf(context_dim, width), leaf(context_dim)) for _ in range(3)]
     norm = leaf(context_dim), leaf(context_dim)
     with torch.no_grad():
         norm[0].fill_(8.0)  # so that the clamp acts
     loop = Loop(
-        torch.rand(lanes, time) < 0.3 if resets else None,
-        torch.rand(lanes, time) < 0.7 if padded else None,
+        torch.rand(batch_size, time) < 0.3 if resets else None,
+        torch.rand(batch_size, time) < 0.7 if padded else None,
         dropout,
     )
     leaves = [tokens, context, read, *(x for pair in (*hidden, *gates) for x in pair), *norm]

@@ -214,7 +214,7 @@ def test_parts_of_a_batch_are_the_batch() -> None:
             together = torch.cat([getattr(part, name) for part in own])
             assert torch.equal(together, getattr(batch, name)), name
         assert [part.scored for part in own] == [batch.scored] * 2
-        assert batch.scored == batch.lanes(slice(5)).scored
+        assert batch.scored == batch.select(slice(5)).scored
 
 
 def test_alone_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ With so few tokens a matrix product costs what reading its weights costs, so the
 in the order in which they lie, in vectors of the processor's width. A matrix is packed in panels:
 `PANEL` rows (outputs) of it, and in a panel one input after the other. A slot's output is summed
 over the inputs in order, however many slots go along: what a slot computes does not depend, to
-the bit, on the others. ("Lanes" here are slots that share what is loaded.)
+the bit, on the others.
 
 Three formats: fp32, bfloat16 (two weights in a 32-bit word) and int8 (four). The vectors of a
 word's weights stand side by side: shifting and masking the word gives the next one.
@@ -31,8 +31,8 @@ from newllm.model.recall.reference import ORDER_UNIT, TIMES_UNIT
 
 WIDTH = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
 """Elements of a vector register."""
-_MOST_LANES = 4 if WIDTH == 16 else 2
-"""Lanes that share a weight once it is loaded; their sums have to fit in the registers."""
+_MOST_SLOTS = 4 if WIDTH == 16 else 2
+"""Slots that share a weight once it is loaded; their sums have to fit in the registers."""
 _VECTORS = 4
 PANEL = _VECTORS * WIDTH
 """Outputs that are summed at the same time."""
@@ -70,8 +70,8 @@ def _unpack(builder: Any, word: Any, dtype: Any) -> list[Any]:
     return [builder.sitofp(top, _FLOATS) for top in tops]
 
 
-def _panel_product(lanes: int) -> Any:
-    """Build `y[lane, j] = scale[j] * sum_i weight[i, j] * x[lane, i]` for the outputs of a panel.
+def _panel_product(slots: int) -> Any:
+    """Build `y[slot, j] = scale[j] * sum_i weight[i, j] * x[slot, i]` for the outputs of a panel.
 
     `x` has rows of `inner` inputs, `y` rows of `y_stride` outputs. The code is written in LLVM's
     language because the sums must stay in registers.
@@ -97,8 +97,8 @@ def _panel_product(lanes: int) -> Any:
 
             inner, panel_at, scales_at, x_at, y_at, y_stride = args[4:]
             words = at(0, panel_at, _WORDS)
-            inputs = [at(2, builder.add(x_at, builder.mul(inner, number(lane))), _F32)
-                      for lane in range(lanes)]  # fmt: skip
+            inputs = [at(2, builder.add(x_at, builder.mul(inner, number(slot))), _F32)
+                      for slot in range(slots)]  # fmt: skip
             before = builder.block
             loop = builder.append_basic_block("inputs")
             after = builder.append_basic_block("outputs")
@@ -106,7 +106,7 @@ def _panel_product(lanes: int) -> Any:
             builder.position_at_end(loop)
             i = builder.phi(_I64)
             i.add_incoming(number(0), before)
-            sums = [[builder.phi(_FLOATS) for _ in range(_VECTORS)] for _ in range(lanes)]
+            sums = [[builder.phi(_FLOATS) for _ in range(_VECTORS)] for _ in range(slots)]
             spread = []
             for values in inputs:
                 value = builder.load(builder.gep(values, [i]))
@@ -138,11 +138,11 @@ def _panel_product(lanes: int) -> Any:
             builder.cbranch(builder.icmp_signed("<", following, inner), loop, after)
             builder.position_at_end(after)
             factors = at(1, scales_at, _FLOATS)
-            for lane in range(lanes):
-                out = at(3, builder.add(y_at, builder.mul(y_stride, number(lane))), _FLOATS)
+            for slot in range(slots):
+                out = at(3, builder.add(y_at, builder.mul(y_stride, number(slot))), _FLOATS)
                 for k in range(_VECTORS):
                     factor = builder.load(builder.gep(factors, [number(k)]), align=4)
-                    scaled = builder.fmul(totals[lane][k], factor)
+                    scaled = builder.fmul(totals[slot][k], factor)
                     builder.store(scaled, builder.gep(out, [number(k)]), align=4)
             return context.get_dummy_value()
 
@@ -151,7 +151,7 @@ def _panel_product(lanes: int) -> Any:
     return panel_product
 
 
-_one_lane, _two_lanes, _four_lanes = _panel_product(1), _panel_product(2), _panel_product(4)
+_one_slot, _two_slots, _four_slots = _panel_product(1), _panel_product(2), _panel_product(4)
 
 
 @_part
@@ -159,18 +159,18 @@ def _product(matrices, at, scales, row, x, y, count):
     """Rows `row`.. of all matrices, as many as `y` is wide, times the first `count` rows of `x`."""
     inner, rows = x.shape[1], y.shape[1]
     for first in range(0, rows, PANEL):
-        panel, scale, lane = at + first * inner, row + first, 0
-        while _MOST_LANES >= 4 and lane + 4 <= count:
-            _four_lanes(matrices, scales, x, y, inner, panel, scale,
-                        lane * inner, lane * rows + first, rows)  # fmt: skip
-            lane += 4
-        while lane + 2 <= count:
-            _two_lanes(matrices, scales, x, y, inner, panel, scale,
-                       lane * inner, lane * rows + first, rows)  # fmt: skip
-            lane += 2
-        if lane < count:
-            _one_lane(matrices, scales, x, y, inner, panel, scale,
-                      lane * inner, lane * rows + first, rows)  # fmt: skip
+        panel, scale, slot = at + first * inner, row + first, 0
+        while _MOST_SLOTS >= 4 and slot + 4 <= count:
+            _four_slots(matrices, scales, x, y, inner, panel, scale,
+                        slot * inner, slot * rows + first, rows)  # fmt: skip
+            slot += 4
+        while slot + 2 <= count:
+            _two_slots(matrices, scales, x, y, inner, panel, scale,
+                       slot * inner, slot * rows + first, rows)  # fmt: skip
+            slot += 2
+        if slot < count:
+            _one_slot(matrices, scales, x, y, inner, panel, scale,
+                      slot * inner, slot * rows + first, rows)  # fmt: skip
     return at + rows * inner, row + rows
 
 
@@ -203,7 +203,7 @@ def _norm(x, weight, y):
 
 @inlined
 def _context_read(group, channels, projected, context, tail, read, s):
-    """One token of one lane through `context_read`: see `reference.py`.
+    """One token of one slot through `context_read`: see `reference.py`.
 
     What a group of channels needs is copied to `s` [14, group], which stays in the cache and whose
     rows LLVM can tell apart: it vectorises the loops.
@@ -285,7 +285,7 @@ def step_kernel(group: int) -> Any:
 
     @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
     def step(
-        tokens, lanes, embedding, table, widen, project, order, times, gate, bias, matrices,
+        tokens, slots, embedding, table, widen, project, order, times, gate, bias, matrices,
         scales, norms, channels, context, tail, previous, recall, recent, looked_up, answering,
         found,
         stream, normed, projected, read, hidden, branch, logits,
@@ -294,17 +294,17 @@ def step_kernel(group: int) -> Any:
         s = np.empty((_ROWS, group), np.float32)
         matches = np.zeros(count, np.int64)
         for n in range(count):
-            token, before = tokens[n], previous[0, lanes[n]]
+            token, before = tokens[n], previous[0, slots[n]]
             for i in range(width):
                 branch[n, i] = embedding[token, i]
             if before > 0 and len(table) > 0:
                 _add_pair(table, widen, before, token, branch[n, :width])
-            previous[0, lanes[n]] = token + 1
+            previous[0, slots[n]] = token + 1
             if recall.shape[2] > 0:
-                own = recall[:, lanes[n]]
-                searched = looked_up[:, lanes[n]] if answering[lanes[n]] else own
-                matches[n] = recall_cpu.step(token, own, searched, recent[:, lanes[n]])
-                found[lanes[n]] = matches[n]
+                own = recall[:, slots[n]]
+                searched = looked_up[:, slots[n]] if answering[slots[n]] else own
+                matches[n] = recall_cpu.step(token, own, searched, recent[:, slots[n]])
+                found[slots[n]] = matches[n]
                 if matches[n] > 0:
                     _add_recalled(embedding, project, order, times, matches[n], branch[n, :width])
             _norm(branch[n], norms[0], stream[n])
@@ -313,9 +313,9 @@ def step_kernel(group: int) -> Any:
         for layer in range(layers):
             at, row = _product(matrices, at, scales, row, normed, projected, count)
             for n in range(count):
-                lane = lanes[n]
-                _context_read(group, channels[layer], projected[n], context[layer, lane],
-                              tail[layer, lane], read[n], s)  # fmt: skip
+                slot = slots[n]
+                _context_read(group, channels[layer], projected[n], context[layer, slot],
+                              tail[layer, slot], read[n], s)  # fmt: skip
             at, row = _product(matrices, at, scales, row, read, branch, count)
             for n in range(count):
                 for i in range(width):

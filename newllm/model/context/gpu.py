@@ -162,12 +162,12 @@ def _backward(
         centred, deviation = _normalise(c, EPSILON, GROUP)
         n = centred * deviation
         opened = gate + b_g
-        share = tl.sigmoid(opened)
-        sum_scale += d_y * n * opened * share
+        opening = tl.sigmoid(opened)
+        sum_scale += d_y * n * opened * opening
         d_n = d_y * s
-        d_gate = d_n * n * share * (1.0 + opened * (1.0 - share))
+        d_gate = d_n * n * opening * (1.0 + opened * (1.0 - opening))
         sum_open += d_gate
-        d_n *= opened * share
+        d_n *= opened * opening
         mean_d_n, mean_d_n_n = tl.sum(d_n, axis=0) / GROUP, tl.sum(d_n * n, axis=0) / GROUP
         d_c += deviation * (d_n - mean_d_n - n * mean_d_n_n)
 

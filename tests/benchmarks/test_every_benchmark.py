@@ -112,7 +112,7 @@ def test_inference(capsys) -> None:
             "candidate", "milliseconds", "tokens_per_second", "spread", "ratio_to_training",
         ],
         "Independent texts side by side": [
-            "candidate", "lanes", "tokens_per_second", "spread", "ratio_to_one_lane",
+            "candidate", "slots", "tokens_per_second", "spread", "ratio_to_one_slot",
         ],
     }  # fmt: skip
     assert [row["candidate"] for row in tables["One token at a time"]] == [
@@ -120,7 +120,7 @@ def test_inference(capsys) -> None:
         "generation, sampling included",
     ]  # fmt: skip
     assert tables["One token at a time"][0]["ratio_to_module"] == 1.0
-    assert {row["lanes"] for row in tables["Independent texts side by side"]} >= {1, 64}
+    assert {row["slots"] for row in tables["Independent texts side by side"]} >= {1, 64}
     assert result["facts"]["context_dim"] == 16
 
 
