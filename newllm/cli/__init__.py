@@ -93,7 +93,7 @@ def train(
     help="Rows the skill check takes at most.  [default: 200]",
 )  # fmt: skip
 @click.option(
-    "--run-code", is_flag=True, help="Run code answers, not only parse them: sandboxed, on Linux."
+    "--run-code", is_flag=True, help="Run code answers, not only parse them: shut in, on Linux."
 )
 @json_option
 def evaluate(

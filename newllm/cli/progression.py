@@ -63,7 +63,7 @@ def grow(file: str, output: Path, seed: int | None, **sizes: int | None) -> None
 @click.option("--until-cleared", is_flag=True, help="Train a level again until its mark is met.")
 @click.option("--keep-going", is_flag=True, help="Go on where a level is not cleared.")
 @click.option("--skills", is_flag=True, help="Check answers too, after each level.")
-@click.option("--run-code", is_flag=True, help="With --skills: run code answers, sandboxed.")
+@click.option("--run-code", is_flag=True, help="With --skills: run code answers, shut in.")
 @click.option("--resume", is_flag=True, help="Go on where the climb in --out stopped.")
 def climb(
     levels: tuple[str, ...],

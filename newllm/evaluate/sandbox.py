@@ -92,7 +92,7 @@ def require_sandbox() -> None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         system = f"{platform.system()} on {platform.machine()}"
         raise UserError(
-            f"--run-code: answers can be sandboxed on Linux on x86-64 alone, and this is {system}; "
+            f"--run-code: answers can be shut in on Linux on x86-64 alone, and this is {system}; "
             "leave --run-code out (whether they parse is checked everywhere)"
         )
     run_program("")
@@ -221,7 +221,7 @@ class _Watch:
         if "ready" not in facts:
             reason = facts.get("refused") or stopped or f"exit code {self._process.returncode}"
             raise UserError(
-                f"--run-code: answers cannot be sandboxed on this machine ({reason}); leave "
+                f"--run-code: answers cannot be shut in on this machine ({reason}); leave "
                 "--run-code out (whether they parse is checked everywhere)"
             )
         code = self._process.returncode

@@ -122,7 +122,7 @@ def _skill_lines(skills: Mapping[str, Any]) -> dict[str, str]:
 def _run_lines(skills: Mapping[str, Any]) -> dict[str, str]:
     """What running the code answers showed."""
     if skills["runs"] is None:
-        return {"  runs": "not tried; --run-code runs the answers, sandboxed"}
+        return {"  runs": "not tried; --run-code runs the answers, shut in"}
     lines = {"  runs": f"{skills['runs']:.1%} (the rows' own answers: {skills['own_runs']:.1%})"}
     if skills["passes"] is None:
         lines["  passes"] = "unknown: these rows have no checks"
