@@ -83,6 +83,7 @@ class ModelSettings(_Settings):
         default=0,
         ge=0,
         le=2**20,
+        multiple_of=4,
         description="slots of each of the four tables that say what followed the last tokens in "
         "this text; 0: no recall",
     )

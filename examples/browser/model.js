@@ -97,6 +97,11 @@ export class Model {
     return this.arrays.find(([other]) => other === name)[2];
   }
 
+  /** Slots of a set of recall; 1 in graphs from before there were sets. */
+  get ways() {
+    return this.#shapeOf("recall")[3] ?? 1;
+  }
+
   /** At most 64 evenly spaced numbers of each layer's context vector; how full recall is. */
   picture(state) {
     const [name, , [layers]] = this.arrays[0];

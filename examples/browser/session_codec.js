@@ -3,6 +3,7 @@
 import { Dialogue, TRANSCRIPT_BYTES, UNDO_TURNS, textBytes } from "./dialogue.js";
 import { ApiError } from "./errors.js";
 import { ARRAYS } from "./model.js";
+import { inSets } from "./recall.js";
 
 const MAGIC = new TextEncoder().encode("NEWLLM-SESSION 1\n");
 const START = MAGIC.length + 4;
@@ -89,18 +90,21 @@ const hasFields = (value, ...names) =>
 function dialogueOf(header, arrays, model) {
   check(hasFields(header, "newllm_version", "model", "arrays", "places", "sampling", "system",
     "transcript"));
-  check(JSON.stringify(header.arrays) === JSON.stringify(model.arrays));
+  const [stored, ours, before] = [header.arrays, model.arrays, model.arrays.map(withoutSets)]
+    .map((arrays) => JSON.stringify(arrays));
+  check(stored === ours || stored === before);
   const { places, sampling, system, transcript } = header;
   check(places.length > 0 && places.length <= 1 + UNDO_TURNS);
   const begun = places.filter((place) => place.tokens_read > 0).length;
   check(arrays.byteLength === begun * model.stateBytes);
   const dialogue = new Dialogue();
   let start = 0;
-  const all = places.map((stored) => {
-    checkPlace(stored, model);
-    const state = stored.tokens_read > 0 ? stateAt(arrays, start, stored, model) : null;
+  const all = places.map((place) => {
+    checkPlace(place, model);
+    const state = place.tokens_read > 0 ? stateAt(arrays, start, place, model) : null;
+    if (state && stored !== ours) state.recall = inSets(state.recall);
     start += state ? model.stateBytes : 0;
-    return { ...stored, state };
+    return { ...place, state };
   });
   check(all.every((place, i) => i === 0 || all[i - 1].messages <= place.messages));
   checkSampling(sampling);
@@ -130,6 +134,13 @@ function checkPlace(place, model) {
   check(hasFields(draws, "state", "inc", "has_uint32", "uinteger"));
   check(isWhole(draws.state, 128) && isWhole(draws.inc, 128));
   check(isWhole(draws.has_uint32, 1) && isWhole(draws.uinteger, 32));
+}
+
+/** An array as sessions had it while each context of recall had one slot. */
+function withoutSets([name, type, shape]) {
+  if (name !== "recall" || shape.length < 4) return [name, type, shape];
+  const [tables, batch, sets, ways] = shape;
+  return [name, type, [tables, batch, sets * ways]];
 }
 
 /** A state, with numbers that one can have. */

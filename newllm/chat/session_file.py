@@ -39,11 +39,13 @@ from newllm.errors import UserError
 from newllm.inference.decoder import Snapshot
 from newllm.inference.sampler import Sampling
 from newllm.model import LanguageModel, State
-from newllm.model.recall.reference import possible_slots
+from newllm.model.recall.reference import in_sets, possible_slots
 
 MAGIC = b"NEWLLM-SESSION 1\n"
 _SIZE_BYTES, _DIGEST_BYTES = 4, 32
 _LARGEST_HEADER = 2**20
+
+_Layout = list[tuple[str, np.dtype, list[int]]]
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]
 _Wide = Annotated[int, Field(ge=0, lt=2**128)]
@@ -210,8 +212,9 @@ def decode(
             f"{where}: this conversation was with another model (or other --weights); "
             "its state means nothing to this one"
         )
-    layout = _layout(model)
-    if header.arrays != arrays(model):
+    layouts = _layout(model), _layout_before_sets(model)
+    layout = next((each for each in layouts if header.arrays == _named(each)), None)
+    if layout is None:
         raise damaged
     begun = sum(place.tokens_read > 0 for place in header.places)
     if len(body) != start + size + begun * model_state_bytes(model):
@@ -266,10 +269,14 @@ def _possible(name: str, part: torch.Tensor, stored: _TurnStart, vocab_size: int
 
 def arrays(model: LanguageModel) -> list[tuple[str, str, list[int]]]:
     """Name, dtype and shape of each part of a state, as the header of a file has them."""
-    return [(name, dtype.name, shape) for name, dtype, shape in _layout(model)]
+    return _named(_layout(model))
 
 
-def _layout(model: LanguageModel) -> list[tuple[str, np.dtype, list[int]]]:
+def _named(layout: _Layout) -> list[tuple[str, str, list[int]]]:
+    return [(name, dtype.name, shape) for name, dtype, shape in layout]
+
+
+def _layout(model: LanguageModel) -> _Layout:
     """Name, dtype and shape of each part of the state of one text."""
     parts = model.initial_state(1).items()
     return [
@@ -277,7 +284,15 @@ def _layout(model: LanguageModel) -> list[tuple[str, np.dtype, list[int]]]:
     ]
 
 
-def _states(content: bytes, layout: list[tuple[str, np.dtype, list[int]]]) -> Iterator[State]:
+def _layout_before_sets(model: LanguageModel) -> _Layout:
+    """As it was while each context of recall had one slot: the tables' shape tells."""
+    return [
+        (name, dtype, [*shape[:2], shape[2] * shape[3]] if name == "recall" else shape)
+        for name, dtype, shape in _layout(model)
+    ]
+
+
+def _states(content: bytes, layout: _Layout) -> Iterator[State]:
     """The states that lie one after the other."""
     at = 0
     while at < len(content):
@@ -287,4 +302,6 @@ def _states(content: bytes, layout: list[tuple[str, np.dtype, list[int]]]) -> It
             array = np.frombuffer(content, dtype, count, at).reshape(shape)
             state[name] = torch.from_numpy(array.astype(dtype.newbyteorder("=")))
             at += count * dtype.itemsize
+        if "recall" in state:
+            state["recall"] = in_sets(state["recall"])
         yield state

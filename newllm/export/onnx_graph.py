@@ -24,7 +24,7 @@ from newllm.model.context.lm import (
     BigramHashEmbedding,
     ContextBlock,
 )
-from newllm.model.recall.reference import LONGEST, ORDERS
+from newllm.model.recall.reference import LONGEST, ORDERS, WAYS
 
 OPSET, IR_VERSION = 18, 9
 """Old enough for the runtimes in use, new enough for `LayerNormalization`."""
@@ -37,7 +37,7 @@ def step_graph(model: ContextLM, own_head: bool = False) -> onnx.ModelProto:
     """ids [B], context [L, B, C], tail [L, B, 3, C] -> logits [B, V], and the state after them.
 
     A model with a bigram hash embedding also has previous [1, B] in its state, int64; one with
-    recall the tables recall [4, B, S] and recent [5, B], int32. It then is for tokens that the
+    recall the tables recall [4, B, S, 4] and recent [5, B], int32. It then is for tokens that the
     model writes, and looks them up in looked_up: recall as it stood before the answer.
 
     With `own_head` the output matrix is stored by itself, transposed, for tools that change
@@ -111,7 +111,7 @@ def _finish(
     }
     further: dict[str, tuple[int, list[int | str]]] = {}
     if model.recall is not None:
-        tables: list[int | str] = [len(ORDERS), "batch", slots]
+        tables: list[int | str] = [len(ORDERS), "batch", slots // WAYS, WAYS]
         parts["recall"] = (TensorProto.INT32, tables)
         parts["recent"] = (TensorProto.INT32, [LONGEST, "batch"])
         further = {"looked_up": (TensorProto.INT32, tables)} if answering else {}

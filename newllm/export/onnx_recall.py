@@ -17,6 +17,7 @@ from newllm.model.recall.reference import (
     ORDER_UNIT,
     ORDERS,
     TIMES_UNIT,
+    WAYS,
 )
 
 _INT32, _INT64 = TensorProto.INT32, TensorProto.INT64
@@ -32,7 +33,7 @@ def matches(graph: Graph, ids: str, slots: int, answering: bool) -> tuple[str, s
         answering: look up in `looked_up` instead of what the tokens themselves have entered.
     """
     body = Graph("recall_")
-    places = _places(body, "recent_before", slots)
+    places = _places(body, "recent_before", slots // WAYS)
     old = body.op("Cast", body.op("GatherElements", "table", places[0], axis=2), to=_INT64)
     entered = _entered(body, old, "token", *places[1:])
     new = body.op("Cast", entered, to=_INT32)
@@ -42,14 +43,16 @@ def matches(graph: Graph, ids: str, slots: int, answering: bool) -> tuple[str, s
     body.op("Concat", body.op("Unsqueeze", token, body.whole(0)), kept, axis=0,
             output="recent_after")  # fmt: skip
     searched = "looked_up" if answering else "table_after"
-    slot, check, known = _places(body, "recent_after", slots)
-    found = body.op("Cast", body.op("GatherElements", searched, slot, axis=2), to=_INT64)
+    at, check, known = _places(body, "recent_after", slots // WAYS)
+    held = body.op("Cast", body.op("GatherElements", searched, at, axis=2), to=_INT64)
+    found, _ = _way(body, held, check)
     matched = body.op("And", known, _has_check(body, found, check))
-    places = body.constant("recall_order", ORDER_UNIT * np.arange(len(ORDERS))[:, None, None])
-    value = body.op("Add", body.op("Mod", found, body.whole(CHECK_UNIT)), places)
+    orders = ORDER_UNIT * np.arange(len(ORDERS))[:, None, None, None]
+    value = body.op("Mod", found, body.whole(CHECK_UNIT))
+    value = body.op("Add", value, body.constant("recall_order", orders))
     value = body.op("Mul", value, _number(body, matched))
-    longest = body.op("ReduceMax", value, body.whole(0), keepdims=0)  # of [K, B, 1]
-    body.op("Squeeze", longest, body.whole(1), output="matches")
+    longest = body.op("ReduceMax", value, body.whole(0), keepdims=0)  # of [K, B, 1, 1]
+    body.op("Squeeze", longest, body.whole(1, 2), output="matches")
     value_of = helper.make_tensor_value_info
     loop = helper.make_graph(
         body.nodes,
@@ -73,8 +76,9 @@ def matches(graph: Graph, ids: str, slots: int, answering: bool) -> tuple[str, s
     return found, recall, recent
 
 
-def _places(graph: Graph, recent: str, slots: int) -> tuple[str, str, str]:
-    """Slot, check, and whether there are as many tokens, of each order's context: [K, B, 1]."""
+def _places(graph: Graph, recent: str, sets: int) -> tuple[str, str, str]:
+    """Of each order's context: its set, for each way [K, B, 1, WAYS]; its check, and whether there
+    are as many tokens, [K, B, 1, 1]."""
     last = graph.op("Cast", recent, to=_INT64)
     value, of_order, known = None, [], []
     for length in range(1, LONGEST + 1):
@@ -85,11 +89,20 @@ def _places(graph: Graph, recent: str, slots: int) -> tuple[str, str, str]:
         if length in ORDERS:
             of_order.append(value)
             known.append(graph.slice(last, length - 1, length, axis=0))
-    hashed = graph.op("Unsqueeze", graph.op("Concat", *of_order, axis=0), graph.whole(2))
-    slot = graph.op("Mod", hashed, graph.whole(slots))
-    check = graph.op("Mod", graph.op("Div", hashed, graph.whole(slots)), graph.whole(CHECKS))
-    oldest = graph.op("Unsqueeze", graph.op("Concat", *known, axis=0), graph.whole(2))
-    return slot, check, graph.op("Greater", oldest, graph.whole(0))
+    hashed = graph.op("Unsqueeze", graph.op("Concat", *of_order, axis=0), graph.whole(2, 3))
+    at = graph.op("Mod", hashed, graph.whole(sets))
+    check = graph.op("Mod", graph.op("Div", hashed, graph.whole(sets)), graph.whole(CHECKS))
+    oldest = graph.op("Unsqueeze", graph.op("Concat", *known, axis=0), graph.whole(2, 3))
+    at = graph.op("Expand", at, graph.whole(1, 1, 1, WAYS))
+    return at, check, graph.op("Greater", oldest, graph.whole(0))
+
+
+def _way(graph: Graph, held: str, check: str) -> tuple[str, str]:
+    """The slot of a set [K, B, 1, WAYS] that has a check, else the last, and which: [.., 1]."""
+    numbers = graph.constant("recall_ways", np.arange(WAYS))
+    of_it = graph.op("Where", _has_check(graph, held, check), numbers, graph.whole(WAYS - 1))
+    way = graph.op("ReduceMin", of_it, graph.whole(-1))
+    return graph.op("GatherElements", held, way, axis=3), way
 
 
 def _has_check(graph: Graph, found: str, check: str) -> str:
@@ -98,9 +111,10 @@ def _has_check(graph: Graph, found: str, check: str) -> str:
     return graph.op("And", same, graph.op("Greater", found, graph.whole(0)))
 
 
-def _entered(graph: Graph, old: str, token: str, check: str, known: str) -> str:
-    """See :func:`newllm.model.recall.reference.entered`; unknown contexts leave the slot."""
-    following = graph.op("Unsqueeze", token, graph.whole(0, 2))  # [1, B, 1]
+def _entered(graph: Graph, held: str, token: str, check: str, known: str) -> str:
+    """See :func:`newllm.model.recall.reference.entered`; unknown contexts leave the set."""
+    following = graph.op("Unsqueeze", token, graph.whole(0, 2, 3))  # [1, B, 1, 1]
+    old, way = _way(graph, held, check)
     again = graph.op("Equal", graph.op("Mod", old, graph.whole(TIMES_UNIT)), following)
     again = _number(graph, graph.op("And", again, _has_check(graph, old, check)))
     before = graph.op("Div", graph.op("Mod", old, graph.whole(CHECK_UNIT)), graph.whole(TIMES_UNIT))
@@ -108,7 +122,9 @@ def _entered(graph: Graph, old: str, token: str, check: str, known: str) -> str:
     times = graph.op("Min", times, graph.whole(MOST_TIMES))
     new = graph.op("Add", following, graph.op("Mul", times, graph.whole(TIMES_UNIT)))
     new = graph.op("Add", new, graph.op("Mul", check, graph.whole(CHECK_UNIT)))
-    return graph.op("Where", known, new, old)
+    behind = graph.op("Concat", new, graph.slice(held, 0, WAYS - 1, axis=3), axis=3)
+    moved = graph.op("LessOrEqual", graph.constant("recall_ways", np.arange(WAYS)), way)
+    return graph.op("Where", graph.op("And", moved, known), behind, held)
 
 
 def _number(graph: Graph, truth: str) -> str:

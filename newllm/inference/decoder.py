@@ -38,7 +38,7 @@ class Decoder:
         self._states: dict[int, tuple[State, int]] = {}
         """Of each slot: the state of the texts it was last read with, and its number among them."""
         self._looked_up: dict[int, Tensor] = {}
-        """Of each slot that answers: the tables of recall as they stood before, [K, 1, S]."""
+        """Of each slot that answers: the tables of recall as they stood before, [K, 1, S, WAYS]."""
         self._numbers = count()
 
     def empty_copy(self) -> Decoder:

@@ -338,7 +338,7 @@ def state_picture(state: State) -> Picture:
     context = [[round(float(value), 3) for value in row[::step]] for row in vectors]
     if "recall" not in state:
         return Picture(context, [])
-    filled = state["recall"][:, 0].numpy(force=True) > 0
+    filled = state["recall"][:, 0].flatten(1).numpy(force=True) > 0
     parts = min(_PICTURE_NUMBERS, filled.shape[1])
     recall = [
         [round(float(part.mean()), 3) for part in np.array_split(row, parts)] for row in filled

@@ -19,7 +19,7 @@ from newllm.model.kernels import EPSILON, Noise, active_kernel, add_norm, square
 from newllm.model.loss import compute_dtype, sum_of_nats
 from newllm.model.recall import recall
 from newllm.model.recall.layer import Recalled, RecallLayer, copied
-from newllm.model.recall.reference import LONGEST, ORDERS
+from newllm.model.recall.reference import LONGEST, ORDERS, WAYS
 
 State = dict[str, Tensor]
 """Everything a model carries from token to token: plain tensors, the sequences in dimension 1."""
@@ -181,8 +181,8 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
             for name, shape in self._carried.items()
         }
         if self.recall is not None:
-            slots = len(ORDERS), batch_size, self.settings.recall_slots
-            state["recall"] = zeros(*slots, dtype=torch.int32)
+            sets = self.settings.recall_slots // WAYS
+            state["recall"] = zeros(len(ORDERS), batch_size, sets, WAYS, dtype=torch.int32)
             state["recent"] = zeros(LONGEST, batch_size, dtype=torch.int32)
         return state
 

@@ -25,6 +25,7 @@ from newllm.errors import UserError
 from newllm.evaluate.metrics import EVALUATION_BATCH_SIZE, evaluate
 from newllm.model import OwnBlock, State, build_model
 from newllm.model.kernels import Noise
+from newllm.model.recall.reference import in_sets
 from newllm.model.spec import find_spec
 from newllm.results.records import EpochRecord, Metrics
 from newllm.train.distributed import Processes, StepFlags
@@ -400,6 +401,8 @@ class Trainer:
         self.micro_batch = stored["micro_batch"]
         own = slice(self._sequences.start, self._sequences.stop)
         carried = stored["carried_state"]
+        if "recall" in carried:
+            carried = {**carried, "recall": in_sets(carried["recall"])}
         self.state = {name: part[:, own].to(self.device) for name, part in carried.items()}
         generators = [stored["generators"], *stored.get("other_generators", [])]
         if self.processes.rank < len(generators):

@@ -22,6 +22,7 @@ from newllm.errors import UserError
 from newllm.inference.decoder import Stream, make_decoder
 from newllm.inference.sampler import Sampling
 from newllm.model import build_model
+from newllm.model.recall.reference import in_sets
 
 SAMPLINGS = [Sampling(0), Sampling(1.0, 0.95, seed=3), Sampling(1.2, 1.0, None, 1.3)]
 
@@ -53,6 +54,27 @@ def test_go_on_after_loading_is_never_having_stopped(
         texts = [other.say("more", limit) for other in (loaded, session)]
         assert texts[0] == texts[1]
         same(session, loaded)
+
+
+def test_a_file_from_before_recall_had_sets(
+    renderer, tiny_model_settings, tmp_path, monkeypatch
+) -> None:
+    """The same bytes under another shape: they are moved to where they are looked up now."""
+    model = build_model(tiny_model_settings(recall_slots=64), renderer.tokenizer.vocab_size).eval()
+    session = ChatSession(make_decoder(model), renderer, Sampling(temperature=0))
+    session.say("hello, hello, hello", 5)
+    path = tmp_path / "old.session"
+    before = session_file._layout_before_sets(model)
+    assert {name: shape for name, _, shape in before}["recall"] == [4, 1, 64]
+    with monkeypatch.context() as patch:
+        patch.setattr(session_file, "arrays", lambda model: session_file._named(before))
+        session.save(path)
+    loaded = ChatSession.load(path, make_decoder(model), renderer)
+    old, new = (each.dialogue.next_turn.snapshot.state or {} for each in (session, loaded))
+    assert not torch.equal(new["recall"], old["recall"])
+    assert torch.equal(new["recall"], in_sets(old["recall"].flatten(2)))
+    assert all(torch.equal(part, old[name]) for name, part in new.items() if name != "recall")
+    assert loaded.say("and now?", 5)
 
 
 @pytest.mark.parametrize("architecture", ["original", "gru", "lstm", "mingru", "transformer"])

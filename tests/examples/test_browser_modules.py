@@ -18,7 +18,7 @@ from newllm.export.onnx_folder import open_graph, read
 from newllm.inference.decoder import Snapshot
 from newllm.inference.engine import state_picture
 from newllm.inference.sampler import Sampling
-from newllm.model.recall.reference import ORDER_UNIT, TIMES_UNIT, longest_match, recall
+from newllm.model.recall.reference import ORDER_UNIT, TIMES_UNIT, in_sets, longest_match, recall
 from newllm.trained import TrainedModel
 from tests.examples.talking import exported, needs_both, started
 
@@ -128,13 +128,13 @@ def test_random_numbers_are_numpys(modules: Page) -> None:
         assert numbers[4] == generator.random()
 
 
-@pytest.mark.parametrize("slots", [1, 7, 100, 1024])
-def test_recall_is_that_of_python(modules: Page, slots: int) -> None:
-    generator = np.random.default_rng(slots)
+@pytest.mark.parametrize("sets", [1, 7, 25, 256])
+def test_recall_is_that_of_python(modules: Page, sets: int) -> None:
+    generator = np.random.default_rng(sets)
     tables, recents, matches, pictures = [], [], [], []
     for vocabulary, length in [(3, 300), (60_000, 40), (20, 100), (9, 1), (9, 3), (9, 0)]:
         ids = torch.from_numpy(generator.integers(0, vocabulary, (1, length)))
-        empty = torch.zeros(4, 1, slots, dtype=torch.int32)
+        empty = torch.zeros(4, 1, sets, 4, dtype=torch.int32)
         none = torch.zeros(5, 1, dtype=torch.int32)
         _, table, recent = recall(ids, None, None, empty, none)
         seen = state_picture({"vectors": torch.zeros(1, 1, 8), "recall": table, "recent": recent})
@@ -152,12 +152,21 @@ def test_recall_is_that_of_python(modules: Page, slots: int) -> None:
           return tables.map((slots, i) => {
             const table = Int32Array.from(slots);
             const recent = Int32Array.from(recents[i]);
-            return [longestMatch(table, recent), proposed(table, recent), fullness(table, 4)];
+            return [longestMatch(table, recent, 4), proposed(table, recent, 4), fullness(table, 4)];
           });
         }""",
         [tables, recents],
     )
     assert any(match >= ORDER_UNIT for match in matches)
+    old = torch.randint(0, 2**31, (4, 1, 4 * sets), generator=torch.Generator(), dtype=torch.int32)
+    moved = modules.evaluate(
+        """async (old) => {
+          const { inSets } = await import("/recall.js");
+          return Array.from(inSets(Int32Array.from(old)));
+        }""",
+        old.flatten().tolist(),
+    )
+    assert moved == in_sets(old).flatten().tolist()
     for match, picture, (ours, proposed, full) in zip(matches, pictures, found, strict=True):
         order, rest = divmod(match, ORDER_UNIT)
         times, token = divmod(rest, TIMES_UNIT)

@@ -68,7 +68,7 @@ def test_steps_are_the_prefill(trained: TrainedModel, graphs: dict[str, Any]) ->
 def test_what_a_program_needs_is_beside_them(trained: TrainedModel, folder: Path) -> None:
     facts = json.loads((folder / "new_llm.json").read_text(encoding="utf-8"))
     assert facts["state"] == {
-        "context": [2, 1, 16], "tail": [2, 1, 3, 16], "recall": [4, 1, 1024], "recent": [5, 1],
+        "context": [2, 1, 16], "tail": [2, 1, 3, 16], "recall": [4, 1, 256, 4], "recent": [5, 1],
         "previous": [1, 1],
     }  # fmt: skip
     arrays = {name: (kind, shape) for name, kind, shape in facts["session"]["arrays"]}

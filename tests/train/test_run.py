@@ -124,6 +124,21 @@ def test_stopped_and_resumed_equals_never_stopped(
     assert answers[0] == answers[1]
 
 
+def test_resume_from_before_recall_had_sets(flags, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(5, patch)
+        with pytest.raises(Stopped):
+            train("dolly", flags)
+    file = Path(flags["out"]) / f"{NAME}_resume.pt"
+    stored = checkpoint.load(file)
+    carried = stored["trainer"]["carried_state"]
+    assert (carried["recall"] > 0).any()
+    carried["recall"] = carried["recall"].flatten(2)
+    checkpoint.save(file, {key: stored[key] for key in stored if not key.startswith("format")})
+    train("dolly", flags, resume=True)
+    assert checkpoint.load(file)["trainer"]["carried_state"]["recall"].ndim == 4
+
+
 def test_resume_of_a_finished_run_says_so(flags, capsys) -> None:
     train("dolly", flags)
     before = weights(Path(flags["out"]) / f"{NAME}_final.pt")

@@ -20,7 +20,7 @@ from newllm.model.context.lm import PAIR_DIM, ContextBlock, ContextLM
 from newllm.model.kernels import active_kernel
 from newllm.model.quantize import RoundedLM, WeightFormat, int8_rows
 from newllm.model.recall.layer import RecallLayer
-from newllm.model.recall.reference import LONGEST, ORDERS, longest_match
+from newllm.model.recall.reference import LONGEST, ORDERS, WAYS, longest_match
 from newllm.model.residual import State
 
 
@@ -145,7 +145,7 @@ class ContextSlots:
         tables that slots look up while they answer."""
         shape = self._settings
         layers, channels = shape.num_layers, shape.context_dim
-        tables = len(ORDERS), capacity, shape.recall_slots
+        tables = len(ORDERS), capacity, shape.recall_slots // WAYS, WAYS
         return {
             "context": np.zeros((layers, capacity, channels), np.float32),
             "tail": np.zeros((layers, capacity, CONV_TAPS - 1, channels), np.float32),

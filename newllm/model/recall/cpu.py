@@ -18,9 +18,15 @@ from newllm.model.recall.reference import (
     ORDER_UNIT,
     ORDERS,
     TIMES_UNIT,
+    WAYS,
 )
 
 _ORDER_OF_LENGTH = np.array([ORDERS.index(n) if n in ORDERS else -1 for n in range(LONGEST + 1)])
+
+
+@numba.njit(inline="always")
+def _is_of(slot, check):
+    return slot > 0 and slot // CHECK_UNIT == check
 
 
 @numba.njit(inline="always")
@@ -29,10 +35,10 @@ def step(token, table, looked_up, recent):
 
     Args:
         token: its id.
-        table: [K, S], and `looked_up`, which may be the same.
+        table: [K, S, WAYS], and `looked_up`, which may be the same.
         recent: [5].
     """
-    slots = table.shape[1]
+    sets = table.shape[1]
     value = np.int64(0)
     for length in range(1, LONGEST + 1):
         if recent[length - 1] == 0:
@@ -40,11 +46,16 @@ def step(token, table, looked_up, recent):
         value = (value * HASH_FACTOR + recent[length - 1]) % HASH_PRIME
         order = _ORDER_OF_LENGTH[length]
         if order >= 0:
-            check, old = value // slots % CHECKS, np.int64(table[order, value % slots])
-            times = 1
-            if old > 0 and old // CHECK_UNIT == check and old % TIMES_UNIT == token:
-                times = min(old % CHECK_UNIT // TIMES_UNIT + 1, MOST_TIMES)
-            table[order, value % slots] = token + TIMES_UNIT * times + CHECK_UNIT * check
+            held, check = table[order, value % sets], value // sets % CHECKS
+            way, times = 0, 1
+            while way < WAYS - 1 and not _is_of(held[way], check):
+                way += 1
+            before = np.int64(held[way])
+            if _is_of(before, check) and before % TIMES_UNIT == token:
+                times = min(before % CHECK_UNIT // TIMES_UNIT + 1, MOST_TIMES)
+            for at in range(way, 0, -1):
+                held[at] = held[at - 1]
+            held[0] = token + TIMES_UNIT * times + CHECK_UNIT * check
     for place in range(LONGEST - 1, 0, -1):
         recent[place] = recent[place - 1]
     recent[0] = token + 1
@@ -56,9 +67,11 @@ def step(token, table, looked_up, recent):
         value = (value * HASH_FACTOR + recent[length - 1]) % HASH_PRIME
         order = _ORDER_OF_LENGTH[length]
         if order >= 0:
-            found = np.int64(looked_up[order, value % slots])
-            if found > 0 and found // CHECK_UNIT == value // slots % CHECKS:
-                match = found % CHECK_UNIT + ORDER_UNIT * order
+            held, check = looked_up[order, value % sets], value // sets % CHECKS
+            for way in range(WAYS):
+                if _is_of(held[way], check):
+                    match = np.int64(held[way]) % CHECK_UNIT + ORDER_UNIT * order
+                    break
     return match
 
 

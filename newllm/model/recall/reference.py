@@ -10,11 +10,13 @@ A slot is one number below 2^31::
 
     token that followed   + 2^16 * times in a row, 1..15   + 2^20 * check of the context, 0..2047
 
-and 0 where nothing was entered. The last k tokens t_1 (the last), t_2, .. t_k have the hash ::
+and 0 where nothing was entered. A table is S sets of WAYS slots. The last k tokens t_1 (the last),
+t_2, .. t_k have the hash ::
 
     h = 0;  for i = 1..k:  h = (h * HASH_FACTOR + t_i + 1) mod HASH_PRIME
 
-and go in slot h mod S with the check (h div S) mod 2048. Another context in the same slot takes it.
+and go in one of the slots of set h mod S, with the check (h div S) mod 2048. What is entered comes
+first in its set; what has not been entered for longest goes (a set-associative cache).
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ LONGEST = ORDERS[-1]
 
 MOST_TIMES = 15
 """Times in a row are counted no further."""
+
+WAYS = 4
+"""Slots that a context may be in. Four of 1,024 find what 16,384 would find (docs/LOG.md)."""
 
 TIMES_UNIT, CHECK_UNIT, CHECKS = 2**16, 2**20, 2**11
 ORDER_UNIT = CHECK_UNIT
@@ -52,11 +57,11 @@ def recall(
         ids: token ids, [B, T].
         reset: True where a document starts, of whose tables nothing is left, [B, T]; or None.
         lengths: only the first so many tokens of each sequence count, [B]; None for all.
-        table: slots before the first token, int32 [K, B, S] for K orders; not changed.
+        table: slots before the first token, int32 [K, B, S, WAYS] for K orders; not changed.
         recent: the last tokens before the first one, the last one first, each one more than its
             id, 0 for none: int32 [5, B]; not changed.
         looked_up: slots in which tokens are looked up instead, while they are entered in `table`
-            all the same: [K, B, S], or None.
+            all the same: [K, B, S, WAYS], or None.
 
     Returns:
         matches int32 [B, T], of the longest context that is known: what followed it as token +
@@ -75,8 +80,8 @@ def recall(
             if reset is not None and bool(reset[b, t]):
                 slots[:, b], last[:, b] = 0, 0
                 searched = slots  # what was looked up is of another document
-            for order, slot, check in _places(last[:, b].tolist(), slots.shape[2]):
-                slots[order, b, slot] = entered(int(slots[order, b, slot]), check, token)
+            for order, held, check in _places(last[:, b].tolist(), slots.shape[2]):
+                slots[order, b, held] = entered(slots[order, b, held].tolist(), check, token)
             last[1:, b] = last[:-1, b].copy()
             last[0, b] = token + 1
             matches[b, t] = longest_match(searched[:, b], last[:, b])
@@ -84,11 +89,11 @@ def recall(
 
 
 def longest_match(table: np.ndarray, recent: np.ndarray) -> int:
-    """What one text's table [K, S] says of its last tokens [5]; see :func:`recall`."""
-    for order, slot, check in reversed(_places(recent.tolist(), table.shape[1])):
-        value = int(table[order, slot])
-        if value and value // CHECK_UNIT == check:
-            return value % CHECK_UNIT + ORDER_UNIT * order
+    """What one text's table [K, S, WAYS] says of its last tokens [5]; see :func:`recall`."""
+    for order, held, check in reversed(_places(recent.tolist(), table.shape[1])):
+        for slot in table[order, held].tolist():
+            if _is_of(slot, check):
+                return slot % CHECK_UNIT + ORDER_UNIT * order
     return 0
 
 
@@ -98,21 +103,41 @@ def possible_slots(table: Tensor, vocab_size: int) -> Tensor:
     return (table == 0) | ((table > 0) & (times > 0) & (table % TIMES_UNIT < vocab_size))
 
 
-def entered(slot: int, check: int, token: int) -> int:
-    """What a slot is after a token has followed a context with this check."""
-    times = 1
-    if slot and slot // CHECK_UNIT == check and slot % TIMES_UNIT == token:
-        times = min(slot % CHECK_UNIT // TIMES_UNIT + 1, MOST_TIMES)
-    return token + TIMES_UNIT * times + CHECK_UNIT * check
+def entered(held: list[int], check: int, token: int) -> list[int]:
+    """What a set is after a token has followed a context with this check."""
+    place = next((at for at, slot in enumerate(held) if _is_of(slot, check)), len(held) - 1)
+    before, times = held[place], 1
+    if _is_of(before, check) and before % TIMES_UNIT == token:
+        times = min(before % CHECK_UNIT // TIMES_UNIT + 1, MOST_TIMES)
+    new = token + TIMES_UNIT * times + CHECK_UNIT * check
+    return [new, *held[:place], *held[place + 1 :]]
 
 
-def _places(recent: list[int], slots: int) -> list[tuple[int, int, int]]:
-    """Order's number, slot and check of the contexts that the last tokens are."""
+def in_sets(table: Tensor) -> Tensor:
+    """The table of a state, where it may be from before there were sets: [K, B, slots] then.
+
+    There slot h mod slots had the check (h div slots) mod 2048: the same contexts are in both.
+    """
+    if table.ndim == 4:
+        return table
+    sets = table.shape[2] // WAYS
+    hashed = table // CHECK_UNIT * table.shape[2] + torch.arange(table.shape[2])
+    moved = table % CHECK_UNIT + CHECK_UNIT * (hashed // sets % CHECKS)
+    moved = torch.where(table > 0, moved, 0).to(table.dtype)
+    return moved.unflatten(2, (WAYS, sets)).transpose(2, 3).contiguous()
+
+
+def _is_of(slot: int, check: int) -> bool:
+    return slot > 0 and slot // CHECK_UNIT == check
+
+
+def _places(recent: list[int], sets: int) -> list[tuple[int, int, int]]:
+    """Order's number, set and check of the contexts that the last tokens are."""
     places, value = [], 0
     for length, token in enumerate(recent, start=1):
         if token == 0:  # the document has no more
             break
         value = (value * HASH_FACTOR + token) % HASH_PRIME
         if length in ORDERS:
-            places.append((ORDERS.index(length), value % slots, value // slots % CHECKS))
+            places.append((ORDERS.index(length), value % sets, value // sets % CHECKS))
     return places
