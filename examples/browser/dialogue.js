@@ -6,7 +6,7 @@ export const UNDO_TURNS = 16;
 const UNDO_BYTES = 2 ** 20;
 export const TRANSCRIPT_BYTES = 2 ** 16;
 
-export const DEFAULTS = { temperature: 0.7, top_p: 0.9, seed: null, repetition_penalty: 1 };
+export const DEFAULTS = { temperature: 0.7, top_p: 0.9, seed: null, repetition_penalty: 1.1 };
 
 /** Where a conversation is: its state, where its random numbers are, and how much was said. */
 export const START = {

@@ -187,7 +187,7 @@ sampling_options = _together(
     click.option("--top-p", default=0.9, show_default=True,
                  type=click.FloatRange(min=0, max=1, min_open=True),
                  help="Sample from the likeliest tokens of this total probability."),
-    click.option("--repetition-penalty", default=1.0, show_default=True,
+    click.option("--repetition-penalty", default=1.1, show_default=True,
                  type=click.FloatRange(min=1),
                  help="Divide the scores of the 64 tokens written last by it."),
     click.option("--seed", default=None, type=click.IntRange(min=0), help="Same seed, same text."),

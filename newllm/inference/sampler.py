@@ -25,8 +25,8 @@ class Sampling:
     """Sample from the likeliest tokens that together have this probability (arXiv:1904.09751)."""
     seed: int | None = None
     """None: another text every time."""
-    repetition_penalty: float = 1.0
-    """Scores of the tokens written last are divided by it, >= 1; 1 leaves them as they are."""
+    repetition_penalty: float = 1.1
+    """Scores of the answer's last tokens are divided by it, >= 1; 1 leaves them as they are."""
 
 
 class Sampler:
@@ -83,6 +83,7 @@ class Sampler:
             self._forbidden_ids[also_forbidden] = forbidden
         if self._entries != len(logits):
             self._entries, self._space = len(logits), self._nucleus.work_space(len(logits))
+            self._written = 0  # tokens of another vocabulary mean nothing in this one
         recent = self._recent[: self._written if self._penalty != 1 else 0]
         token = self._nucleus.draw(
             logits, forbidden, recent, self._penalty, self._temperature, self._top_p,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,11 @@ from newllm.inference.sampler import PENALTY_WINDOW, Sampler, Sampling
 
 GRID = 2000
 NONE = np.empty(0, np.int64)
+
+
+def free(*arguments: Any, **options: Any) -> Sampling:
+    """Without a penalty: what is drawn does not depend on what was drawn before."""
+    return Sampling(*arguments, repetition_penalty=1, **options)
 
 
 def plain(logits: np.ndarray, forbidden: list[int], temperature: float, top_p: float) -> np.ndarray:
@@ -78,7 +85,7 @@ def test_the_nucleus(probabilities, top_p, kept) -> None:
 
 def test_the_frequencies_are_the_probabilities() -> None:
     logits = np.random.default_rng(0).normal(0, 2, 50).astype(np.float32)
-    sampler = Sampler(Sampling(0.8, 0.9, seed=1), [2, 3])
+    sampler = Sampler(free(0.8, 0.9, seed=1), [2, 3])
     tokens = [sampler.draw(logits) for _ in range(20_000)]
     wanted = plain(logits, [2, 3], 0.8, 0.9)
     error = np.bincount(tokens, minlength=50) / 20_000 - wanted
@@ -89,7 +96,7 @@ def test_same_seed_same_draws() -> None:
     logits = np.random.default_rng(0).normal(0, 2, 500).astype(np.float32)
     texts = []
     for seed in (1, 1, 2, None, None):
-        sampler = Sampler(Sampling(1.0, 0.95, seed), [])
+        sampler = Sampler(free(1.0, 0.95, seed), [])
         texts.append([sampler.draw(logits) for _ in range(50)])
     assert texts[0] == texts[1]
     assert len({tuple(text) for text in texts}) == 4
@@ -98,7 +105,7 @@ def test_same_seed_same_draws() -> None:
 def test_temperature_zero_takes_the_likeliest_allowed() -> None:
     logits = np.array([-3, 4, 9, 4, -np.inf, 8.5], np.float32)
     before = logits.copy()
-    sampler = Sampler(Sampling(temperature=0, top_p=0.5), [2])
+    sampler = Sampler(free(temperature=0, top_p=0.5), [2])
     assert sampler.draw(logits) == 5
     assert sampler.draw(logits, (5,)) == 1, "of equal ones the first"
     assert sampler.draw(logits, (5, 1)) == 3
@@ -107,7 +114,7 @@ def test_temperature_zero_takes_the_likeliest_allowed() -> None:
 
 
 def test_a_sampler_serves_vocabularies_of_any_size() -> None:
-    sampler = Sampler(Sampling(1.0, 1.0, seed=0), [])
+    sampler = Sampler(free(1.0, 1.0, seed=0), [])
     for size in (300, 3, 70):
         logits = np.zeros(size, np.float32)
         assert {sampler.draw(logits) for _ in range(20 * size)} == set(range(size))
@@ -116,14 +123,14 @@ def test_a_sampler_serves_vocabularies_of_any_size() -> None:
 @pytest.mark.parametrize("temperature", [1e-30, 1e-5])
 def test_cold_is_nearly_zero(temperature: float) -> None:
     logits = np.array([1e4, -1e30, 1.0001e4, 3e38, 0], np.float32)
-    sampler = Sampler(Sampling(temperature, 1.0, seed=0), [3])
+    sampler = Sampler(free(temperature, 1.0, seed=0), [3])
     assert {sampler.draw(logits) for _ in range(20)} == {2}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("logits", [[np.nan, 1, 2], [0, 1, np.nan], [-np.inf] * 3])
 def test_no_token_is_invented(temperature: float, logits: list[float]) -> None:
-    sampler = Sampler(Sampling(temperature, 0.9, seed=0), [1])
+    sampler = Sampler(free(temperature, 0.9, seed=0), [1])
     with pytest.raises(FloatingPointError, match="not finite"):
         sampler.draw(np.array(logits, np.float32))
 
@@ -156,9 +163,9 @@ def test_the_penalty_forgets() -> None:
 @pytest.mark.parametrize("seed", [None, 4])
 def test_a_sampler_goes_on_where_another_stopped(seed) -> None:
     logits = np.random.default_rng(0).normal(0, 2, 500).astype(np.float32)
-    first = Sampler(Sampling(1.0, 0.95, seed), [])
+    first = Sampler(free(1.0, 0.95, seed), [])
     for _ in range(5):
         first.draw(logits)
-    second = Sampler(Sampling(1.0, 0.95, seed), [], first.rng_state)
+    second = Sampler(free(1.0, 0.95, seed), [], first.rng_state)
     assert [first.draw(logits) for _ in range(20)] == [second.draw(logits) for _ in range(20)]
     assert first.rng_state == second.rng_state

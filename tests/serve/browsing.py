@@ -24,7 +24,7 @@ FLAGS = (
 ).split()
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 SECONDS = 20
-GREEDY = {"temperature": 0, "max_tokens": 16}
+GREEDY = {"temperature": 0, "repetition_penalty": 1, "max_tokens": 16}
 
 DRAWN = (
     "new Set(new Uint32Array(document.querySelector('#picture').getContext('2d')"

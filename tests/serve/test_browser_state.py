@@ -68,7 +68,7 @@ def test_settings_are_asked_for_and_remembered(visit: Open, server: Running) -> 
     page.click("#defaults")
     page.click(".primary")
     page.click("#new")
-    defaults = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1, "max_tokens": 256}
+    defaults = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1, "max_tokens": 256}
     assert answer()[0] == {"content": "hello", "stream": True, "context": True, **defaults}
 
 
@@ -146,7 +146,7 @@ def test_a_server_that_went_away(visit: Open) -> None:
     _, stop = serve(port)
     expect(page.locator("#notice-words")).to_contain_text("put back from this page's copy")
     expect(page.locator("#messages .text")).to_have_count(2)
-    session = tiny_model().chat(Sampling(0))
+    session = tiny_model().chat(Sampling(0, repetition_penalty=1))
     session.say("one", 16)
     assert ask(page, "two") == (session.say("two", 16).strip() or "(an empty answer)")
     stop()

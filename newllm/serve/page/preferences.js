@@ -5,7 +5,7 @@ const MOST_NAMES = 500;
 export const DEFAULTS = {
   temperature: 0.7,
   top_p: 0.9,
-  repetition_penalty: 1,
+  repetition_penalty: 1.1,
   max_tokens: 256,
   seed: null,
 };
