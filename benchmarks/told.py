@@ -45,7 +45,7 @@ TOLD = {
         "Your favourite number is", ("47", "381", "12", "905", "66"),
     ),
 }  # fmt: skip
-"""Kind -> what is said, what is answered, what is asked later, the answer's first words, the values."""
+"""Kind -> what is said, answered, asked later, the answer's first words, the values."""
 
 BETWEEN = (0, 1, 5, 20)
 FAR_TOKENS = 10_000
