@@ -40,25 +40,28 @@ def recall_task(seed: int, rows: int, pairs: int, length: int) -> Task:
     """Multi-query associative recall (MQAR; Arora et al. 2023, "Zoology", arXiv:2312.04927).
 
     Each row shows so many pairs of a key and a value (the keys all different), then asks for the
-    values of keys drawn from them at random: `k1 v1 k2 v2 .. | k2 k1 k1 ..`. Unlike in the paper
-    no value and nothing else stands between the questions, so that a row asks as often as it can.
-    Of `rows` N and `length` T; 1..32 `pairs`, and T is at least twice as many.
+    values of keys drawn from them at random, each of which follows: `k1 v1 k2 v2 .. | k2 v2 k1 v1
+    ..`. Unlike in the paper nothing else stands between the questions, so that a row asks as often
+    as it can. Of `rows` N and `length` T; 1..32 `pairs`, and T is at least twice as many.
     """
     rng = np.random.default_rng((seed, rows, pairs, length))
     keys = rng.permuted(np.tile(np.arange(RECALL_KEYS), (rows, 1)), axis=1)[:, :pairs]
     values = RECALL_KEYS + rng.integers(RECALL_VALUES, size=(rows, pairs))
-    asked = rng.integers(pairs, size=(rows, length - 2 * pairs))
-    shown = np.stack([keys, values], axis=2).reshape(rows, 2 * pairs)
-    questions, answers = (np.take_along_axis(part, asked, axis=1) for part in (keys, values))
-    nothing = np.full_like(shown, IGNORED)
-    return Task(np.hstack([shown, questions]), np.hstack([nothing, answers]))
+    asked = rng.integers(pairs, size=(rows, (length + 1) // 2 - pairs))
+    order = np.hstack([np.tile(np.arange(pairs), (rows, 1)), asked])
+    ids = np.stack([np.take_along_axis(part, order, axis=1) for part in (keys, values)], axis=2)
+    targets = np.full_like(ids, IGNORED)
+    targets[:, pairs:, 0] = ids[:, pairs:, 1]
+    return Task(*(part.reshape(rows, -1)[:, :length] for part in (ids, targets)))
 
 
 def recall_distances(task: Task) -> np.ndarray:
-    """Tokens between each question of a recall task and the pair it asks for, [N, T]; else 0."""
-    asked = task.targets != IGNORED
-    first = (task.ids[:, :, None] == task.ids[:, None, :]).argmax(axis=2)  # [N, T]
-    return np.where(asked, np.arange(task.ids.shape[1]) - first, 0)
+    """Tokens since the key of each question of a recall task stood last, [N, T]; else 0."""
+    distances = np.zeros_like(task.ids)
+    for row, place in zip(*np.nonzero(task.targets != IGNORED), strict=True):
+        before = np.flatnonzero(task.ids[row, :place] == task.ids[row, place])
+        distances[row, place] = place - before[-1]
+    return distances
 
 
 def recall_guess(task: Task) -> float:

@@ -43,10 +43,14 @@ def test_recall_asks_for_what_was_shown(seed: int, rows: int, pairs: int, more: 
         assert max(keys) < RECALL_KEYS <= min(values)
         assert (targets[: 2 * pairs] == IGNORED).all()
         assert (far[: 2 * pairs] == 0).all()
-        for position in range(2 * pairs, len(ids)):
-            pair = keys.index(ids[position])
-            assert targets[position] == values[pair]
-            assert far[position] == position - 2 * pair
+        last = {key: 2 * place for place, key in enumerate(keys)}
+        for position in range(2 * pairs, len(ids), 2):
+            key = int(ids[position])
+            assert targets[position] == values[keys.index(key)]
+            assert far[position] == position - last[key]
+            last[key] = position
+            assert targets[position + 1 : position + 2].tolist() in ([], [IGNORED])
+            assert ids[position + 1 : position + 2].tolist() in ([], [targets[position]])
 
 
 def test_tasks_are_functions_of_their_seed() -> None:
