@@ -4,11 +4,11 @@
     newllm bench probes --only turns --checkpoint FILE --checkpoint FILE --data FOLDER
 
 Recall (MQAR, arXiv:2312.04927): so many pairs of a key and a value, then questions for the values
-of keys, each answered in the text before the next. Small models are trained on it for a fixed number of steps, on 2 pairs first and on twice
-as many whenever those are learned, and tested on 128 tokens. "guess" is what remembering the
-values without their keys reaches. Parity: trained on 8 bits, then 16, 32 and 64 when the former
-are learned, tested up to 1,024. Turns (of each --checkpoint): the loss of turn k of a dialogue with
-the earlier turns in the state, and without them.
+of keys, each answered in the text before the next. Small models are trained on it for a fixed
+number of steps, on 2 pairs first and on twice as many whenever those are learned, and tested on 128
+tokens. "guess" is what remembering the values without their keys reaches. Parity: trained on 8
+bits, then 16, 32 and 64 when the former are learned, tested up to 1,024. Turns (of each
+--checkpoint): the loss of turn k of a dialogue with the earlier turns in the state, and without.
 """
 
 from __future__ import annotations

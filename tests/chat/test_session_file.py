@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import newllm
 from newllm.chat import session_file
 from newllm.chat.dialogue import TRANSCRIPT_BYTES, UNDO_TURNS, Dialogue
 from newllm.chat.session import ChatSession
@@ -24,6 +25,7 @@ from newllm.inference.sampler import Sampling
 from newllm.model import build_model
 from newllm.model.recall.reference import in_sets
 
+ONE_SLOT = Path(__file__).parent.parent / "compatibility/one_slot"
 SAMPLINGS = [Sampling(0), Sampling(1.0, 0.95, seed=3), Sampling(1.2, 1.0, None, 1.3)]
 
 
@@ -75,6 +77,19 @@ def test_a_file_from_before_recall_had_sets(
     assert torch.equal(new["recall"], in_sets(old["recall"].flatten(2)))
     assert all(torch.equal(part, old[name]) for name, part in new.items() if name != "recall")
     assert loaded.say("and now?", 5)
+
+
+def test_a_conversation_of_then_knows_what_was_said() -> None:
+    """Saved when a context had one slot: in its set is what reading the same anew puts there."""
+    model = newllm.load(ONE_SLOT / "model.pt", "cpu")
+    old = model.resume_chat(ONE_SLOT / "talk.session")
+    new = model.chat(old.dialogue.sampling)
+    assert new.say("abc.", 4) == old.transcript[-1]["content"]
+    states = [each.dialogue.next_turn.snapshot.state or {} for each in (old, new)]
+    then, now = (state["recall"][:, 0].flatten(0, 1) for state in states)
+    assert (then > 0).sum() > 25
+    for had, has in zip(then.tolist(), now.tolist(), strict=True):
+        assert {*had} <= {*has, 0}
 
 
 @pytest.mark.parametrize("architecture", ["original", "gru", "lstm", "mingru", "transformer"])
