@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from newllm.cli.help_pages import Command
 from newllm.config import ARCHITECTURES, ModelSettings, Settings, option_name
 from newllm.datasets import DATASETS
-from newllm.model.spec import SPECS
+from newllm.model.spec import RECALL_SLOTS, SPECS
 from newllm.settings import resolve
 
 _PATHS = {"data", "tokenizer_file", "out", "init_from"}
@@ -53,7 +53,7 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _default_of_training(field: str) -> str:
     """What a training takes where a setting is not given, as `settings.resolve` decides it."""
     info = Settings.model_fields[field]
-    recipe = SPECS["context"].recipe
+    recipe = {**SPECS["context"].recipe, "recall_slots": RECALL_SLOTS}
     if field in recipe:
         return f"{recipe[field]}; original: {getattr(_published(), field)}"
     if field in _FOLLOWING:

@@ -34,7 +34,7 @@ MOST_TIMES = 15
 """Times in a row are counted no further."""
 
 WAYS = 4
-"""Slots that a context may be in. Four of 1,024 find what 16,384 would find (docs/LOG.md)."""
+"""Slots that a context may be in: with four, 1,024 find nearly what 16,384 do (docs/LOG.md)."""
 
 TIMES_UNIT, CHECK_UNIT, CHECKS = 2**16, 2**20, 2**11
 ORDER_UNIT = CHECK_UNIT
