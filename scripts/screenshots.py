@@ -2,7 +2,7 @@
 
 Usage: python scripts/screenshots.py [CHECKPOINT [CLIMB]]
 
-Without a checkpoint, a small model is trained on the built-in sample first, for two minutes;
+Without a checkpoint, a small model is trained on the built-in sample first, for some minutes;
 without the folder of a climb, one of a minute a level is made. Needs the `dev` extra and Debian's
 chromium. What the model says is what it said, right or wrong.
 """
@@ -25,7 +25,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "img"
 NAME = "dolly_sample"
-TRAIN = "train dolly --data sample --context-dim 128 --batch-size 8 --minutes 2".split()
+TRAIN = "train dolly --data sample".split()
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -34,7 +34,7 @@ CLIMB = "climb --data-dir sample --num-layers 1 --context-dim 128 --minutes 1 --
 TALKS = [
     ["Is it true that a frog barks?"],
     ["Lena has 1 lemon and finds 5 more. How many lemons does she have now?"],
-    ["What is a pen for?", "What can I do on a rainy day?", "Name three fruits."],
+    ["What is a pen for?", "What can I do on a rainy day?", "And what is a pen for?"],
 ]
 """The last conversation is the one that is shown."""
 SEED = 3
