@@ -81,7 +81,7 @@ def test_a_file_from_before_recall_had_sets(
 
 def test_a_conversation_of_then_knows_what_was_said() -> None:
     """Saved when a context had one slot: in its set is what reading the same anew puts there."""
-    model = newllm.load(ONE_SLOT / "model.pt", "cpu")
+    model = newllm.load(str(ONE_SLOT / "model.pt"), "cpu")
     old = model.resume_chat(ONE_SLOT / "talk.session")
     new = model.chat(old.dialogue.sampling)
     assert new.say("abc.", 4) == old.transcript[-1]["content"]
