@@ -2,8 +2,8 @@
 
 Sequences run in parallel; everything is fp32. `reset` [B, T] is True where a document starts, and
 only the first `lengths` [B] tokens of a sequence are read. Every function returns its outputs, zero
-behind a sequence's length, and the state after its last token. `test_candidates.py`
-holds them equal to plain torch, gradients too.
+behind a sequence's length, and the state after its last token. `test_candidates.py` holds them
+equal to plain torch, gradients too.
 """
 
 from __future__ import annotations

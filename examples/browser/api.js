@@ -113,7 +113,8 @@ async function* write(model, dialogue, asked, signal) {
   const answer = new AnswerText();
   while (last_token !== special.end && written < max_tokens && !signal.aborted) {
     last_token = sampler.draw(logits);
-    const recalled = Boolean(state.recall) && proposed(before.recall, state.recent, model.ways) === last_token;
+    const recalled = Boolean(state.recall)
+      && proposed(before.recall, state.recent, model.ways) === last_token;
     [logits, state] = await model.readOwn(last_token, state, before);
     written += 1;
     const piece = answer.add(model.tokenizer.piece(last_token));

@@ -79,7 +79,8 @@ class EpochLoader:
         shared: bool = True,
         part: slice = slice(None),
     ) -> None:
-        self.split, self.sequences, self.part = split, len(range(batch_size)[part]), part
+        self.split, self.part = split, part
+        self.batch_size = len(range(batch_size)[part])  # of this process
         self.plan: Plan = plan_epoch(
             split.lengths - 1, row_length, batch_size, shuffle_seed, shared
         )
@@ -94,7 +95,7 @@ class EpochLoader:
 
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
-        shape = (self.sequences, self.plan.row_length)
+        shape = (self.batch_size, self.plan.row_length)
         ids, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
         reset, assistant = np.zeros(shape, bool), np.zeros(shape, bool)
         rows = self.plan.rows(step)

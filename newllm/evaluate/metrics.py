@@ -84,7 +84,7 @@ def evaluate(
     sums = Sums()
     part = slice(batch_size) if processes is None else processes.sequences(batch_size)
     loader = EpochLoader(split, EVALUATION_ROW, batch_size, part=part)
-    state = model.initial_state(loader.sequences)
+    state = model.initial_state(loader.batch_size)
     unk = tokenizer.unk if isinstance(tokenizer, Word1000) else None
     for batch in loader.batches():
         hidden, state = model(batch.ids.to(device), state, batch.reset.to(device))

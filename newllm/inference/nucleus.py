@@ -37,7 +37,7 @@ def draw(logits, forbidden, recent, penalty, temperature, top_p, uniform, weight
         penalty: what their scores are divided by (or multiplied with, below zero), fp32, >= 1
             (Keskar et al. 2019, arXiv:1909.05858).
         temperature: fp32; 0 takes the likeliest token, of equal ones the first.
-        top_p: share of the probability that is sampled from, fp32.
+        top_p: fraction of the probability that is sampled from, fp32.
         uniform: random number in 0 <= u < 1.
         weights, sums: see :func:`work_space`.
     """
