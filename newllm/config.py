@@ -62,6 +62,18 @@ def is_own_block(architecture: str) -> bool:
     return re.fullmatch(r"[^\n]+\.py:[^\W\d]\w*", architecture) is not None
 
 
+def parse_size(text: str) -> int:
+    """Bytes of `8MB`, `500kB`, `1.5 GB` or `4096`.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) ?([KMG]?)B?", text.strip().upper())
+    if found is None or (found[2] and not text.strip().upper().endswith("B")):
+        raise ValueError(f"{text}: expected a size such as 8MB or 500kB, or 0")
+    return round(float(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[found[2]])
+
+
 class ModelSettings(_Settings):
     """The shape of the model."""
 
@@ -87,6 +99,13 @@ class ModelSettings(_Settings):
         description="slots of each of the four tables that say what followed the last tokens in "
         "this text; 0: no recall",
     )
+    counts: int = Field(
+        default=0,
+        ge=0,
+        le=2**30,
+        description="size of the table of what followed what in the training rows, in bytes, or "
+        "like 8MB; 0: no table",
+    )
     dropout: float = Field(
         0.1,
         ge=0,
@@ -108,6 +127,15 @@ class ModelSettings(_Settings):
                 {"near": near if "mean" in near else "", "names": ", ".join(ARCHITECTURES)},
             )
         return name
+
+    @field_validator("counts", mode="before")
+    @classmethod
+    def size_of_counts(cls, size: object) -> object:
+        """Bytes of a size as people write it; what is none is left for the type to refuse."""
+        try:
+            return parse_size(str(size))
+        except ValueError:
+            return size
 
     @property
     def architecture_label(self) -> str:

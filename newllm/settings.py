@@ -61,6 +61,7 @@ def resolve(
         settings.num_layers if "num_layers" in flags else None,
         load_given(settings.architecture),
         settings.recall_slots,
+        settings.counts,
     )
     return _resolve(dataset, {**flags, **shape.model_dump(include=set(SHAPE))}, file)
 

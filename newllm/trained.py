@@ -30,8 +30,9 @@ from newllm.inference.sampler import Sampling
 from newllm.model import LanguageModel, build_model
 from newllm.model.own_block import block_of_checkpoint
 from newllm.model.quantize import WeightFormat, round_weights
+from newllm.model.residual import ResidualLM
 from newllm.model.spec import find_spec
-from newllm.results.records import EpochRecord
+from newllm.results.records import EpochRecord, size_text
 from newllm.train import checkpoint
 
 
@@ -106,6 +107,17 @@ class TrainedModel:
     def parameters(self) -> int:
         """Number of parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def counts_bytes(self) -> int:
+        """Size of its table of counts, which is beside the parameters; 0 without one."""
+        counts = self.model.counts if isinstance(self.model, ResidualLM) else None
+        return 0 if counts is None else len(counts.packed)
+
+    @property
+    def size(self) -> str:
+        """Parameters and counts in words."""
+        return size_text(self.parameters, self.counts_bytes)
 
     @property
     def renderer(self) -> Renderer:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from newllm.data.tokenizers import BPE
 from newllm.model import build_model
 from newllm.model.recall.layer import RecallLayer
+from newllm.model.residual import ResidualLM
 from newllm.results.records import EpochRecord
 from newllm.settings import resolve
 from newllm.train import checkpoint
+from newllm.train.counting import count_tables
 from newllm.trained import TrainedModel
 
 TEXT = "What comes after 3? After 3 comes 4."
@@ -43,6 +46,7 @@ def untrained(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * scale)
+    count_something(model, seed)
     return TrainedModel(
         model=model.eval().requires_grad_(False),
         tokenizer=tokenizer,
@@ -53,6 +57,16 @@ def untrained(
         path=Path(path),
         device=torch.device("cpu"),
     )
+
+
+def count_something(model: torch.nn.Module, seed: int = 0) -> None:
+    """Give a model a table of counts, of a random text, if it can have one."""
+    if not isinstance(model, ResidualLM) or model.counts is None:
+        return
+    rng = np.random.default_rng(seed)
+    ids, edges = rng.integers(6, model.vocab_size, 3000), np.arange(0, 3001, 100)
+    folds = np.zeros(0, np.int64)
+    model.counts.set_tables(count_tables(ids, edges, folds, model.vocab_size, (0,), 20_000))
 
 
 def copying(model: TrainedModel) -> TrainedModel:

@@ -97,8 +97,9 @@ def model_fingerprint(model: LanguageModel, renderer: Renderer) -> str:
     """Differs whenever weights, tokenizer or the form of prompts do: 32 hexadecimal digits."""
     digest = hashlib.sha256()
     shape = {**model.settings.model_dump(), "dropout": None}
-    if not model.settings.recall_slots:
-        del shape["recall_slots"]  # conversations with models from before there was recall
+    for later in ("recall_slots", "counts"):  # conversations with models from before there were any
+        if not shape[later]:
+            del shape[later]
     probe: list[Message] = [{"role": "user", "content": "a"}]
     for plain in (shape, renderer.tokenizer.to_dict(), renderer.prompt(probe)):
         digest.update(json.dumps(plain, sort_keys=True).encode())

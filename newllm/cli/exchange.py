@@ -34,6 +34,7 @@ def export(file: str, kind: str, output: Path, int8: bool, push: str | None, pub
         raise UserError("--public belongs to --push")
     if int8 and kind != "onnx":
         raise UserError("--int8 belongs to --format onnx")
+    from newllm.results.records import without_counts
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, "cpu")
@@ -48,12 +49,19 @@ def export(file: str, kind: str, output: Path, int8: bool, push: str | None, pub
             f"the next token's distribution by {found.bits:.2g} bits, and its likeliest token is "
             f"the same for {found.first_choice:.1%} of the tokens tried."
         )
+        alone = without_counts(model.metrics)
+        if model.counts_bytes and alone is not None:
+            bpb = model.metrics["bpb"]
+            click.echo(
+                f"The graphs are without the {model.counts_bytes / 1e6:.1f} MB of counts: they "
+                f"reach {alone[1]:.4f} bits per byte on the validation rows, not {bpb:.4f}."
+            )
     else:
         from newllm.export.hf import export_hf
 
         difference = export_hf(model, output)
         click.echo(
-            f"{output}: {model.parameters:,} parameters; read again, its logits differ by at most "
+            f"{output}: {model.size}; read again, its logits differ by at most "
             f"{difference:.1e}.\nUse it: transformers.pipeline('text-generation', '{output}', "
             f"trust_remote_code=True)\nBring it back: newllm import {output} -o FILE"
         )

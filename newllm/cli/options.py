@@ -15,9 +15,9 @@ from click.shell_completion import CompletionItem
 from pydantic_core import PydanticCustomError
 
 from newllm.cli.help_pages import Command
-from newllm.config import ARCHITECTURES, ModelSettings, Settings, option_name
+from newllm.config import ARCHITECTURES, ModelSettings, Settings, option_name, parse_size
 from newllm.datasets import DATASETS
-from newllm.model.spec import RECALL_SLOTS, SPECS
+from newllm.model.spec import COUNTS, RECALL_SLOTS, SPECS
 from newllm.settings import resolve
 
 _PATHS = {"data", "tokenizer_file", "out", "init_from"}
@@ -53,7 +53,8 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _default_of_training(field: str) -> str:
     """What a training takes where a setting is not given, as `settings.resolve` decides it."""
     info = Settings.model_fields[field]
-    recipe = {**SPECS["context"].recipe, "recall_slots": RECALL_SLOTS}
+    memories = {"recall_slots": RECALL_SLOTS, "counts": f"{COUNTS / 1e6:g}MB"}
+    recipe = {**SPECS["context"].recipe, **memories}
     if field in recipe:
         return f"{recipe[field]}; original: {getattr(_published(), field)}"
     if field in _FOLLOWING:
@@ -84,6 +85,8 @@ def _setting_option(field: str, several: bool, default: str) -> Callable[[Any], 
         options["is_flag"] = True
     elif field == "architecture":
         options["type"] = Architecture()
+    elif field == "counts":
+        options["type"] = Size()
     elif field in _PATHS:
         options["type"] = click.Path()
     elif get_origin(kind) is Literal:
@@ -121,6 +124,25 @@ class Count(click.ParamType):
         if not 0 < number < 10**18:
             self.fail(f"{value}: expected a number such as 350M, 10B or 4096", param, ctx)
         return number
+
+
+class Size(click.ParamType):
+    """Bytes as people write them: `8MB`, `500kB`, `0`."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """The number of bytes.
+
+        Raises:
+            BadParameter: it is none.
+        """
+        try:
+            return parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def params_option(text: str, required: bool = False) -> Callable[[Any], Any]:

@@ -87,7 +87,7 @@ def chat(
         if load and given(name) is ParameterSource.COMMANDLINE:
             raise UserError(f"{option_name(name)}: --load goes on as that conversation was begun")
     session = model.resume_chat(load) if load else model.chat(Sampling(**sampling), system)
-    converse(session, f"{file}: {model.parameters:,} parameters", max_new_tokens, min_new_tokens)
+    converse(session, f"{file}: {model.size}", max_new_tokens, min_new_tokens)
 
 
 @click.command(cls=Command)

@@ -29,6 +29,8 @@ class Batch:
     """True where the target is a token an assistant has to produce."""
     scored: int
     """Targets that count; of a step's batch, those of all its sequences, whichever are here."""
+    tables: Tensor | None = None
+    """Number of the table of counts that did not count the document, uint8, if there are some."""
 
     def select(self, which: slice | Tensor, columns: int | None = None) -> Batch:
         """The part of the batch in these sequences, up to a number of columns (default: all)."""
@@ -39,6 +41,7 @@ class Batch:
             self.reset[which, :columns],
             self.assistant[which, :columns],
             int((targets != IGNORED).sum()),
+            None if self.tables is None else self.tables[which, :columns],
         )
 
     def micro_batches(
@@ -78,8 +81,9 @@ class EpochLoader:
         shuffle_seed: tuple[int, int] | None = None,
         shared: bool = True,
         part: slice = slice(None),
+        tables: np.ndarray | None = None,
     ) -> None:
-        self.split, self.part = split, part
+        self.split, self.part, self.tables = split, part, tables
         self.batch_size = len(range(batch_size)[part])  # of this process
         self.plan: Plan = plan_epoch(
             split.lengths - 1, row_length, batch_size, shuffle_seed, shared
@@ -98,6 +102,7 @@ class EpochLoader:
         shape = (self.batch_size, self.plan.row_length)
         ids, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
         reset, assistant = np.zeros(shape, bool), np.zeros(shape, bool)
+        tables = None if self.tables is None else np.zeros(shape, np.uint8)
         rows = self.plan.rows(step)
         for sequence, row in enumerate(rows[self.part]):
             end = 0
@@ -110,6 +115,8 @@ class EpochLoader:
                 assistant[place] = self.split.assistant(
                     segment.document, segment.start + 1, segment.stop + 1
                 )
+                if tables is not None and self.tables is not None:
+                    tables[place] = self.tables[segment.document]
                 if segment.start == 0:
                     reset[sequence, segment.column] = True
             if 0 < end < shape[1]:
@@ -118,6 +125,7 @@ class EpochLoader:
             ids=torch.from_numpy(ids),
             targets=torch.from_numpy(targets),
             reset=torch.from_numpy(reset),
+            tables=None if tables is None else torch.from_numpy(tables),
             assistant=torch.from_numpy(assistant),
             scored=sum(segment.stop - segment.start for row in rows for segment in row),
         )
@@ -155,6 +163,11 @@ class Mixture:
         lengths = [s.lengths[part] for s, part in zip(self._splits, chosen, strict=True)]
         self.lengths: np.ndarray = np.concatenate(lengths)
         """Tokens of each document, [D] int64."""
+
+    def select(self, of_each: Sequence[np.ndarray]) -> np.ndarray:
+        """What is known of each document of each split, for the documents of the mixture."""
+        first = np.cumsum([0, *map(len, of_each)])[:-1]
+        return np.concatenate(of_each)[first[self._split] + self._document]
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         """Ids of tokens start..stop of a document, uint16."""

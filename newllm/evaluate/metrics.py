@@ -21,6 +21,7 @@ from newllm.data.shards import EncodedSplit
 from newllm.data.tokenizers import Tokenizer, Word1000
 from newllm.model import LanguageModel
 from newllm.model.loss import chunk_rows
+from newllm.model.residual import ResidualLM
 from newllm.results.records import Metrics
 
 EVALUATION_ROW = 256
@@ -50,6 +51,8 @@ class Sums(Additive):
     unk_tokens: int = 0
     assistant_nats: float = 0.0
     assistant_tokens: int = 0
+    network_nats: float = 0.0
+    """By the network without the model's counts; 0 where it has none."""
 
 
 class Sharing(Protocol):
@@ -128,12 +131,18 @@ def _score(
     sums = Sums(tokens=len(targets), assistant_tokens=int(assistant.sum()))
     sums.unk_tokens = int((targets == unk).sum()) if unk is not None else 0
     targets, assistant = targets.to(hidden.device), assistant.to(hidden.device)
+    network = None
+    if isinstance(model, ResidualLM) and model.counts is not None:
+        network = model.without_counts()
     step = chunk_rows(model.vocab_size)
     for start in range(0, len(targets), step):
         part = slice(start, start + step)
         logits = model.logits(hidden[part]).float()
         nats = F.cross_entropy(logits, targets[part], reduction="none").double()
         sums.nats += float(nats.sum())
+        if network is not None:
+            alone = network.logits(hidden[part]).float()
+            sums.network_nats += float(F.cross_entropy(alone, targets[part], reduction="sum"))
         sums.assistant_nats += float(nats[assistant[part]].sum())
         sums.hits += int((logits.argmax(dim=-1) == targets[part]).sum())
     return sums
@@ -143,7 +152,7 @@ def summarize(sums: Sums, split: EncodedSplit, lossless: bool) -> Metrics:
     """The ratios of finished sums; `lossless` says that the tokens hold the whole text."""
     content, assistant = int(split.content_bytes.sum()), int(split.assistant_bytes.sum())
     loss = sums.nats / sums.tokens
-    return Metrics(
+    metrics = Metrics(
         rows=len(split),
         tokens=sums.tokens,
         nats=sums.nats,
@@ -154,6 +163,9 @@ def summarize(sums: Sums, split: EncodedSplit, lossless: bool) -> Metrics:
         bpb=bits_per_byte(sums.nats, content) if lossless else None,
         bpb_assistant=bits_per_byte(sums.assistant_nats, assistant) if lossless else None,
     )
+    if sums.network_nats:
+        metrics["loss_without_counts"] = sums.network_nats / sums.tokens
+    return metrics
 
 
 def bits_per_byte(nats: float, content_bytes: int) -> float | None:

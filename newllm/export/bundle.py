@@ -14,10 +14,13 @@ from pathlib import Path
 
 from newllm import __version__
 
-TRAINING_ALONE = frozenset({"late_decaying", "loss", "matrices", "mixing_matrices"})
-"""Methods of models that only our own training calls; they are left out."""
+TRAINING_ALONE = frozenset(
+    {"late_decaying", "loss", "matrices", "mixing", "mixing_matrices", "without_counts"}
+)
+"""Methods of models that only our own training and scoring call; they are left out."""
 
 REFERENCE = {
+    "newllm.model.counts": "newllm.model.counts.reference",
     "newllm.model.context": "newllm.model.context.reference",
     "newllm.model.kernels": "newllm.model.kernels.reference",
     "newllm.model.recall": "newllm.model.recall.reference",

@@ -16,6 +16,7 @@ from newllm.export.hf_tokenizer import from_fast
 from newllm.model import build_model
 from newllm.model.spec import find_spec
 from newllm.train import checkpoint
+from newllm.train.checkpoint import COUNTS, check_counts
 
 _LARGEST_TEXT = 2**26
 """Bytes of a JSON file at most."""
@@ -50,7 +51,7 @@ def import_hf(folder: Path, output: Path) -> int:
         **{name: record[name] for name in _RECORD},
     }
     checkpoint.save(output, content)
-    return sum(tensor.numel() for tensor in weights.values())
+    return checkpoint.count_parameters(content)
 
 
 _UNSAID_FORMAT = 2
@@ -127,6 +128,8 @@ def _weights(
             shapes = {name: file.get_slice(name).get_shape() for name in names}
             empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
             found = {name: list(tensor.shape) for name, tensor in of_now(empty).items()}
+            if COUNTS in found and COUNTS in expected:
+                expected[COUNTS] = found[COUNTS]  # as large as it is; its content is checked below
             if found != expected:
                 wrong = {n for n in found.keys() | expected if found.get(n) != expected.get(n)}
                 name = min(wrong)
@@ -139,10 +142,17 @@ def _weights(
         raise UserError(f"{path}: weights of format {version}, which is not known here") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged, or no safetensors file ({error})") from None
+    counts = weights.pop(COUNTS, None)
+    if counts is not None:
+        try:
+            check_counts(counts, tokenizer.vocab_size)
+        except ValueError as error:
+            raise UserError(f"{path}: {PREFIX}{COUNTS} holds {error}") from None
     for name, tensor in weights.items():
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise UserError(f"{path}: {name} holds values that are no weights")
-    return {name: tensor.float() for name, tensor in weights.items()}
+    exact = {name: tensor.float() for name, tensor in weights.items()}
+    return exact if counts is None else {**exact, COUNTS: counts}
 
 
 def _read(path: Path) -> str:

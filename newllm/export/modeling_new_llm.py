@@ -16,8 +16,8 @@ from transformers.cache_utils import Cache, LinearAttentionLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from newllm.model.context.lm import ContextLM
-from newllm.model.recall.layer import Recalled, copied
 from newllm.model.residual import State
+from newllm.model.trunk import TrunkOutput
 
 if TYPE_CHECKING:
     from newllm.config import ModelSettings
@@ -38,6 +38,7 @@ class NewLLMConfig(PreTrainedConfig):
         hidden_dim: int = 512,
         pair_rows: int = 0,
         recall_slots: int = 0,
+        counts: int = 0,
         dropout: float = 0.0,
         use_cache: bool = True,
         record: dict[str, Any] | None = None,
@@ -46,7 +47,7 @@ class NewLLMConfig(PreTrainedConfig):
         """Sizes as in New-LLM; `record` is what `newllm import` needs besides the weights."""
         self.vocab_size, self.num_layers = vocab_size, num_layers
         self.context_dim, self.embed_dim, self.hidden_dim = context_dim, embed_dim, hidden_dim
-        self.pair_rows, self.recall_slots = pair_rows, recall_slots
+        self.pair_rows, self.recall_slots, self.counts = pair_rows, recall_slots, counts
         self.dropout, self.use_cache, self.record = dropout, use_cache, record
         super().__init__(**{**kwargs, "tie_word_embeddings": True})
 
@@ -131,6 +132,8 @@ class NewLLMOutput(BaseModelOutputWithPast):
 
     matches: Tensor | None = None
     """What recall found, int32 [B, T], if the model has recall."""
+    contexts: Tensor | None = None
+    """What the table of counts knows, int32 [B, T, K], if the model has counts."""
 
 
 class NewLLMBackbone(ContextLM):
@@ -167,17 +170,16 @@ class NewLLMBackbone(ContextLM):
         reset = None if position_ids is None else (position_ids == 0).expand_as(input_ids)
         state = None if cache is None else cache.read()
         read, state = super().forward(input_ids, state, reset, valid)
-        hidden, matches = (
-            (read.hidden, read.matches) if isinstance(read, Recalled) else (read, None)
-        )
+        said = read if isinstance(read, TrunkOutput) else TrunkOutput(read)
         if use_cache and cache is None:
             cache = ContextCache(self.settings.num_layers)
         if cache is not None:
             cache.write(state, time)
         return NewLLMOutput(
-            last_hidden_state=cast(torch.FloatTensor, hidden),
+            last_hidden_state=cast(torch.FloatTensor, said.hidden),
             past_key_values=cache,
-            matches=matches,
+            matches=said.matches,
+            contexts=said.contexts,
         )
 
 
@@ -198,6 +200,8 @@ class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: NewLLMConfig) -> None:
         super().__init__(config)
         self.model = NewLLMBackbone(cast("ModelSettings", config), config.vocab_size)
+        if self.model.counts is not None:
+            self.model.counts.reserve(config.counts)
         self.lm_head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         self.post_init()
 
@@ -265,11 +269,9 @@ class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
         read = self.model(
             input_ids, attention_mask, past_key_values, use_cache=use_cache, **of_backbone
         )
-        hidden = read.last_hidden_state[:, -logits_to_keep:]
-        logits = self.lm_head(hidden)
-        if self.model.recall is not None and read.matches is not None:
-            recalled = Recalled(hidden, read.matches[:, -logits_to_keep:])
-            logits = copied(logits, *self.model.recall.copying(recalled))
+        said = TrunkOutput(read.last_hidden_state, read.matches, read.contexts)
+        last = said[:, -logits_to_keep:]
+        logits = self.model.with_memories(self.lm_head(last.hidden), last)
         loss = None
         if labels is not None:
             size = self.config.vocab_size

@@ -60,8 +60,7 @@ def export_onnx(model: TrainedModel, folder: Path, int8: bool = False) -> Differ
     from newllm.export.onnx_graph import prefill_graph, step_graph
 
     tokenizer = exportable(model)
-    inner = model.model
-    assert isinstance(inner, ContextLM)
+    inner = network_of(model)
     with new_folder(folder) as scratch:
         for name, make in zip(GRAPHS, (step_graph, prefill_graph), strict=True):
             graph = make(inner, own_head=int8)
@@ -80,11 +79,19 @@ def export_onnx(model: TrainedModel, folder: Path, int8: bool = False) -> Differ
     return difference
 
 
+def network_of(model: TrainedModel) -> ContextLM:
+    """What the graphs compute: the model without its table of counts."""
+    assert isinstance(model.model, ContextLM)
+    network = model.model.without_counts()
+    assert isinstance(network, ContextLM)
+    return network
+
+
 def _facts(model: TrainedModel, difference: Difference, int8: bool) -> dict[str, Any]:
     """What a program needs besides the graphs."""
     tokenizer, renderer = model.tokenizer, model.renderer
     assert isinstance(renderer, ChatRenderer)
-    state = {name: list(part.shape) for name, part in model.model.initial_state(1).items()}
+    state = {name: list(part.shape) for name, part in network_of(model).initial_state(1).items()}
     fingerprint = model.fingerprint
     if int8:  # its states differ, so it is another model to session files
         fingerprint = hashlib.sha256(f"{fingerprint} onnx int8".encode()).hexdigest()[:32]

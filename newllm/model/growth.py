@@ -48,6 +48,8 @@ _AXES = {
     "recall.times": ("times", "stream"),
     "recall.gate": ("orders", "stream"),
     "recall.bias": ("orders", "times"),
+    "counts.gate": ("orders", "stream"),
+    "counts.bias": ("orders", "confidences"),
     "mixer_norm": ("stream",),
     "in_proj.weight": ("contexts", "reads"),
     "forget_bias": ("context",),
@@ -112,9 +114,12 @@ def grow(model: ContextLM, after: ModelSettings, seed: int = 0) -> ContextLM:
         torch.manual_seed(seed)
         larger = ContextLM(after, model.vocab_size)
         old = model.state_dict()
-        for name, fresh in larger.state_dict().items():
+        for name, fresh in larger.named_parameters():
             if name in old:
                 fresh.copy_(_enlarged(name, old[name].to(fresh), fresh, before, after))
+        if larger.counts is not None and model.counts is not None:
+            own = larger.counts.state_dict()
+            larger.counts.load_state_dict({**own, "packed": model.counts.packed})
         difference = largest_difference(model, larger)
     if not difference <= TOLERANCE:
         raise ArithmeticError(f"growth changed a logit by {difference:.2g}; nothing is written")

@@ -27,8 +27,13 @@ def sum_of_nats(
     bias: Tensor | None,
     targets: Tensor,
     copying: tuple[Tensor, Tensor] | None = None,
+    mixing: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Sum over the scored positions of -ln p(target), differentiable.
+
+    With `mixing`, what is differentiated is the sum of this and of the network's own -ln p(target):
+    from the mixture alone a network learns only what the counts do not know, and not well (docs/
+    LOG.md).
 
     Args:
         hidden: output of the model's trunk, [..., D].
@@ -36,23 +41,23 @@ def sum_of_nats(
         targets: next-token ids, same leading shape as `hidden`; `IGNORED` is not scored.
         copying: an entry of each position and the score of copying it, [..., 1] both, -inf for
             none; its logit becomes ln(exp(logit) + exp(score)).
+        mixing: counted and left, [...] both: p(target) is counted + left * the network's.
 
     Returns:
         fp32 scalar. Divide by the number of scored tokens (of the whole batch, over all
         micro-batches and processes) to get the mean loss.
     """
-    parts = [hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)]
-    if copying is not None:
-        parts += [part.reshape(-1, 1) for part in copying]
-    scored = parts[1] != IGNORED
+    entries, scores = copying or (None, None)
+    rows = [targets, *(mixing or (None, None)), entries, scores]
+    flat = [None if part is None else part.reshape(targets.numel()) for part in rows]
+    scored = targets.reshape(-1) != IGNORED
+    hidden = hidden.reshape(-1, hidden.shape[-1])
     if not bool(scored.all()):
-        parts = [part[scored] for part in parts]
-    hidden, targets, *rest = parts
-    entries, scores = rest or (None, None)
+        hidden = hidden[scored]
+        flat = [None if part is None else part[scored] for part in flat]
     return _SumOfNats.apply(
-        hidden, weight, bias, scores, entries, targets, compute_dtype(weight),
-        torch.is_grad_enabled(),
-    )  # fmt: skip
+        hidden, weight, bias, *flat, compute_dtype(weight), torch.is_grad_enabled()
+    )
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
@@ -68,52 +73,75 @@ def chunk_rows(vocab_size: int) -> int:
 
 
 class _SumOfNats(torch.autograd.Function):
+    """N positions; all but `hidden` [N, D], `weight` [V, D] and `bias` [V] are [N] or None."""
+
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        scores: Tensor | None,
-        entries: Tensor | None,
         targets: Tensor,
+        counted: Tensor | None,
+        left: Tensor | None,
+        entries: Tensor | None,
+        scores: Tensor | None,
         dtype: torch.dtype,
         with_grad: bool,
     ) -> Tensor:
         matrix = weight.to(dtype)
-        d_hidden = torch.empty_like(hidden) if with_grad else None
+        d_hidden, d_counted, d_left, d_scores = (
+            torch.empty_like(part) if with_grad and part is not None else None
+            for part in (hidden, counted, left, scores)
+        )
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if with_grad else None
         d_bias = torch.zeros_like(bias) if with_grad and bias is not None else None
-        d_scores = torch.empty_like(scores) if with_grad and scores is not None else None
         nats = hidden.new_zeros((), dtype=torch.float32)
         step = chunk_rows(weight.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], step):
-                rows = hidden[start : start + step].to(dtype)
+                part = slice(start, start + step)
+                rows = hidden[part].to(dtype)
                 logits = F.linear(rows, matrix)
                 if bias is not None:
                     logits += bias
-                own, part = None, slice(start, start + step)
+                own, learnt = None, None
                 if entries is not None and scores is not None:
-                    own = _let_copy_(logits, entries[part], scores[part])
-                nats += softmax_gradient_(logits, targets[start : start + step])
+                    own = _let_copy_(logits, entries[part, None], scores[part, None])
+                of_network = softmax_gradient_(logits, targets[part])
+                d_logits = logits  # what they have become
+                if counted is None or left is None:
+                    nats += of_network.sum()
+                else:
+                    p = torch.exp(-of_network)
+                    mixture = counted[part] + left[part] * p
+                    nats -= mixture.log().sum()
+                    # The gradient of -ln mixture is that of -ln p, times p's part of the mixture.
+                    learnt = (1 + left[part] * p / mixture)[:, None]
+                    if d_counted is not None and d_left is not None:
+                        d_counted[part], d_left[part] = -1 / mixture, -p / mixture
                 if d_hidden is None or d_weight is None:
                     continue
-                d_logits = logits  # what they have become
                 if d_bias is not None:
                     d_bias += d_logits.sum(dim=0)
                 if own is not None and entries is not None and scores is not None:
                     assert d_scores is not None
-                    d_scores[part] = _divide_(d_logits, entries[part], scores[part] - own)
-                d_hidden[start : start + step] = d_logits @ matrix
+                    d_own = _divide_(d_logits, entries[part, None], scores[part, None] - own)
+                    d_scores[part] = (d_own if learnt is None else d_own * learnt)[:, 0]
+                d_rows = d_logits @ matrix
+                if learnt is not None:
+                    d_rows, rows = d_rows * learnt, rows * learnt.to(dtype)
+                d_hidden[part] = d_rows
                 d_weight += d_logits.t() @ rows
-        ctx.grads = (d_hidden, d_weight, d_bias, d_scores)
+        ctx.grads = d_hidden, d_weight, d_bias, d_counted, d_left, d_scores
         return nats
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (None if grad is None else grad * grad_outputs[0] for grad in ctx.grads)
-        return (*scaled, None, None, None, None)
+        d_hidden, d_weight, d_bias, d_counted, d_left, d_scores = (
+            None if grad is None else grad * grad_outputs[0] for grad in ctx.grads
+        )
+        return d_hidden, d_weight, d_bias, None, d_counted, d_left, None, d_scores, None, None
 
 
 def _let_copy_(logits: Tensor, entries: Tensor, scores: Tensor) -> Tensor:

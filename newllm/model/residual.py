@@ -6,6 +6,7 @@ context vector (`context_dim`), F width of the feed-forward (`hidden_dim`), L la
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
@@ -15,16 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings
+from newllm.data.loader import IGNORED
+from newllm.model.counts import contexts
+from newllm.model.counts.layer import CountsLayer
+from newllm.model.counts.table import MOST_CONTEXT
 from newllm.model.kernels import EPSILON, Noise, active_kernel, add_norm, squared_relu
 from newllm.model.loss import compute_dtype, sum_of_nats
 from newllm.model.recall import recall
-from newllm.model.recall.layer import Recalled, RecallLayer, copied
+from newllm.model.recall.layer import RecallLayer, copied
 from newllm.model.recall.reference import LONGEST, ORDERS, WAYS
+from newllm.model.trunk import TrunkOutput
 
 State = dict[str, Tensor]
 """Everything a model carries from token to token: plain tensors, the sequences in dimension 1."""
 
-Hidden = Tensor | Recalled
+Hidden = Tensor | TrunkOutput
 """What a model says of each token, for its `logits` and `loss`."""
 
 EMBEDDING_STD = 0.02
@@ -167,6 +173,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.Parameter(torch.ones(settings.embed_dim))
         self.recall = RecallLayer(settings.embed_dim) if settings.recall_slots else None
+        self.counts = CountsLayer(settings.embed_dim, vocab_size) if settings.counts else None
         self._carried = blocks[0].carries()
 
     def set_dropout(self, p: float) -> None:
@@ -183,6 +190,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         if self.recall is not None:
             sets = self.settings.recall_slots // WAYS
             state["recall"] = zeros(len(ORDERS), batch_size, sets, WAYS, dtype=torch.int32)
+        if self.recall is not None or self.counts is not None:
             state["recent"] = zeros(LONGEST, batch_size, dtype=torch.int32)
         return state
 
@@ -205,6 +213,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         reset: Tensor | None = None,
         valid: Tensor | None = None,
         noise: Noise | None = None,
+        tables: Tensor | None = None,
     ) -> tuple[Hidden, State]:
         """Read tokens.
 
@@ -217,31 +226,46 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
             reset: True where a new document starts (nothing is carried over), [B, T].
             valid: False where a token is padding and leaves the state as it is, [B, T].
             noise: of dropout, in training mode; drawn from torch's generator if not given.
+            tables: number of the table of counts for each token, uint8 [B, T]: that of all rows is
+                0, and in training others have not counted the row. None for 0 everywhere.
 
         Returns:
-            hidden [B, T, D] (zeros at padding) for :meth:`logits`, of a model with recall a
-            :class:`Recalled` that is indexed alike; and the state after the last token.
+            hidden [B, T, D] (zeros at padding) for :meth:`logits`, of a model with recall or counts
+            a :class:`TrunkOutput` that is indexed alike; and the state after the last token.
         """
         state = state or self.initial_state(ids.shape[0])
         if ids.numel() == 0 or (valid is not None and not bool(valid.any())):
             hidden = self.embedding.weight.new_zeros(*ids.shape, self.settings.embed_dim)
-            return self._output(hidden, torch.zeros_like(ids, dtype=torch.int32)), state
+            nothing = torch.zeros_like(ids, dtype=torch.int32)
+            unknown = torch.full((*ids.shape, MOST_CONTEXT), -1, dtype=torch.int32)
+            return self._output(hidden, nothing, unknown), state
         if valid is None or bool(valid.all()):
-            hidden, matches, last = self._read(ids, state, reset, None, noise)
-            return self._output(hidden, matches), last
+            *said, last = self._read(ids, state, reset, None, noise, tables)
+            return self._output(*said), last
         # Move each sequence's real tokens to the front; what follows them is ignored.
         lengths = valid.sum(dim=1)
         order = torch.argsort(~valid, dim=1, stable=True)[:, : int(lengths.max())]
-        reset = None if reset is None else reset.gather(1, order)
-        hidden, matches, last = self._read(ids.gather(1, order), state, reset, lengths, noise)
+        ids_in_order, reset, tables = (
+            None if part is None else part.gather(1, order.to(part.device))
+            for part in (ids, reset, tables)
+        )
+        assert ids_in_order is not None
+        *said, last = self._read(ids_in_order, state, reset, lengths, noise, tables)
 
-        def back(x: Tensor) -> Tensor:
+        def back(x: Tensor | None) -> Tensor | None:
+            if x is None:
+                return None
             further = (1,) * (x.ndim - 2)
-            position = order.view(*order.shape, *further).expand_as(x)
+            position = order.to(x.device).view(*order.shape, *further).expand_as(x)
             zeros = x.new_zeros(*ids.shape, *x.shape[2:])
-            return zeros.scatter(1, position, x) * valid.view(*valid.shape, *further)
+            real = valid.to(x.device).view(*valid.shape, *further)
+            return zeros.scatter(1, position, x) * real
 
-        return self._output(back(hidden), None if matches is None else back(matches)), last
+        hidden, matches, known = said
+        known = None if known is None else known + 1  # 0, as padding will be, is none
+        known = back(known)
+        known = None if known is None else known - 1
+        return self._output(back(hidden), back(matches), known), last
 
     def _read(
         self,
@@ -250,23 +274,38 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         reset: Tensor | None,
         lengths: Tensor | None,
         noise: Noise | None,
-    ) -> tuple[Tensor, Tensor | None, State]:
-        """Read tokens of which each sequence's first `lengths` count: hidden, matches, state."""
-        embedded, matches = self._embed(ids, state, reset), None
+        tables: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, State]:
+        """Read tokens of which each sequence's first `lengths` count.
+
+        Hidden, matches of recall, contexts of the counts, and the state after them.
+        """
+        embedded = self._embed(ids, state, reset)
+        matches, known = None, None
         memory: State = {}
         if self.recall is not None:
             searched = state.get("looked_up")
-            tables = state["recall"], state["recent"]
-            matches, *tables = recall(ids, reset, lengths, *tables, searched)
+            parts = state["recall"], state["recent"]
+            matches, *parts = recall(ids, reset, lengths, *parts, searched)
             embedded = embedded + self.recall.added(matches, self.embedding.weight)
-            memory = dict(zip(("recall", "recent"), tables, strict=True))
+            memory = dict(zip(("recall", "recent"), parts, strict=True))
             memory |= {} if searched is None else {"looked_up": searched}
+        if self.counts is not None:
+            table, recent = self.counts.table, state["recent"]
+            known, memory["recent"] = contexts(table, ids, tables, reset, lengths, recent)
         boundaries = self._boundaries(ids, state, reset, lengths)
         hidden, after = self._run(embedded, state, boundaries, noise)
-        return hidden, matches, {**after, **memory, **self._carried_on(ids, state, boundaries)}
+        after = {**after, **memory, **self._carried_on(ids, state, boundaries)}
+        return hidden, matches, known, after
 
-    def _output(self, hidden: Tensor, matches: Tensor | None) -> Hidden:
-        return hidden if self.recall is None or matches is None else Recalled(hidden, matches)
+    def _output(
+        self, hidden: Tensor | None, matches: Tensor | None, known: Tensor | None
+    ) -> Hidden:
+        assert hidden is not None
+        if self.recall is None and self.counts is None:
+            return hidden
+        recalled = None if self.recall is None else matches
+        return TrunkOutput(hidden, recalled, None if self.counts is None else known)
 
     def _boundaries(
         self, ids: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None
@@ -313,19 +352,38 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
 
     def logits(self, hidden: Hidden) -> Tensor:
         """Scores of every next token, [..., D] -> [..., V]; the matrix is the embedding's."""
-        if not isinstance(hidden, Recalled):
-            return F.linear(hidden, self.embedding.weight)
-        assert self.recall is not None
-        logits = F.linear(hidden.hidden, self.embedding.weight)
-        return copied(logits, *self.recall.copying(hidden))
+        said = hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)
+        return self.with_memories(F.linear(said.hidden, self.embedding.weight), said)
+
+    def with_memories(self, logits: Tensor, said: TrunkOutput) -> Tensor:
+        """Logits [..., V] of the head, after recall and the counts have had their say."""
+        if self.recall is not None and said.matches is not None:
+            logits = copied(logits, *self.recall.copying(said.hidden, said.matches))
+        if self.counts is not None and said.contexts is not None:
+            logits = self.counts.mixed(logits, said.hidden, said.contexts)
+        return logits
+
+    def without_counts(self) -> ResidualLM[BoundariesT]:
+        """The same model, its weights shared, without its table of counts."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "counts": None}
+        return other
 
     def loss(self, hidden: Hidden, targets: Tensor) -> Tensor:
         """Sum of nats over the scored targets; see :func:`newllm.model.loss.sum_of_nats`."""
-        if not isinstance(hidden, Recalled):
-            return sum_of_nats(hidden, self.embedding.weight, None, targets)
-        assert self.recall is not None
-        copying = self.recall.copying(hidden)
-        return sum_of_nats(hidden.hidden, self.embedding.weight, None, targets, copying)
+        said = hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)
+        scored = targets != IGNORED
+        if not bool(scored.all()):
+            said, targets = said[scored], targets[scored]
+        copying, mixing = None, None
+        if self.recall is not None and said.matches is not None:
+            copying = self.recall.copying(said.hidden, said.matches)
+        if self.counts is not None and said.contexts is not None:
+            mixing = self.counts.mixing(
+                said.hidden.flatten(0, -2), said.contexts.flatten(0, -2), targets.flatten()
+            )
+        weight = self.embedding.weight
+        return sum_of_nats(said.hidden, weight, None, targets, copying, mixing)
 
 
 def runs_on_numba(x: Tensor) -> bool:

@@ -42,6 +42,7 @@ def shape_of_size(
     num_layers: int | None = None,
     block: OwnBlock | None = None,
     recall_slots: int = 0,
+    counts: int = 0,
 ) -> ModelSettings:
     """The shape of a model of at most so many parameters, in the default proportions.
 
@@ -57,6 +58,7 @@ def shape_of_size(
         num_layers: the depth, or None to choose it.
         block: a block of one's own, loaded.
         recall_slots: of the model.
+        counts: bytes of its table of counts, which are no parameters; those of its trust are.
 
     Raises:
         UserError: no shape has so few or so many parameters.
@@ -70,6 +72,7 @@ def shape_of_size(
             num_layers=layers,
             pair_rows=pair_rows,
             recall_slots=recall_slots,
+            counts=counts,
             **widths,
         )
 
@@ -118,6 +121,7 @@ def matched_widths(
     parameters: int,
     pairs: bool = False,
     recall_slots: int = 0,
+    counts: int = 0,
 ) -> dict[str, int]:
     """The widest shape of an architecture and depth with at most so many parameters.
 
@@ -132,6 +136,7 @@ def matched_widths(
         parameters: budget.
         pairs: give `PAIR_SHARE` of it to a bigram hash embedding (`context` alone has one).
         recall_slots: of the model, if the architecture can have recall.
+        counts: bytes of its table of counts, likewise.
 
     Returns:
         context_dim, embed_dim and hidden_dim; with `pairs` also pair_rows, with recall its slots.
@@ -145,6 +150,8 @@ def matched_widths(
         table["pair_rows"] = 256 * round(PAIR_SHARE * parameters / (256 * PAIR_DIM))
     if recall_slots and spec.has_recall:
         table["recall_slots"] = recall_slots
+    if counts and spec.has_counts:
+        table["counts"] = counts
     stepped = spec.widths in ("one", "published")
 
     def shape(steps: int) -> ModelSettings:

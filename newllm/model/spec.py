@@ -24,6 +24,9 @@ rows that it has read once or twice: there both would only slow the training."""
 RECALL_SLOTS = 1024
 """Slots of each table of recall where nothing else is asked for: 16 KB in all (docs/LOG.md)."""
 
+COUNTS = 8_000_000
+"""Bytes of the table of counts where nothing else is asked for (docs/LOG.md)."""
+
 PAIR_ROWS = 128
 """Rows of the bigram hash embedding of `context`, for each number of its context vector."""
 
@@ -68,6 +71,8 @@ class ModelSpec:
     """Whether it has a bigram hash embedding."""
     has_recall: bool = True
     """Whether it can have a memory that copies."""
+    has_counts: bool = True
+    """Whether it can have a table of counts."""
     heads_of: int = 1
     """`context_dim`, heads side by side, is a multiple of this."""
     optimizer: Literal["muon", "adam"] = "muon"
@@ -118,18 +123,21 @@ class ModelSpec:
             if not isinstance(batch, int) or batch <= 0:
                 return {}
             return {"learning_rate": _PUBLISHED_RATE * (batch / _PUBLISHED_RATE_BATCH) ** 0.5}
-        recall = {"recall_slots": RECALL_SLOTS if self.has_recall else 0}
+        memories = {
+            "recall_slots": RECALL_SLOTS if self.has_recall else 0,
+            "counts": COUNTS if self.has_counts else 0,
+        }
         layers, context_dim = values["num_layers"], values["context_dim"]
         if not isinstance(layers, int) or not isinstance(context_dim, int):
-            return recall
+            return memories
         rows = self.default_pair_rows(context_dim, values.get("tokenizer"))
         rows = values.get("pair_rows", rows)
-        slots = values.get("recall_slots", recall["recall_slots"])
+        slots = values.get("recall_slots", memories["recall_slots"])
         widths = default_widths(layers, context_dim, rows != 0, slots != 0)
         if self.widths in ("equal", "one"):
             width = given.get("context_dim", given.get("embed_dim", widths["embed_dim"]))
             widths |= equal_widths(layers, width) if isinstance(width, int) else {}
-        return {"pair_rows": rows, **recall, **widths}
+        return {"pair_rows": rows, **memories, **widths}
 
     def refuse(self, settings: ModelSettings) -> None:
         """Refuse a shape that this architecture cannot have.
@@ -145,6 +153,8 @@ class ModelSpec:
             raise UserError(f"--pair-rows {settings.pair_rows}: {self.name} has no table of pairs")
         if settings.recall_slots and not self.has_recall:
             raise UserError(f"--recall-slots {settings.recall_slots}: {self.name} has no recall")
+        if settings.counts and not self.has_counts:
+            raise UserError(f"--counts {settings.counts}: {self.name} has no table of counts")
         if context_dim % self.heads_of:
             raise UserError(
                 f"--context-dim {context_dim}: heads need a multiple of {self.heads_of}"
@@ -248,6 +258,7 @@ SPECS: dict[str, ModelSpec] = {
             epochs_without_dropout=0,
             one_document_per_row=True,
             has_recall=False,
+            has_counts=False,
         ),
         ModelSpec("gru", _gru, widths="one"),
         ModelSpec("lstm", _lstm, widths="one"),

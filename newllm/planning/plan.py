@@ -113,7 +113,7 @@ class Plan:
         """The same as plain values."""
         shape = (
             "num_layers", "context_dim", "embed_dim", "hidden_dim", "vocab_size", "pair_rows",
-            "recall_slots",
+            "recall_slots", "counts",
         )  # fmt: skip
         return {
             **self.settings.model_dump(include=set(shape)),

@@ -10,7 +10,7 @@ from typing import Any
 
 from newllm.files import write_text
 from newllm.report.charts import Chart, Line, Threshold, draw, standalone
-from newllm.report.text import aligned, count, fixed, percent
+from newllm.report.text import NOTHING, aligned, count, fixed, percent
 from newllm.results.records import score
 from newllm.results.summary import Summary
 
@@ -63,6 +63,7 @@ def row_of(run: Summary, swept: tuple[str, ...]) -> dict[str, Any]:
     return {
         **{name: run.settings[name] for name in swept},
         "parameters": run.parameters,
+        "counts_bytes": run.counts_bytes,
         "ppl": run.best["ppl"],
         "accuracy": run.best["accuracy"],
         "bpb": run.best["bpb"],
@@ -96,9 +97,10 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
 
 
 def table(comparison: Comparison) -> list[tuple[str, ...]]:
-    """Head and rows, as text."""
-    head = (*comparison.swept, "parameters", "PPL", "accuracy", "bits/byte", "tokens/s", "minutes",
-            "best epoch", "n-gram")  # fmt: skip
+    """Head and rows, as text; sizes of counts where there are any."""
+    counts = ("counts",) if any(run.counts_bytes for run in comparison.runs) else ()
+    head = (*comparison.swept, "parameters", *counts, "PPL", "accuracy", "bits/byte", "tokens/s",
+            "minutes", "best epoch", "n-gram")  # fmt: skip
     return [head, *(_cells(row_of(run, comparison.swept), comparison) for run in comparison.runs)]
 
 
@@ -178,9 +180,12 @@ def _label(run: Summary, names: tuple[str, ...]) -> str:
 def _cells(row: Mapping[str, Any], comparison: Comparison) -> tuple[str, ...]:
     baseline = row["floor"]
     in_bits = baseline["bpb"] is not None
+    size = f"{row['counts_bytes'] / 1e6:.1f} MB" if row["counts_bytes"] else NOTHING
+    counts = [size] if any(run.counts_bytes for run in comparison.runs) else []
     return (
         *(str(row[name]) for name in comparison.swept),
         count(row["parameters"]),
+        *counts,
         fixed(row["ppl"], 2),
         percent(row["accuracy"]),
         fixed(row["bpb"], 4),

@@ -114,9 +114,12 @@ def _tiles(row: Row, run: Run, t: Translator) -> Pairs:
         tiles.append((t("mark"), f"< {row.mark:.3f}" if bpe else f"< {row.mark:g}"))
     if row.margin is not None:
         tiles.append((t("margin"), signed(row.margin, digits)))
+    megabytes = summary.counts_bytes / 1e6
+    counts = [(t("counts, MB"), fixed(megabytes, 1))] if megabytes else []
     return [
         *tiles,
         (t("parameters"), count(summary.parameters)),
+        *counts,
         (t("minutes"), fixed(summary.minutes, 1)),
     ]
 

@@ -18,6 +18,7 @@ from newllm.data.tokenizers import Tokenizer, from_dict
 from newllm.datasets import find_dataset
 from newllm.model import build_model
 from newllm.report.text import columns
+from newllm.results.records import without_counts
 from newllm.settings import resolve
 from newllm.train import checkpoint
 
@@ -37,7 +38,8 @@ def checkpoint_facts(path: str) -> Facts:
         state_bytes = block["state_bytes"]
     return {
         "file": path,
-        "parameters": sum(part.numel() for part in content["model"].values()),
+        "parameters": checkpoint.count_parameters(content),
+        "counts_bytes": checkpoint.counts_bytes(content),
         "state_bytes": state_bytes,
         "tokenizer": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
@@ -61,6 +63,7 @@ def facts_table(facts: Mapping[str, Any]) -> str:
     lines = {
         "file": facts["file"],
         "parameters": f"{facts['parameters']:,}",
+        **({"counts": _counts(facts)} if facts["counts_bytes"] else {}),
         "state": state,
         "tokenizer": f"{facts['tokenizer']}, {facts['vocab_size']:,} entries",
         "epoch": f"{metrics['epoch']} of {metrics['epochs']}",
@@ -75,6 +78,17 @@ def facts_table(facts: Mapping[str, Any]) -> str:
         lines["block"] = f"{block['class']} of {block['file']}, SHA-256 {block['sha256']}"
     lines |= {f"  {name}": value for name, value in facts["settings"].items()}
     return columns(lines)
+
+
+def _counts(facts: Mapping[str, Any]) -> str:
+    """The table of counts of a model, and what it is worth."""
+    line = f"{facts['counts_bytes']:,} bytes, runs of the training rows word for word"
+    alone = without_counts(facts["metrics"])
+    if alone is None:
+        return line
+    ppl, bpb = alone
+    reached = f"PPL {ppl:.3f}" if bpb is None else f"{bpb:.4f} bits per byte"
+    return f"{line}; without them {reached}"
 
 
 def evaluation_table(result: Mapping[str, Any]) -> str:

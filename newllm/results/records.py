@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+from typing_extensions import NotRequired
+
 
 class Metrics(TypedDict):
     """The numbers of one evaluation, None where they would mean nothing."""
@@ -29,6 +31,23 @@ class Metrics(TypedDict):
     """Bits per UTF-8 byte of content; all nats count, whole documents, state carried (BPE)."""
     bpb_assistant: float | None
     """The same for what the assistant says alone."""
+    loss_without_counts: NotRequired[float]
+    """Nats per scored token of a model with counts, by its network (and recall) alone."""
+
+
+def size_text(parameters: int, counts_bytes: int) -> str:
+    """`1,398,016 parameters`, and a model's counts by themselves: they are not learnt."""
+    counts = f" and {counts_bytes / 1e6:.1f} MB of counts" if counts_bytes else ""
+    return f"{parameters:,} parameters{counts}"
+
+
+def without_counts(record: Metrics) -> tuple[float, float | None] | None:
+    """Perplexity and bits per byte by the network alone; None of a model that has no counts."""
+    loss = record.get("loss_without_counts")
+    if loss is None:
+        return None
+    bpb = record["bpb"]
+    return math.exp(loss), None if bpb is None else bpb * loss / record["loss"]
 
 
 Measure = Literal["bpb", "ppl"]

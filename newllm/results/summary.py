@@ -15,7 +15,7 @@ from typing import Any
 from newllm.errors import UserError
 from newllm.files import write_text
 from newllm.results.marks import BpbVerdict
-from newllm.results.records import ComparedBaseline, EpochRecord
+from newllm.results.records import ComparedBaseline, EpochRecord, without_counts
 from newllm.results.verdict import NextStep, Verdict, chat_command
 
 FORMAT, VERSION = "new-llm summary", 1
@@ -50,6 +50,8 @@ class Summary:
     machine: Mapping[str, Any]
     """cpu, cores, memory (bytes), device, kernel, precision, threads."""
     created: str
+    counts_bytes: int = 0
+    """Size of the model's table of counts, beside the parameters; 0 for none."""
 
     def to_dict(self) -> dict[str, Any]:
         """As in the file, without its format and version."""
@@ -102,6 +104,11 @@ def summary_lines(summary: Summary, advise: bool = True) -> list[str]:
         _baseline(summary.ngram_baseline),
         mark_line(summary),
     ]
+    alone = without_counts(summary.best)
+    if alone is not None:
+        ppl, bpb = alone
+        reached = f"PPL {ppl:.2f}" if bpb is None else f"{bpb:.4f} bits per byte"
+        lines.insert(2, f"Without its {summary.counts_bytes / 1e6:.1f} MB of counts: {reached}")
     if summary.verdict.bpb_mark is not None:
         lines.append(bpb_mark_line(summary.verdict.bpb_mark))
     if not advise:

@@ -313,6 +313,7 @@ def model_facts(service: Service) -> dict[str, Any]:
             "fingerprint": model.fingerprint,
             "architecture": settings.architecture,
             "parameters": model.parameters,
+            "counts_bytes": model.counts_bytes,
             "num_layers": settings.num_layers,
             "context_dim": settings.context_dim,
             "dataset": settings.dataset,

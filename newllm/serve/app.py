@@ -130,7 +130,7 @@ def serve(
     sockets = [_bind(server.config)]
     model.chat(Sampling(temperature=0)).say("a", 2)  # compiles the step
     address = f"http://{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}"
-    click.echo(f"{service.name}: {model.parameters:,} parameters, at {address} (API: {address}/v1)")
+    click.echo(f"{service.name}: {model.size}, at {address} (API: {address}/v1)")
     if not loopback and api_key is None:
         click.echo("Anyone who can reach this machine can use it: consider --api-key", err=True)
     stopped_by = 0

@@ -25,6 +25,7 @@ from newllm.data.tokenizers import from_dict
 from newllm.errors import UserError
 from newllm.files import previous_path, remove_abandoned, scratch_path, sync_folder, write_bytes
 from newllm.model import build_model
+from newllm.model.counts.table import StoredTable
 from newllm.model.own_block import check_facts
 
 FORMAT = "new-llm"
@@ -32,6 +33,9 @@ FORMAT_VERSION = 3
 """Raise it when the content changes, and add to `MIGRATIONS` how the old one becomes the new."""
 
 Content = dict[str, Any]
+
+COUNTS = "counts.packed"
+"""The table of counts among the weights, the one of them whose size no setting says."""
 
 _SEAL = b"NEWLLM-SHA256:"
 _SEAL_SIZE = len(_SEAL) + 64
@@ -145,10 +149,30 @@ def _check_model(content: Content) -> None:
         tensor = found.get(name)
         if name not in expected or not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{name} is no weight of this shape of model")
-        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+        if name == COUNTS:
+            check_counts(tensor, size)
+        elif tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
             raise ValueError(f"{name} is not of the shape that the settings say")
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise ValueError(f"{name} is no plain tensor")
+
+
+def check_counts(packed: torch.Tensor, vocab_size: int) -> None:
+    """Refuse bytes that are no table of counts for that vocabulary; raises ValueError."""
+    if packed.dtype != torch.uint8 or packed.ndim != 1:
+        raise ValueError(f"{COUNTS} holds no bytes")
+    StoredTable.unpack(packed.numpy(), vocab_size)
+
+
+def counts_bytes(content: Content) -> int:
+    """Size of a model's table of counts; 0 for none."""
+    packed = content["model"].get(COUNTS)
+    return 0 if packed is None else len(packed)
+
+
+def count_parameters(content: Content) -> int:
+    """Parameters of a model; its counts are none."""
+    return sum(t.numel() for name, t in content["model"].items() if name != COUNTS)
 
 
 def load_newest(path: Path) -> tuple[Content, str | None] | None:

@@ -49,6 +49,7 @@ from newllm.results.summary import Summary, save_summary, summary_lines
 from newllm.results.verdict import judge, next_steps
 from newllm.settings import SHAPE, resolve
 from newllm.train import checkpoint
+from newllm.train.counting import describe, prepare_counts
 from newllm.train.distributed import Processes, process_group
 from newllm.train.log import EpochLog, MetricsFile, make_log
 from newllm.train.optimizers import get_moments, set_moments
@@ -138,6 +139,9 @@ class _Run:
         source = open_source(self.level, settings.data, settings.subset, encoding.head)
         self.data = prepare_training(source, encoding, self.start.tokenizer)
         self.rehearsed = prepare_rehearsal(settings, self.data.tokenizer)
+        self.counts = None
+        if settings.counts:
+            self.counts = prepare_counts([self.data, *self.rehearsed.values()], settings.counts)
         curves = files.curves if settings.tensorboard and processes.main else None
         self.metrics_file = MetricsFile(files.metrics, curves)
 
@@ -154,6 +158,7 @@ class _Run:
             frozen=self.start.frozen,
             processes=self.processes,
             block=self.block,
+            counts=self.counts,
         )
         if stored is not None:
             self._take_up(trainer, stored)
@@ -226,6 +231,8 @@ class _Run:
             f"{settings.context_dim}, {trainer.parameters:,} parameters, {settings.tokenizer} "
             f"vocabulary of {self.data.tokenizer.vocab_size:,}"
         )
+        if self.counts is not None:
+            self.log.note(f"Counts {describe(self.counts)}")
         together = f", {self.processes.world} processes" if self.processes.world > 1 else ""
         self.log.note(
             f"Device {trainer.device.type}, {trainer.precision}, recurrence kernel "
@@ -537,6 +544,7 @@ def summarize(
             "threads": torch.get_num_threads(),
         },
         created=_now(),
+        counts_bytes=trainer.counts_bytes,
     )
 
 

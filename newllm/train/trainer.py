@@ -26,8 +26,10 @@ from newllm.evaluate.metrics import EVALUATION_BATCH_SIZE, evaluate
 from newllm.model import OwnBlock, State, build_model
 from newllm.model.kernels import Noise
 from newllm.model.recall.reference import in_sets
+from newllm.model.residual import ResidualLM
 from newllm.model.spec import find_spec
 from newllm.results.records import EpochRecord, Metrics
+from newllm.train.counting import Counts
 from newllm.train.distributed import Processes, StepFlags
 from newllm.train.log import EpochLog, describe_expectation, validation_line
 from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, step_trial
@@ -97,6 +99,7 @@ class Trainer:
         finish_epoch: called with the trainer, and whether the epoch was the best so far.
         rehearsed: earlier training rows, of which every epoch has some.
         frozen: shape of the part of a grown model that does not train.
+        counts: of the rows that are trained on, for a model that has counts.
         processes: those that train together (default: this one alone).
         block: the loaded block, where the architecture is a block of one's own.
     """
@@ -113,6 +116,7 @@ class Trainer:
         frozen: ModelSettings | None = None,
         processes: Processes | None = None,
         block: OwnBlock | None = None,
+        counts: Counts | None = None,
     ) -> None:
         self.settings, self.data, self.log, self.device = settings, data, log, device
         self._spec = find_spec(settings.architecture)
@@ -128,6 +132,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.model = build_model(settings.model_settings(), data.tokenizer.vocab_size, block)
         self.model.to(device)
+        self._counts = counts
         if not self.processes.main:
             torch.manual_seed(settings.seed + (self.processes.rank << 32))
         self._frozen = None if frozen is None else Frozen(self.model, frozen)
@@ -147,9 +152,18 @@ class Trainer:
         """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def counts_bytes(self) -> int:
+        """Size of the model's table of counts, 0 without one."""
+        return 0 if self._counts is None else len(self._counts.tables[0].pack())
+
     def fit(self, stop: StopRequest) -> bool:
         """Train on; True when finished, False when a stop request came (the state is saved)."""
         progress = self.progress
+        if self._counts is not None:  # now: weights that were loaded came with a table of their own
+            assert isinstance(self.model, ResidualLM)
+            assert self.model.counts is not None
+            self.model.counts.set_tables(self._counts.tables)
         self.processes.broadcast_weights(self.model.state_dict().values())
         if self._frozen is not None:
             self._frozen.hold()
@@ -206,9 +220,12 @@ class Trainer:
 
     def _loader(self, epoch: int) -> EpochLoader:
         documents: Documents = self.data.splits["train"]
+        tables = None if self._counts is None else self._counts.table_of[0]
         if self._rehearsed:
             seed = self.settings.seed, epoch
             documents = Mixture(documents, self._rehearsed, self.settings.rehearsal_share, seed)
+            if self._counts is not None:
+                tables = documents.select(self._counts.table_of)
         return EpochLoader(
             documents,
             self.settings.max_seq_length,
@@ -216,6 +233,7 @@ class Trainer:
             (self.settings.seed, epoch),
             shared=not self._one_document_per_row,
             part=slice(self._sequences.start, self._sequences.stop),
+            tables=tables,
         )
 
     def _done(self, steps_in_epoch: int) -> float:
@@ -271,7 +289,11 @@ class Trainer:
             state = {name: tensor[:, which] for name, tensor in self.state.items()}
             with self._autocast:
                 hidden, state = self.model(
-                    part.ids.to(self.device), state, part.reset.to(self.device), noise=noise
+                    part.ids.to(self.device),
+                    state,
+                    part.reset.to(self.device),
+                    noise=noise,
+                    **({} if part.tables is None else {"tables": part.tables}),
                 )
                 loss = self.model.loss(hidden, part.targets.to(self.device))
             # Normalised by the tokens of the whole batch, however it is split.

@@ -178,6 +178,7 @@ def test_eval_json_has_the_promised_keys(trained: Path, capsys) -> None:
         "rows",
         "tokens",
         "nats",
+        "loss_without_counts",
         "loss",
         "ppl",
         "accuracy",

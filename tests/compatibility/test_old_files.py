@@ -60,14 +60,16 @@ ONWARD: dict[str, Any] = said("onward")
 
 
 @pytest.fixture
-def without_recall(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recall came later: what is trained anew is trained without, as then."""
+def without_memories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recall and counts came later: what is trained anew is trained without, as then."""
     monkeypatch.setattr("newllm.model.spec.RECALL_SLOTS", 0)
+    monkeypatch.setattr("newllm.model.spec.COUNTS", 0)
 
 
 def known_then(text: str) -> str:
-    """Without what is said of recall."""
-    return "".join(line for line in text.splitlines(True) if "recall_slots" not in line)
+    """Without what is said of recall and counts."""
+    later = re.compile(r" *(recall_slots|counts)\b")
+    return "".join(line for line in text.splitlines(True) if not later.match(line))
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +230,7 @@ def test_a_stopped_run_goes_on_as_it_would_have(
 
 
 @pytest.mark.parametrize("name", ONWARD)
-@pytest.mark.usefixtures("without_recall")
+@pytest.mark.usefixtures("without_memories")
 def test_a_new_run_begins_with_an_old_file(name: str) -> None:
     """--from with the optimizer's moments, --freeze-old, --tokenizer-file and --config."""
     done(ONWARD[name]["command"])
@@ -236,7 +238,7 @@ def test_a_new_run_begins_with_an_old_file(name: str) -> None:
     assert_holds(now, then, tolerance=5e-3)
 
 
-@pytest.mark.usefixtures("without_recall")
+@pytest.mark.usefixtures("without_memories")
 def test_the_log_of_a_run_is_as_it_was() -> None:
     """Line by line; and the run leaves the same kinds of files, with the same facts in them."""
     log = said("log")
@@ -319,7 +321,7 @@ def test_a_climb_that_stopped_in_its_second_level_goes_on() -> None:
         assert weights_sha256(final) == then["sha256"] == then["calm_sha256"]
 
 
-@pytest.mark.usefixtures("without_recall")
+@pytest.mark.usefixtures("without_memories")
 def test_a_comparison_is_not_run_again() -> None:
     then = said("compare")
     report = Path("compare/compare_dolly.json").read_text(encoding="utf-8")
@@ -568,7 +570,7 @@ def test_mistakes_get_the_same_line_and_exit_code() -> None:
         assert (result.code, err) == (then["code"], then["err"]), then["command"]
 
 
-@pytest.mark.usefixtures("without_recall")
+@pytest.mark.usefixtures("without_memories")
 def test_a_plan_is_as_it_was() -> None:
     now = json.loads(done("plan --params 35M --tokens 100M --device l4x8 --json"))
     assert_holds(now, said("plan"), tolerance=1e-9)

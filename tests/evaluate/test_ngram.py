@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from newllm.evaluate import ngram
-from newllm.evaluate.ngram import FALLBACK_DISCOUNTS, NgramTable
+from newllm.data import ngrams
+from newllm.data.ngrams import FALLBACK_DISCOUNTS
+from newllm.evaluate.ngram import NgramTable
 
 PAD, BOS = 0, 1
 VOCAB = 7
@@ -224,6 +225,6 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         NgramTable.fit(tokens, offsets, 2, VOCAB, (-1,))
     with pytest.raises(ValueError, match="left to predict"):
         NgramTable.fit(tokens, offsets, 2, VOCAB, range(VOCAB))
-    monkeypatch.setattr(ngram, "_MAX_KEY", VOCAB)
+    monkeypatch.setattr(ngrams, "_MAX_KEY", VOCAB)
     with pytest.raises(OverflowError):
         NgramTable.fit(tokens, offsets, 2, VOCAB)

@@ -10,12 +10,12 @@ from playwright.sync_api import Browser, Page, expect
 
 from newllm.trained import TrainedModel
 from tests.examples.talking import GREEDY, choose, exported, started
-from tests.export.conftest import save, trained  # noqa: F401 (fixtures)
+from tests.export.conftest import Save, save  # noqa: F401 (a fixture)
 from tests.serve.browsing import SECONDS, browser  # noqa: F401 (a fixture)
 
 
 @pytest.fixture(scope="module")
-def graphs(trained: TrainedModel) -> Path:  # noqa: F811
+def graphs(trained: TrainedModel) -> Path:
     return exported(trained, trained.path.with_name("onnx"))
 
 
@@ -65,3 +65,9 @@ def page(visited: tuple[Page, list[str]]) -> Iterator[Page]:
     page.click("#new")
     yield page
     assert faults == []
+
+
+@pytest.fixture(scope="module")
+def trained(save: Save, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:  # noqa: F811
+    """Without counts, as the graphs are: what Python says is what they say."""
+    return save(tmp_path_factory.mktemp("run") / "model.pt", counts=0)

@@ -24,7 +24,7 @@ pytestmark = needs_both
 def model(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """It always takes what recall proposes."""
     path, shape = tmp_path_factory.mktemp("run") / "model.pt", dict[str, Any](SHAPE)
-    save_model(copying(untrained("dolly", *TEXTS, **shape)), path)
+    save_model(copying(untrained("dolly", *TEXTS, counts=0, **shape)), path)
     return TrainedModel.load(path, "cpu")
 
 

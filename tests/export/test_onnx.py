@@ -15,7 +15,7 @@ import torch
 
 from newllm.cli import main
 from newllm.export import onnx_folder, onnx_graph
-from newllm.export.onnx_folder import GRAPHS, open_graph, read
+from newllm.export.onnx_folder import GRAPHS, network_of, open_graph, read
 from newllm.model import ContextLM
 from newllm.trained import TrainedModel
 from tests.export.conftest import Save, random_ids
@@ -46,7 +46,7 @@ def test_prefill_is_the_model(trained: TrainedModel, graphs: dict[str, Any], len
     ours = {name: torch.from_numpy(part) for name, part in before.items()}
     hidden, after = trained.model(ids, ours)
     logits, theirs = read(graphs["prefill"], ids.numpy(), before)
-    assert np.abs(logits - trained.model.logits(hidden[:, -1]).numpy()).max() < 1e-4
+    assert np.abs(logits - network_of(trained).logits(hidden[:, -1]).numpy()).max() < 1e-4
     for name, part in after.items():
         assert np.abs(theirs[name] - part.numpy()).max() < 1e-5
 
@@ -58,7 +58,7 @@ def test_steps_are_the_prefill(trained: TrainedModel, graphs: dict[str, Any]) ->
     _, now = read(graphs["prefill"], ids[:, :20].numpy(), now)
     before = {name: torch.from_numpy(part) for name, part in now.items()}
     hidden, _ = trained.model(ids[:, 20:], {**before, "looked_up": before["recall"]})
-    expected = trained.model.logits(hidden).detach().numpy()
+    expected = network_of(trained).logits(hidden).detach().numpy()
     looked_up = now["recall"]
     for place in range(20, 63):
         logits, now = read(graphs["step"], ids[:, place].numpy(), now, looked_up)
@@ -151,7 +151,7 @@ def test_the_guides_example_runs(
     exec(example, names)
     ids = torch.tensor([[1, 4, 40, 2, 5]])
     hidden, after = trained.model(ids)
-    assert np.abs(names["logits"] - trained.model.logits(hidden[:, -1]).numpy()).max() < 1e-4
+    assert np.abs(names["logits"] - network_of(trained).logits(hidden[:, -1]).numpy()).max() < 1e-4
     assert {name: part.shape for name, part in names["state"].items()} == {
         name: tuple(part.shape) for name, part in after.items()
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,12 +15,14 @@ from torch.autograd.graph import Node
 
 from newllm.config import ModelSettings
 from newllm.model import LanguageModel, State, build_model
-from newllm.model.recall.layer import Recalled
+from newllm.model.trunk import TrunkOutput
+from newllm.train.counting import count_tables
 
 VOCAB = 50
 ARCHITECTURES = [
-    "context", "context, pairs", "context, pairs, recall", "original", "gru", "gru, recall", "lstm",
-    "mingru", "mingru, recall", "transformer", "transformer, recall",
+    "context", "context, pairs", "context, pairs, recall", "context, counts",
+    "context, pairs, recall, counts", "original", "gru", "gru, recall", "lstm",
+    "mingru", "mingru, recall", "mingru, counts", "transformer", "transformer, recall",
 ]  # fmt: skip
 CONTEXT_DIM = {"gru": 24, "lstm": 24, "transformer": 48}
 """The stream is 24 wide, and a GRU's state must be; three heads make mistakes visible."""
@@ -33,11 +36,17 @@ def make_model(architecture: str, settings: Callable[..., ModelSettings]) -> Lan
         context_dim=CONTEXT_DIM.get(name, 16),
         pair_rows=37 if "pairs" in parts else 0,
         recall_slots=64 if "recall" in parts else 0,
+        counts=6000 if "counts" in parts else 0,
     )
     model = build_model(shape, VOCAB)
     with torch.no_grad():  # away from the initial zeros and ones, where mistakes could hide
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
+    if "counts" in parts:
+        ids = random_ids(1000).numpy()
+        edges = np.arange(0, 1001, 25)
+        (table,) = count_tables(ids, edges, np.zeros(0, np.int64), VOCAB, (0,), 6000)
+        model.get_submodule("counts").set_tables([table])  # type: ignore[operator]
     return model
 
 
@@ -49,7 +58,7 @@ def random_ids(*shape: int, seed: int = 1) -> Tensor:
 def read(model: Any, *arguments: Tensor | State | None) -> tuple[Tensor, State]:
     """Hidden states; of a model with recall also the scores of every token, which add to them."""
     hidden, state = model(*arguments)
-    if isinstance(hidden, Recalled):
+    if isinstance(hidden, TrunkOutput):
         hidden = torch.cat([hidden.hidden, model.logits(hidden)], dim=-1)
     return hidden, state
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -19,6 +20,7 @@ from newllm.model.growth import (
     largest_difference,
     old_entries,
 )
+from newllm.train.counting import count_tables
 from newllm.train.optimizers import get_moments, make_optimizers
 
 ENTRIES = 40
@@ -30,6 +32,7 @@ BEFORE = ModelSettings(
     hidden_dim=40,
     pair_rows=50,
     recall_slots=64,
+    counts=4000,
     dropout=0.0,
 )
 
@@ -41,6 +44,12 @@ def trained(settings: ModelSettings = BEFORE) -> ContextLM:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+    ids = torch.randint(ENTRIES, (600,), generator=torch.Generator().manual_seed(0)).numpy()
+    folds = np.zeros(0, np.int64)
+    assert model.counts is not None
+    model.counts.set_tables(
+        count_tables(ids % 9, np.arange(0, 601, 30), folds, ENTRIES, (0,), settings.counts)
+    )
     return model.eval()
 
 
@@ -173,6 +182,7 @@ def test_every_parameter_has_axes() -> None:
         "entries",
         "orders",
         "times",
+        "confidences",
         "stream",
         "reads",
         "contexts",

@@ -100,7 +100,9 @@ def test_it_is_scored_asked_and_trained_on_from_the_command_line(
     info = json.loads(said(capsys, ["info", best, "--json"], 0))
     assert info["block"] == facts
     assert info["state_bytes"] == 4 * 16 + 4 * (4 * 1024 + 5)  # its own, and recall
-    assert info["parameters"] == sum(part.numel() for part in weights(Path(best)).values())
+    assert info["parameters"] == sum(
+        part.numel() for name, part in weights(Path(best)).items() if name != checkpoint.COUNTS
+    )
     assert "PlainMinGru of my_block.py" in said(capsys, ["info", best], 0)
     assert runs(tmp_path) == once, "no checkpoint ran it"
 

@@ -16,7 +16,7 @@ from newllm.config import ModelSettings
 from newllm.inference.decoder import Decoder, make_decoder
 from newllm.model import build_model
 from newllm.model.recall import cpu, reference
-from newllm.model.recall.layer import Recalled, copied
+from newllm.model.recall.layer import copied
 from newllm.model.recall.reference import (
     LONGEST,
     MOST_TIMES,
@@ -26,6 +26,7 @@ from newllm.model.recall.reference import (
     WAYS,
     in_sets,
 )
+from newllm.model.trunk import TrunkOutput
 from newllm.settings import resolve
 
 VOCAB = 50
@@ -187,7 +188,8 @@ def test_a_fresh_model_recalls_nothing_and_learns_to() -> None:
     without.eval()
     ids = ids_of(2, 30)
     hidden, _ = with_it(ids)
-    assert isinstance(hidden, Recalled)
+    assert isinstance(hidden, TrunkOutput)
+    assert hidden.matches is not None
     assert bool((hidden.matches > 0).any())
     torch.testing.assert_close(hidden.hidden, without(ids)[0])
     with_it.loss(hidden, ids).backward()
@@ -254,8 +256,8 @@ class _Copying(torch.nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, read: Recalled) -> tuple[Tensor, Tensor]:
-        return self.layer.copying(read)  # type: ignore[operator]
+    def forward(self, read: TrunkOutput) -> tuple[Tensor, Tensor]:
+        return self.layer.copying(read.hidden, read.matches)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("architecture", ["context", "gru", "mingru", "transformer"])

@@ -78,6 +78,7 @@ def add_run(tmp_path: Path) -> AddRun:
                 level=level.number,
                 settings=settings.model_dump(),
                 parameters=1_370_112,
+                counts_bytes=7_900_000,
                 data={
                     "fingerprint": "abc123",
                     "source": "my rows",

@@ -25,7 +25,7 @@ def underlined(page: Page) -> list[str]:
 
 
 def test_what_is_recalled_is_underlined(visit: Open, start: Start) -> None:
-    page = visit(start(copying(tiny_model())).url)
+    page = visit(start(copying(tiny_model(counts=0))).url)
     legend = page.locator("#recalled-words")
     expect(page.locator("#recall")).to_be_hidden()
     first = ask(page, "one")
@@ -56,7 +56,7 @@ def test_what_is_recalled_is_underlined(visit: Open, start: Start) -> None:
 
 
 def test_an_underline_is_not_copied(visit: Open, start: Start) -> None:
-    page = visit(start(copying(tiny_model())).url)
+    page = visit(start(copying(tiny_model(counts=0))).url)
     ask(page, "one")
     answer = ask(page, "one")
     copied = page.locator(".assistant .text").last.evaluate(

@@ -108,6 +108,7 @@ def test_every_parameter_has_one_optimizer(architecture: str, pieces: dict[int, 
     filters = {f"blocks.{layer}.conv_weight" for layer in range(2)}
     filters |= {"pairs.table", "pairs.widen"}
     recall = {f"recall.{part}" for part in ("order", "times", "gate", "bias")}
+    recall |= {"counts.gate", "counts.bias"}
     own = filters if architecture == "context" else set()
     assert rest == {"embedding.weight"} | recall | own
     assert adamw.param_groups[0]["params"] == [model.embedding.weight]

@@ -112,6 +112,7 @@ def test_frozen_numbers_stay_and_new_ones_learn(
     best = train("dolly", small(flags, init_from=str(grown), freeze_old=True))
     before = ModelSettings.model_validate(checkpoint.load(grown)["grown_from"])
     start, end = checkpoint.load(grown)["model"], checkpoint.load(best)["model"]
+    assert len(end.pop(checkpoint.COUNTS)) > 0  # of the new rows, nothing that is learnt
     learnt = 0
     for name, value in end.items():
         old = old_entries(name, value, before)

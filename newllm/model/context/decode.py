@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from newllm.model.context import CONV_TAPS, group_size
 from newllm.model.context.lm import PAIR_DIM, ContextBlock, ContextLM
+from newllm.model.counts.layer import CountsLayer
 from newllm.model.kernels import active_kernel
 from newllm.model.quantize import RoundedLM, WeightFormat, int8_rows
 from newllm.model.recall.layer import RecallLayer
@@ -185,10 +186,20 @@ class _Packed(NamedTuple):
     times: np.ndarray  # [16, D]
     gate: np.ndarray  # [K, D]
     bias: np.ndarray  # [K, 16]
+    trust_gate: np.ndarray  # [K, D]: the parts of `CountsLayer`
+    trust_bias: np.ndarray  # [K, 16]
     matrices: np.ndarray  # all matrices in the order of use, in panels; the dtype tells the format
     scales: np.ndarray  # one factor for each row of all matrices
     norms: np.ndarray  # [1 + 2 L + 1, D]: the embedding's, two a layer, the last one
     channels: np.ndarray  # [L, 7, C]: four filter taps, forget and read-out bias, read-out scale
+    tables: np.ndarray  # the table of counts, as `CountTable` has it; without contexts for none
+    starts: np.ndarray
+    checks: np.ndarray
+    rest: np.ndarray
+    confidence: np.ndarray
+    first: np.ndarray
+    followers: np.ndarray
+    log_probability: np.ndarray
 
 
 @torch.no_grad()
@@ -207,25 +218,37 @@ def _pack(model: ContextLM) -> _Packed:
         [*block.conv_weight, block.forget_bias, block.read_bias, block.read_scale]
         for block in blocks
     ]
-    table, widen = torch.zeros(0, PAIR_DIM), torch.zeros(PAIR_DIM, model.settings.embed_dim)
+    pairs, widen = torch.zeros(0, PAIR_DIM), torch.zeros(PAIR_DIM, model.settings.embed_dim)
     if model.pairs is not None:
-        table, widen = model.pairs.table.detach(), model.pairs.widen.detach()
+        pairs, widen = model.pairs.table.detach(), model.pairs.widen.detach()
     recall = model.recall or RecallLayer(model.settings.embed_dim)
     learnt = recall.order, recall.times, recall.gate, recall.bias
     order, times, gate, bias = (parameter.detach().numpy() for parameter in learnt)
+    counts = model.counts or CountsLayer(model.settings.embed_dim, model.vocab_size)
+    table = counts.table
     return _Packed(
         model.embedding.weight.detach().numpy(),
-        table.numpy(),
+        pairs.numpy(),
         widen.numpy(),
         recall.project.detach().t().contiguous().numpy(),
         order,
         times,
         gate,
         bias,
+        counts.gate.detach().numpy(),
+        counts.bias.detach().numpy(),
         torch.from_numpy(np.concatenate(words)).clone().numpy().view(dtype),  # a clone is aligned
         np.concatenate(scales),
         torch.stack([model.embedding_norm, *norms, model.norm]).numpy(),
         torch.stack([torch.stack(rows) for rows in channels]).numpy(),
+        table.index,
+        table.starts,
+        table.checks,
+        table.rest,
+        table.confidence,
+        table.first,
+        table.tokens,
+        np.log(table.probability),
     )
 
 

@@ -24,7 +24,8 @@ from numba.extending import intrinsic
 
 from newllm.model.context.lm import HASH_SHIFT, PREVIOUS_FACTOR, TOKEN_FACTOR
 from newllm.model.context.reference import CHANNEL_PARAMETERS
-from newllm.model.kernels.numerics import FAST, ONE, ZERO, inlined, sigmoid
+from newllm.model.counts import cpu as counts_cpu
+from newllm.model.kernels.numerics import FAST, ONE, ZERO, exp, inlined, sigmoid
 from newllm.model.kernels.reference import EPSILON
 from newllm.model.recall import cpu as recall_cpu
 from newllm.model.recall.reference import ORDER_UNIT, TIMES_UNIT
@@ -279,20 +280,49 @@ def _copy_recalled(gate, bias, match, hidden, logits):
     logits[candidate] = max(own, score) + np.log1p(np.exp(-abs(own - score)))
 
 
+@_part
+def _mix_counted(
+    gate, bias, contexts, hidden, logits,
+    rest, confidence, first, followers, log_probability,
+):  # fmt: skip
+    """Let each context have its say: `CountsLayer.mixed`."""
+    peak, total = logits[0], ZERO
+    for i in range(len(logits)):
+        peak = max(peak, logits[i])
+    for i in range(len(logits)):
+        total += exp(logits[i] - peak)
+    total = peak + np.log(total)
+    for k in range(len(contexts)):
+        number = contexts[k]
+        if number < 0:
+            continue
+        score = bias[k, confidence[number]]
+        for i in range(gate.shape[1]):
+            score += gate[k, i] * hidden[i]
+        trust = sigmoid(score)
+        total -= np.log(ONE - trust * (ONE - rest[number]))
+        base = total + np.log(trust)
+        for place in range(first[number], first[number + 1]):
+            own, score = logits[followers[place]], base + log_probability[place]
+            logits[followers[place]] = max(own, score) + np.log1p(np.exp(-abs(own - score)))
+
+
 @functools.cache
 def step_kernel(group: int) -> Any:
     """The step for contexts that are normalised in groups of `group` channels."""
 
     @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
     def step(
-        tokens, slots, embedding, table, widen, project, order, times, gate, bias, matrices,
-        scales, norms, channels, context, tail, previous, recall, recent, looked_up, answering,
-        found,
+        tokens, slots, embedding, table, widen, project, order, times, gate, bias, trust_gate,
+        trust_bias, matrices, scales, norms, channels, index, starts, checks, rest, confidence,
+        first, followers, log_probability, context, tail, previous, recall, recent, looked_up,
+        answering, found,
         stream, normed, projected, read, hidden, branch, logits,
     ):  # fmt: skip
         count, width, layers = len(tokens), norms.shape[1], channels.shape[0]
         s = np.empty((_ROWS, group), np.float32)
         matches = np.zeros(count, np.int64)
+        contexts = np.empty((count, trust_bias.shape[0]), np.int64)
         for n in range(count):
             token, before = tokens[n], previous[0, slots[n]]
             for i in range(width):
@@ -307,6 +337,11 @@ def step_kernel(group: int) -> Any:
                 found[slots[n]] = matches[n]
                 if matches[n] > 0:
                     _add_recalled(embedding, project, order, times, matches[n], branch[n, :width])
+            else:
+                recall_cpu.enter(token, recent[:, slots[n]])
+            if len(rest) > 0:
+                counts_cpu.find(recent[:, slots[n]], index[0, 0], index[0, 1], starts, checks,
+                                contexts[n])  # fmt: skip
             _norm(branch[n], norms[0], stream[n])
             _norm(stream[n], norms[1], normed[n])
         at, row = 0, 0
@@ -335,5 +370,9 @@ def step_kernel(group: int) -> Any:
         for n in range(count):
             if matches[n] > 0:
                 _copy_recalled(gate, bias, matches[n], normed[n], logits[n])
+            if len(rest) > 0:
+                _mix_counted(trust_gate, trust_bias, contexts[n], normed[n],
+                             logits[n, : len(embedding)], rest, confidence, first, followers,
+                             log_probability)  # fmt: skip
 
     return step

@@ -53,11 +53,11 @@ def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
         targets: class of each row, [N].
 
     Returns:
-        sum over the rows of -ln p(target), fp32 scalar (float64 if `logits` is).
+        -ln p(target) of each row, fp32 [N] (float64 if `logits` is).
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_p = wide - wide.logsumexp(dim=1, keepdim=True)
-    nats = -log_p.gather(1, targets[:, None]).sum()
+    nats = -log_p.gather(1, targets[:, None])[:, 0]
     gradient = log_p.exp()
     gradient[torch.arange(len(targets), device=targets.device), targets] -= 1
     logits.copy_(gradient)

@@ -30,6 +30,14 @@ def _is_of(slot, check):
 
 
 @numba.njit(inline="always")
+def enter(token, recent):
+    """Make a token the last one, [5]."""
+    for place in range(len(recent) - 1, 0, -1):
+        recent[place] = recent[place - 1]
+    recent[0] = token + 1
+
+
+@numba.njit(inline="always")
 def step(token, table, looked_up, recent):
     """One token of one sequence: enter it, then look it up; its match.
 
@@ -56,9 +64,7 @@ def step(token, table, looked_up, recent):
             for at in range(way, 0, -1):
                 held[at] = held[at - 1]
             held[0] = token + TIMES_UNIT * times + CHECK_UNIT * check
-    for place in range(LONGEST - 1, 0, -1):
-        recent[place] = recent[place - 1]
-    recent[0] = token + 1
+    enter(token, recent)
     match = np.int64(0)
     value = np.int64(0)
     for length in range(1, LONGEST + 1):

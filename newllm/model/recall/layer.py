@@ -5,9 +5,6 @@ Shapes as in `residual.py`; K orders.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,24 +13,6 @@ from newllm.model.recall.reference import MOST_TIMES, ORDER_UNIT, ORDERS, TIMES_
 
 FIRST_SCORE = -2.0
 """Score of copying at initialization, where the logits are about 0."""
-
-
-@dataclass(frozen=True)
-class Recalled:
-    """What a trunk of a model with recall puts out; it is indexed like its `hidden`."""
-
-    hidden: Tensor
-    """[..., D]."""
-    matches: Tensor
-    """What recall found, int32 [...]."""
-
-    def __getitem__(self, index: Any) -> Recalled:
-        """The same positions of both."""
-        return Recalled(self.hidden[index], self.matches[index])
-
-    @property
-    def device(self) -> torch.device:
-        return self.hidden.device
 
 
 class RecallLayer(nn.Module):
@@ -69,14 +48,13 @@ class RecallLayer(nn.Module):
         rows = rows + F.embedding(order, self.order) + F.embedding(times, self.times)
         return rows.new_zeros(*found.shape, rows.shape[-1]).index_put((found,), rows)
 
-    def copying(self, read: Recalled) -> tuple[Tensor, Tensor]:
+    def copying(self, hidden: Tensor, matches: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates, and the score of copying them, [..., 1] both: -inf where none was found."""
-        candidate, order, times = _parts(read.matches)
-        hidden = read.hidden
+        candidate, order, times = _parts(matches)
         gates = F.linear(hidden, self.gate.to(hidden.dtype))
         gates = gates.to(torch.promote_types(hidden.dtype, torch.float32))
         score = gates.gather(-1, order[..., None]) + self.bias[order, times][..., None]
-        return candidate[..., None], score.masked_fill((read.matches == 0)[..., None], -torch.inf)
+        return candidate[..., None], score.masked_fill((matches == 0)[..., None], -torch.inf)
 
 
 def copied(logits: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
-"""Bits per byte with and without recall, at equal steps and equal parameters.
+"""Bits per byte with and without recall and counts, at equal parameters and steps or minutes.
 
-    newllm bench recall --data-dir rows --steps 300
+    newllm bench memories --data-dir rows --steps 300
+    newllm bench memories --data-dir rows --counts 1MB,4MB,16MB --slots 1024 --sets dolly:bpe
+    newllm bench memories --data-dir rows --minutes 5 --millions 5
 
-Every run has 1.4M parameters (recall's included), 2 layers (GRU: 1, transformer: 3), 32 rows of 128
-tokens a step, Muon and AdamW at the rate 0.006, no dropout, and is scored on all validation rows.
-Runs are kept in --out: a comparison that was stopped goes on where it was.
+Every run has at most so many parameters (recall's included; counts are none), 32 rows of 128 tokens
+a step, Muon and AdamW, no dropout, and is scored on all validation rows. With 1.4M it has 2 layers
+(GRU: 1, transformer: 3) and the rate 0.006, with 5M 0.004. Runs are kept in --out: a comparison
+that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ import click
 from benchmarks.measure import Report, Row, progress, report_options
 from benchmarks.quality import DEPTHS, ROWS, VOCABULARY, place
 from benchmarks.trials import train_trial
+from newllm.config import parse_size
 from newllm.model.shape import matched_widths
 from newllm.model.spec import RECALL_SLOTS
 from newllm.results.summary import Summary, load_summary
 
-MILLIONS, RATE = 1.4, 0.006
+RATES = {1.4: 0.006, 5.0: 0.004}
+"""By millions of parameters."""
 
 
 @dataclass(frozen=True)
@@ -35,27 +40,34 @@ class Run:
     tokenizer: str
     architecture: str
     recall_slots: int
+    counts: int
     seed: int
-    steps: int
+    steps: int | None
+    minutes: float | None
+    millions: float
 
     @property
     def name(self) -> str:
         """Name of its files."""
-        return "_".join(map(str, asdict(self).values()))
+        return "_".join(str(value) for value in asdict(self).values() if value is not None)
 
     def settings(self, data: str) -> dict[str, Any]:
         """Of `newllm train`."""
-        vocabulary = VOCABULARY[MILLIONS] if self.tokenizer == "bpe" else 1000
-        layers = DEPTHS[MILLIONS][self.architecture]
+        bpe = self.tokenizer == "bpe"
+        vocabulary = VOCABULARY[self.millions] if bpe else 1000
+        layers = DEPTHS[self.millions][self.architecture]
+        memories = self.recall_slots, self.counts
         widths = matched_widths(
-            self.architecture, layers, vocabulary, round(1e6 * MILLIONS), True, self.recall_slots
+            self.architecture, layers, vocabulary, round(1e6 * self.millions), bpe, *memories
         )
+        length = "max_steps" if self.minutes is None else "minutes"
         return {
-            "data": data, "tokenizer": self.tokenizer, "vocab_size": VOCABULARY[MILLIONS],
+            "data": data, "tokenizer": self.tokenizer, "vocab_size": VOCABULARY[self.millions],
             "architecture": self.architecture, "num_layers": layers, **widths,
-            "recall_slots": self.recall_slots, "learning_rate": RATE, "batch_size": ROWS,
-            "max_seq_length": 128, "dropout": 0.0, "warmdown_share": 0.6, "patience": 1000,
-            "epochs": 1000, "max_steps": self.steps, "seed": self.seed,
+            "recall_slots": self.recall_slots, "counts": self.counts,
+            "learning_rate": RATES[self.millions], "batch_size": ROWS, "max_seq_length": 128,
+            "dropout": 0.0, "warmdown_share": 0.6, "patience": 1000, "epochs": 1000,
+            length: self.steps if self.minutes is None else self.minutes, "seed": self.seed,
         }  # fmt: skip
 
 
@@ -82,8 +94,11 @@ def _quality(summary: Summary) -> float:
     show_default=True,
 )
 @click.option("--architectures", default="context", show_default=True)
-@click.option("--slots", default=f"0,{RECALL_SLOTS}", show_default=True, help="Of each table.")
+@click.option("--slots", default=f"0,{RECALL_SLOTS}", show_default=True, help="Of recall.")
+@click.option("--counts", default="0,8MB", show_default=True, help="Sizes of the table of counts.")
 @click.option("--steps", default=300, show_default=True, help="Of each training.")
+@click.option("--minutes", type=float, help="Of each training, instead of steps.")
+@click.option("--millions", default="1.4", show_default=True, type=click.Choice(["1.4", "5"]))
 @click.option("--seeds", default=2, show_default=True, help="Trainings of each.")
 @click.option("--cores", default=os.cpu_count(), show_default=True, help="Trainings at a time.")
 @click.option("--out", default="benchmark_runs/recall", show_default=True, type=Path)
@@ -93,18 +108,32 @@ def command(
     sets: str,
     architectures: str,
     slots: str,
+    counts: str,
     steps: int,
+    minutes: float | None,
+    millions: str,
     seeds: int,
     cores: int,
     out: Path,
 ) -> Report:
     pairs = [pair.partition(":")[::2] for pair in sets.split(",")]
     trials = [
-        Run(dataset, tokenizer, architecture, int(number), seed, steps)
+        Run(
+            dataset,
+            tokenizer,
+            architecture,
+            int(number),
+            parse_size(size),
+            seed,
+            None if minutes else steps,
+            minutes,
+            float(millions),
+        )
         for seed in range(seeds)
         for dataset, tokenizer in pairs
         for architecture in architectures.split(",")
         for number in slots.split(",")
+        for size in counts.split(",")
     ]
     with ThreadPoolExecutor(cores) as pool:
         done = dict(
@@ -119,9 +148,12 @@ def command(
                 "set": f"{trial.dataset}:{trial.tokenizer}",
                 "architecture": trial.architecture,
                 "recall_slots": trial.recall_slots,
+                "counts_mb": same[0].counts_bytes / 1e6,
                 "parameters": same[0].parameters,
                 **{f"seed_{seed}": _quality(summary) for seed, summary in enumerate(same)},
                 "ngram": ngram.ppl if ngram.bpb is None else ngram.bpb,
+                "minutes": max(summary.minutes for summary in same),
             }
         )
-    return Report({f"{MILLIONS}M parameters, {steps} steps": table}, {"rate": RATE})
+    length = f"{minutes:g} minutes" if minutes else f"{steps} steps"
+    return Report({f"{millions}M parameters, {length}": table})

@@ -1,0 +1,121 @@
+"""What a model makes of counts: a learnt trust in what each context says.
+
+Shapes: D width of the stream, V vocabulary, K orders of contexts, N positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from newllm.model.counts import followed
+from newllm.model.counts.reference import followers
+from newllm.model.counts.table import CONFIDENCES, MOST_CONTEXT, CountTable, StoredTable
+
+
+class CountsLayer(nn.Module):
+    """The table, and from which hidden states it is trusted.
+
+    From the shortest context to the longest, each one that is known has its say ::
+
+        p_0(w)  = softmax(logits)(w)           # of the network, recall's copying included
+        p_k(w)  = trust_k q_k(w) + (1 - trust_k (1 - rest_k)) p_{k-1}(w)
+        trust_k = sigmoid(gate[k] . hidden + bias[k, rest_k in 16 steps])
+
+    with what `table.py` calls q and rest: sums over w are 1. It is interpolated backing-off (Chen &
+    Goodman 1999) with a learnt weight for each order and the network below the shortest context;
+    mixtures of a network and an n-gram model are from Neubig & Dyer 2016 (arXiv:1606.00499).
+    """
+
+    packed: Tensor
+    """The table as bytes (`StoredTable.pack`), uint8 [n]: a checkpoint has it with the weights."""
+
+    def __init__(self, embed_dim: int, vocab_size: int) -> None:
+        """Without any counts yet."""
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.gate = nn.Parameter(torch.zeros(MOST_CONTEXT, embed_dim))
+        self.bias = nn.Parameter(torch.zeros(MOST_CONTEXT, CONFIDENCES))
+        self.register_buffer("packed", torch.from_numpy(StoredTable.empty().pack()))
+        self._table: CountTable | None = None
+
+    @property
+    def table(self) -> CountTable:
+        """The counts, ready for reading."""
+        if self._table is None:
+            packed = self.packed.numpy(force=True)
+            self._table = CountTable(StoredTable.unpack(packed, self.vocab_size))
+        return self._table
+
+    def set_tables(self, tables: Sequence[StoredTable]) -> None:
+        """Take in a table; and those behind it, which are for training alone."""
+        self.packed = torch.from_numpy(tables[0].pack()).to(self.gate.device)
+        self._table = CountTable(*tables)
+
+    def reserve(self, size: int) -> None:
+        """Make room for a table of so many bytes, which will be loaded."""
+        self.packed = torch.zeros(size, dtype=torch.uint8, device=self.packed.device)
+        self._table = None
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **named: Any
+    ) -> None:
+        """A table is as large as it is."""
+        packed = state_dict.get(f"{prefix}packed")
+        if packed is not None and packed.shape != self.packed.shape:
+            self.reserve(len(packed))
+        self._table = None
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **named)
+
+    def mixing(self, hidden: Tensor, contexts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """How p_K(target) = counted + left * p_0(target) is mixed: both [N].
+
+        Args:
+            hidden: [N, D].
+            contexts: that were found, [N, K].
+            targets: ids, [N].
+        """
+        trust, kept = self.trust(hidden, contexts)
+        said = trust * followed(self.table, contexts, targets)
+        counted, left = torch.zeros_like(said[:, 0]), torch.ones_like(said[:, 0])
+        for order in range(MOST_CONTEXT):
+            counted = said[:, order] + kept[:, order] * counted
+            left = kept[:, order] * left
+        return counted, left
+
+    def mixed(self, logits: Tensor, hidden: Tensor, contexts: Tensor) -> Tensor:
+        """Logits of p_K [..., V] from those of p_0; only those of followers change."""
+        shape = logits.shape
+        contexts = contexts.reshape(-1, MOST_CONTEXT)
+        trust, kept = self.trust(hidden.reshape(-1, hidden.shape[-1]), contexts)
+        logits = logits.reshape(-1, shape[-1]).to(trust.dtype)
+        # p_k(w) = exp(logit(w) - total_k): what is left for the rest goes into the total.
+        total = logits.logsumexp(dim=1)
+        for order in range(MOST_CONTEXT):
+            total = total - kept[:, order].log()
+            rows, places = followers(self.table, contexts[:, order].numpy())
+            tokens = torch.from_numpy(self.table.tokens[places].astype(np.int64)).to(logits.device)
+            said = torch.from_numpy(self.table.probability[places]).to(logits)
+            row = torch.from_numpy(rows).to(logits.device)
+            score = total[row] + trust[row, order].log() + said.log()
+            both = torch.logaddexp(logits[row, tokens], score)
+            logits = logits.index_put((row, tokens), both)
+        return logits.view(shape)
+
+    def trust(self, hidden: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """trust (0 where a context is unknown) and 1 - trust (1 - rest), [N, K] both."""
+        where, known = contexts.numpy(), (contexts >= 0).to(hidden.device)
+        if len(self.table) == 0:
+            return torch.zeros_like(known, dtype=torch.float32), torch.ones_like(known).float()
+        gates = F.linear(hidden, self.gate.to(hidden.dtype))
+        gates = gates.to(torch.promote_types(hidden.dtype, torch.float32))
+        confidence = torch.from_numpy(self.table.confidence[where].astype(np.int64))
+        bias = self.bias[torch.arange(MOST_CONTEXT), confidence.to(hidden.device)]
+        trust = torch.sigmoid(gates + bias).masked_fill(~known, 0.0)
+        covered = torch.from_numpy(1 - self.table.rest[where]).to(trust)
+        return trust, 1 - trust * covered

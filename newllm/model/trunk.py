@@ -1,0 +1,35 @@
+"""What a model with memories beside its network says of each token, before its head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrunkOutput:
+    """Hidden states, and what the memories found; it is indexed like its `hidden`."""
+
+    hidden: Tensor
+    """[..., D]."""
+    matches: Tensor | None = None
+    """What recall found, int32 [...]; None without recall."""
+    contexts: Tensor | None = None
+    """Numbers of the contexts that the table of counts knows, -1 for none, int32 [..., K] on the
+    CPU; None without counts."""
+
+    def __getitem__(self, index: Any) -> TrunkOutput:
+        """The same positions of all."""
+        matches = None if self.matches is None else self.matches[index]
+        contexts = self.contexts
+        if contexts is not None:
+            here = index.cpu() if isinstance(index, Tensor) else index
+            contexts = contexts[here]
+        return TrunkOutput(self.hidden[index], matches, contexts)
+
+    @property
+    def device(self) -> torch.device:
+        return self.hidden.device
