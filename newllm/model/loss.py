@@ -20,6 +20,9 @@ from newllm.model.kernels import softmax_gradient_
 _CHUNK_ELEMENTS = 1024 * 1024
 """Logits held at a time: 4 MB in fp32, about what a core's cache holds."""
 
+_LEAST = 1e-37
+"""Probabilities are taken for no less, so that their ratios and logarithms are finite."""
+
 
 def sum_of_nats(
     hidden: Tensor,
@@ -41,7 +44,8 @@ def sum_of_nats(
         targets: next-token ids, same leading shape as `hidden`; `IGNORED` is not scored.
         copying: an entry of each position and the score of copying it, [..., 1] both, -inf for
             none; its logit becomes ln(exp(logit) + exp(score)).
-        mixing: counted and left, [...] both: p(target) is counted + left * the network's.
+        mixing: counted and left, [...] both: the network's p(target), before anything is copied,
+            becomes counted + left * p(target).
 
     Returns:
         fp32 scalar. Divide by the number of scored tokens (of the whole batch, over all
@@ -105,33 +109,46 @@ class _SumOfNats(torch.autograd.Function):
                 logits = F.linear(rows, matrix)
                 if bias is not None:
                     logits += bias
-                own, learnt = None, None
+                own = None
                 if entries is not None and scores is not None:
                     own = _let_copy_(logits, entries[part, None], scores[part, None])
+                wanted = targets[part, None]
+                of_target = logits.gather(1, wanted)[:, 0].float()
                 of_network = softmax_gradient_(logits, targets[part])
                 d_logits = logits  # what they have become
+                d_copying = None
+                if own is not None and entries is not None and scores is not None:
+                    lead = scores[part, None] - own
+                    d_copying = _divide_(d_logits, entries[part, None], lead)[:, 0]
                 if counted is None or left is None:
                     nats += of_network.sum()
                 else:
-                    p = torch.exp(-of_network)
-                    mixture = counted[part] + left[part] * p
+                    p = torch.exp(-of_network).clamp(min=_LEAST)
+                    copied, by_copying = torch.zeros_like(p), torch.zeros_like(p)
+                    if own is not None and entries is not None and scores is not None:
+                        copied = torch.exp(scores[part] - of_target - of_network)
+                        by_copying = (entries[part] == targets[part]) * copied
+                    alone = (p - by_copying).clamp(min=0)  # what the network has without copying
+                    mixture = (1 - copied) * counted[part] + left[part] * alone + by_copying
+                    mixture = mixture.clamp(min=_LEAST)
                     nats -= mixture.log().sum()
-                    # The gradient of -ln mixture is that of -ln p, times p's part of the mixture.
-                    learnt = (1 + left[part] * p / mixture)[:, None]
                     if d_counted is not None and d_left is not None:
-                        d_counted[part], d_left[part] = -1 / mixture, -p / mixture
+                        d_counted[part], d_left[part] = (copied - 1) / mixture, -alone / mixture
+                        # -ln mixture = ln Z' - ln(counted Z + left exp(logit) + exp(score) where
+                        # the target is copied), Z' = Z + exp(score); its gradient is added.
+                        more = 1 - counted[part] / mixture
+                        d_logits *= (1 + more)[:, None].to(dtype)
+                        of_wanted = alone * (more / p - left[part] / mixture)
+                        d_logits.scatter_add_(1, wanted, of_wanted[:, None].to(dtype))
+                        if d_copying is not None:
+                            d_copying = d_copying + copied - by_copying / mixture
                 if d_hidden is None or d_weight is None:
                     continue
                 if d_bias is not None:
                     d_bias += d_logits.sum(dim=0)
-                if own is not None and entries is not None and scores is not None:
-                    assert d_scores is not None
-                    d_own = _divide_(d_logits, entries[part, None], scores[part, None] - own)
-                    d_scores[part] = (d_own if learnt is None else d_own * learnt)[:, 0]
-                d_rows = d_logits @ matrix
-                if learnt is not None:
-                    d_rows, rows = d_rows * learnt, rows * learnt.to(dtype)
-                d_hidden[part] = d_rows
+                if d_scores is not None and d_copying is not None:
+                    d_scores[part] = d_copying
+                d_hidden[part] = d_logits @ matrix
                 d_weight += d_logits.t() @ rows
         ctx.grads = d_hidden, d_weight, d_bias, d_counted, d_left, d_scores
         return nats

@@ -356,11 +356,14 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         return self.with_memories(F.linear(said.hidden, self.embedding.weight), said)
 
     def with_memories(self, logits: Tensor, said: TrunkOutput) -> Tensor:
-        """Logits [..., V] of the head, after recall and the counts have had their say."""
-        if self.recall is not None and said.matches is not None:
-            logits = copied(logits, *self.recall.copying(said.hidden, said.matches))
+        """Logits [..., V] of the head, after the counts and then recall have had their say."""
+        above: Tensor | float = 0.0
         if self.counts is not None and said.contexts is not None:
-            logits = self.counts.mixed(logits, said.hidden, said.contexts)
+            logits, above = self.counts.mixed(logits, said.hidden, said.contexts)
+            above = above[..., None]
+        if self.recall is not None and said.matches is not None:
+            candidates, scores = self.recall.copying(said.hidden, said.matches)
+            logits = copied(logits, candidates, scores + above)
         return logits
 
     def without_counts(self) -> ResidualLM[BoundariesT]:

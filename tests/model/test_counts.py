@@ -132,7 +132,7 @@ def test_every_distribution_sums_to_one(architecture: str, recall: int) -> None:
     with torch.no_grad():
         last = hidden[:, -1:]
         assert last.contexts is not None
-        network = model.without_counts().logits(last).softmax(-1)
+        network = F.linear(last.hidden, model.embedding.weight).softmax(-1)
         every = torch.arange(VOCAB)
         for row in range(3):
             counted, left = model.counts.mixing(
@@ -140,6 +140,15 @@ def test_every_distribution_sums_to_one(architecture: str, recall: int) -> None:
             )
             p = counted + left * network[row, 0]
             assert float(p.sum()) == pytest.approx(1, abs=1e-6)
+            if recall:  # the loss, of each token by itself
+                said = last[row]
+                same = TrunkOutput(
+                    said.hidden.expand(VOCAB, -1), said.matches.expand(VOCAB),
+                    said.contexts.expand(VOCAB, -1),
+                )  # fmt: skip
+                p = torch.stack([torch.exp(-model.loss(same[t : t + 1], every[t : t + 1]))
+                                 for t in range(VOCAB)])  # fmt: skip
+                assert float(p.sum()) == pytest.approx(1, abs=2e-6)
             mixed = model.logits(last)[row, 0]
             # Logits are those of p but for what is taken from all: the total is what it was.
             torch.testing.assert_close(mixed.softmax(-1), p, atol=1e-6, rtol=1e-5)

@@ -270,28 +270,18 @@ def _add_recalled(embedding, project, order, times, match, x):
 
 
 @_part
-def _copy_recalled(gate, bias, match, hidden, logits):
-    """Let the logit of what recall found have the score of copying it: `RecallLayer.copying`."""
-    k, candidate = match // ORDER_UNIT, match % TIMES_UNIT
-    score = bias[k, match % ORDER_UNIT // TIMES_UNIT]
-    for i in range(gate.shape[1]):
-        score += gate[k, i] * hidden[i]
-    own = logits[candidate]
-    logits[candidate] = max(own, score) + np.log1p(np.exp(-abs(own - score)))
-
-
-@_part
 def _mix_counted(
     gate, bias, contexts, hidden, logits,
     rest, confidence, first, followers, log_probability,
 ):  # fmt: skip
-    """Let each context have its say: `CountsLayer.mixed`."""
+    """Let each context have its say: `CountsLayer.mixed`; by how much the total rises."""
     peak, total = logits[0], ZERO
     for i in range(len(logits)):
         peak = max(peak, logits[i])
     for i in range(len(logits)):
         total += exp(logits[i] - peak)
-    total = peak + np.log(total)
+    before = peak + np.log(total)
+    total = before
     for k in range(len(contexts)):
         number = contexts[k]
         if number < 0:
@@ -304,7 +294,24 @@ def _mix_counted(
         base = total + np.log(trust)
         for place in range(first[number], first[number + 1]):
             own, score = logits[followers[place]], base + log_probability[place]
-            logits[followers[place]] = max(own, score) + np.log1p(np.exp(-abs(own - score)))
+            logits[followers[place]] = _log_of_sum(own, score)
+    return total - before
+
+
+@_part
+def _copy_recalled(gate, bias, match, hidden, logits, above):
+    """Let the logit of what recall found have the score of copying it: `RecallLayer.copying`."""
+    k, candidate = match // ORDER_UNIT, match % TIMES_UNIT
+    score = bias[k, match % ORDER_UNIT // TIMES_UNIT] + above
+    for i in range(gate.shape[1]):
+        score += gate[k, i] * hidden[i]
+    logits[candidate] = _log_of_sum(logits[candidate], score)
+
+
+@inlined
+def _log_of_sum(a, b):
+    """ln(exp(a) + exp(b))."""
+    return max(a, b) + np.log1p(np.exp(-abs(a - b)))
 
 
 @functools.cache
@@ -368,11 +375,12 @@ def step_kernel(group: int) -> Any:
                 _norm(stream[n], norms[2 * layer + 3], normed[n])
         _product(matrices, at, scales, row, normed, logits, count)
         for n in range(count):
-            if matches[n] > 0:
-                _copy_recalled(gate, bias, matches[n], normed[n], logits[n])
+            above = ZERO
             if len(rest) > 0:
-                _mix_counted(trust_gate, trust_bias, contexts[n], normed[n],
-                             logits[n, : len(embedding)], rest, confidence, first, followers,
-                             log_probability)  # fmt: skip
+                above = _mix_counted(trust_gate, trust_bias, contexts[n], normed[n],
+                                     logits[n, : len(embedding)], rest, confidence, first,
+                                     followers, log_probability)  # fmt: skip
+            if matches[n] > 0:
+                _copy_recalled(gate, bias, matches[n], normed[n], logits[n], above)
 
     return step

@@ -23,13 +23,14 @@ class CountsLayer(nn.Module):
 
     From the shortest context to the longest, each one that is known has its say ::
 
-        p_0(w)  = softmax(logits)(w)           # of the network, recall's copying included
+        p_0(w)  = softmax(logits)(w)
         p_k(w)  = trust_k q_k(w) + (1 - trust_k (1 - rest_k)) p_{k-1}(w)
         trust_k = sigmoid(gate[k] . hidden + bias[k, rest_k in 16 steps])
 
     with what `table.py` calls q and rest: sums over w are 1. It is interpolated backing-off (Chen &
     Goodman 1999) with a learnt weight for each order and the network below the shortest context;
     mixtures of a network and an n-gram model are from Neubig & Dyer 2016 (arXiv:1606.00499).
+    Recall's copying comes on top: what stands in this text goes before what stood in others.
     """
 
     packed: Tensor
@@ -88,14 +89,17 @@ class CountsLayer(nn.Module):
             left = kept[:, order] * left
         return counted, left
 
-    def mixed(self, logits: Tensor, hidden: Tensor, contexts: Tensor) -> Tensor:
-        """Logits of p_K [..., V] from those of p_0; only those of followers change."""
+    def mixed(self, logits: Tensor, hidden: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of p_K from those of p_0 [..., V]: only those of followers change.
+
+        And by how much their logarithm of the sum of exponentials is above what it was, [...].
+        """
         shape = logits.shape
         contexts = contexts.reshape(-1, MOST_CONTEXT)
         trust, kept = self.trust(hidden.reshape(-1, hidden.shape[-1]), contexts)
         logits = logits.reshape(-1, shape[-1]).to(trust.dtype)
         # p_k(w) = exp(logit(w) - total_k): what is left for the rest goes into the total.
-        total = logits.logsumexp(dim=1)
+        before = total = logits.logsumexp(dim=1)
         for order in range(MOST_CONTEXT):
             total = total - kept[:, order].log()
             rows, places = followers(self.table, contexts[:, order].numpy())
@@ -105,7 +109,7 @@ class CountsLayer(nn.Module):
             score = total[row] + trust[row, order].log() + said.log()
             both = torch.logaddexp(logits[row, tokens], score)
             logits = logits.index_put((row, tokens), both)
-        return logits.view(shape)
+        return logits.view(shape), (total - before).view(shape[:-1])
 
     def trust(self, hidden: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
         """trust (0 where a context is unknown) and 1 - trust (1 - rest), [N, K] both."""
