@@ -35,8 +35,9 @@ def sum_of_nats(
     """Sum over the scored positions of -ln p(target), differentiable.
 
     With `mixing`, what is differentiated is the sum of this and of the network's own -ln p(target):
-    from the mixture alone a network learns only what the counts do not know, and not well (docs/
-    LOG.md).
+    from the mixture alone a network learns only what the counts do not know, and not well. Of the
+    two, the score of copying is differentiated in the network's alone: else a model that can count
+    copies less, and no longer what no training row has (docs/LOG.md).
 
     Args:
         hidden: output of the model's trunk, [..., D].
@@ -140,8 +141,6 @@ class _SumOfNats(torch.autograd.Function):
                         d_logits *= (1 + more)[:, None].to(dtype)
                         of_wanted = alone * (more / p - left[part] / mixture)
                         d_logits.scatter_add_(1, wanted, of_wanted[:, None].to(dtype))
-                        if d_copying is not None:
-                            d_copying = d_copying + copied - by_copying / mixture
                 if d_hidden is None or d_weight is None:
                     continue
                 if d_bias is not None:
