@@ -142,6 +142,8 @@ def test_every_distribution_sums_to_one(architecture: str, recall: int) -> None:
             assert float(p.sum()) == pytest.approx(1, abs=1e-6)
             if recall:  # the loss, of each token by itself
                 said = last[row]
+                assert said.matches is not None
+                assert said.contexts is not None
                 same = TrunkOutput(
                     said.hidden.expand(VOCAB, -1), said.matches.expand(VOCAB),
                     said.contexts.expand(VOCAB, -1),
