@@ -72,7 +72,9 @@ def gradients(model: LanguageModel, hiddens: list[Tensor]) -> list[Tensor]:
 def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
     assert len(a) == len(b)
     for x, y in zip(a, b, strict=True):
-        torch.testing.assert_close(x, y, rtol=2e-4, atol=2e-4)
+        # Sums of many parts are rounded by their largest: those of all logits' squares, too.
+        largest = float(y.detach().abs().max()) if y.numel() else 0.0
+        torch.testing.assert_close(x, y, rtol=2e-4, atol=max(2e-4, 2e-5 * largest))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
