@@ -135,19 +135,13 @@ def _config(model: TrainedModel, tokenizer: BPE) -> dict[str, Any]:
         },
         "vocab_size": tokenizer.vocab_size,
         **model.settings.model_dump(include=set(SHAPE)),
-        "counts": _bytes_of_counts(model.model),
+        "counts": model.counts_bytes,
         "pad_token_id": 0,
         "bos_token_id": tokenizer.bos,
         "eos_token_id": tokenizer.end,
         "dtype": "float32",
         "record": record,
     }
-
-
-def _bytes_of_counts(model: torch.nn.Module) -> int:
-    """Size of the model's table of counts, 0 without one."""
-    assert isinstance(model, ContextLM)
-    return 0 if model.counts is None else len(model.counts.packed)
 
 
 def _generation() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Counts on a CPU: the same numbers as `table.py`, in machine code."""
+"""Counts on a CPU: the same numbers as `reference.py`, in machine code."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def contexts(
     lengths: Tensor | None,
     recent: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    """See :func:`newllm.model.counts.reference.contexts`."""
     batch, time = ids.shape
     recent = recent.clone()
     found = torch.full((batch, time, MOST_CONTEXT), -1, dtype=torch.int32)
@@ -77,6 +78,7 @@ def _followed(contexts, targets, first, tokens, probability, found):
 
 
 def followed(table: CountTable, contexts: Tensor, targets: Tensor) -> Tensor:
+    """See :func:`newllm.model.counts.reference.followed`."""
     found = torch.zeros(contexts.shape, dtype=torch.float32)
     use_torch_threads()
     _followed(
