@@ -21,7 +21,6 @@ from newllm.data.shards import EncodedSplit
 from newllm.data.tokenizers import Tokenizer, Word1000
 from newllm.model import LanguageModel
 from newllm.model.loss import chunk_rows
-from newllm.model.residual import ResidualLM
 from newllm.results.records import Metrics
 
 EVALUATION_ROW = 256
@@ -131,20 +130,16 @@ def _score(
     sums = Sums(tokens=len(targets), assistant_tokens=int(assistant.sum()))
     sums.unk_tokens = int((targets == unk).sum()) if unk is not None else 0
     targets, assistant = targets.to(hidden.device), assistant.to(hidden.device)
-    network = None
-    if isinstance(model, ResidualLM) and model.counts is not None:
-        network = model.without_counts()
     step = chunk_rows(model.vocab_size)
     for start in range(0, len(targets), step):
         part = slice(start, start + step)
-        logits = model.logits(hidden[part]).float()
-        nats = F.cross_entropy(logits, targets[part], reduction="none").double()
+        scores = model.token_scores(hidden[part], targets[part])
+        nats = scores.nats.double()
         sums.nats += float(nats.sum())
-        if network is not None:
-            alone = network.logits(hidden[part]).float()
-            sums.network_nats += float(F.cross_entropy(alone, targets[part], reduction="sum"))
         sums.assistant_nats += float(nats[assistant[part]].sum())
-        sums.hits += int((logits.argmax(dim=-1) == targets[part]).sum())
+        sums.hits += int(scores.hit.sum())
+        if scores.without_counts is not None:
+            sums.network_nats += float(scores.without_counts.double().sum())
     return sums
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from newllm.data.loader import IGNORED
 from newllm.model.kernels import softmax_gradient_
+from newllm.model.recall.layer import let_copy_
 
 _CHUNK_ELEMENTS = 1024 * 1024
 """Logits held at a time: 4 MB in fp32, about what a core's cache holds."""
@@ -112,7 +113,7 @@ class _SumOfNats(torch.autograd.Function):
                     logits += bias
                 own = None
                 if entries is not None and scores is not None:
-                    own = _let_copy_(logits, entries[part, None], scores[part, None])
+                    own = let_copy_(logits, entries[part, None], scores[part, None])
                 wanted = targets[part, None]
                 of_target = logits.gather(1, wanted)[:, 0].float()
                 of_network = softmax_gradient_(logits, targets[part])
@@ -158,13 +159,6 @@ class _SumOfNats(torch.autograd.Function):
             None if grad is None else grad * grad_outputs[0] for grad in ctx.grads
         )
         return d_hidden, d_weight, d_bias, None, d_counted, d_left, None, d_scores, None, None
-
-
-def _let_copy_(logits: Tensor, entries: Tensor, scores: Tensor) -> Tensor:
-    """Add copying to the logits [N, V] of entries [N, 1]; what the logits were, [N, 1]."""
-    own = logits.gather(1, entries).to(scores.dtype)
-    logits.scatter_(1, entries, torch.logaddexp(own, scores).to(logits.dtype))
-    return own
 
 
 def _divide_(d_logits: Tensor, entries: Tensor, lead: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from newllm.model.counts.table import MOST_CONTEXT
 from newllm.model.kernels import EPSILON, Noise, active_kernel, add_norm, squared_relu
 from newllm.model.loss import compute_dtype, sum_of_nats
 from newllm.model.recall import recall
-from newllm.model.recall.layer import RecallLayer, copied
+from newllm.model.recall.layer import RecallLayer, let_copy_
 from newllm.model.recall.reference import LONGEST, ORDERS, WAYS
-from newllm.model.trunk import TrunkOutput
+from newllm.model.trunk import TokenScores, TrunkOutput
 
 State = dict[str, Tensor]
 """Everything a model carries from token to token: plain tensors, the sequences in dimension 1."""
@@ -357,14 +357,38 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
 
     def with_memories(self, logits: Tensor, said: TrunkOutput) -> Tensor:
         """Logits [..., V] of the head, after the counts and then recall have had their say."""
-        above: Tensor | float = 0.0
+        if said.matches is None and said.contexts is None:
+            return logits
+        changed, said = logits.flatten(0, -2).clone(), said.flat()
+        copying = self._copying(said)
         if self.counts is not None and said.contexts is not None:
-            logits, above = self.counts.mixed(logits, said.hidden, said.contexts)
-            above = above[..., None]
-        if self.recall is not None and said.matches is not None:
-            candidates, scores = self.recall.copying(said.hidden, said.matches)
-            logits = copied(logits, candidates, scores + above)
-        return logits
+            total = logits.flatten(0, -2).logsumexp(dim=1)
+            above = self.counts.mix_(changed, total, said.hidden, said.contexts) - total
+            copying = copying and (copying[0], copying[1] + above[:, None])
+        if copying is not None:
+            let_copy_(changed, *copying)
+        return changed.view(logits.shape)
+
+    def _copying(self, said: TrunkOutput) -> tuple[Tensor, Tensor] | None:
+        """Candidates and scores of copying, [..., 1] both; None without recall."""
+        if self.recall is None or said.matches is None:
+            return None
+        return self.recall.copying(said.hidden, said.matches)
+
+    def token_scores(self, hidden: Hidden, targets: Tensor) -> TokenScores:
+        """How N positions [N, D] predict their targets [N], in one pass over their logits."""
+        said = hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)
+        logits = F.linear(said.hidden, self.embedding.weight).float()
+        total, copying, without_counts = logits.logsumexp(dim=1), self._copying(said), None
+        if self.counts is not None and said.contexts is not None:
+            without_counts = _nats(logits, total, copying, targets)
+            before = total
+            total = self.counts.mix_(logits, before, said.hidden, said.contexts)
+            copying = copying and (copying[0], copying[1] + (total - before)[:, None])
+        nats = _nats(logits, total, copying, targets)
+        if copying is not None:
+            let_copy_(logits, *copying)
+        return TokenScores(nats, logits.argmax(dim=1) == targets, without_counts)
 
     def without_counts(self) -> ResidualLM[BoundariesT]:
         """The same model, its weights shared, without its table of counts."""
@@ -378,15 +402,26 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         scored = targets != IGNORED
         if not bool(scored.all()):
             said, targets = said[scored], targets[scored]
-        copying, mixing = None, None
-        if self.recall is not None and said.matches is not None:
-            copying = self.recall.copying(said.hidden, said.matches)
+        copying, mixing = self._copying(said), None
         if self.counts is not None and said.contexts is not None:
             mixing = self.counts.mixing(
                 said.hidden.flatten(0, -2), said.contexts.flatten(0, -2), targets.flatten()
             )
         weight = self.embedding.weight
         return sum_of_nats(said.hidden, weight, None, targets, copying, mixing)
+
+
+def _nats(
+    logits: Tensor, total: Tensor, copying: tuple[Tensor, Tensor] | None, targets: Tensor
+) -> Tensor:
+    """-ln p(target), [N], of logits [N, V] with this ln of the sum of exponentials, and copying."""
+    of_target = logits.gather(1, targets[:, None])[:, 0]
+    if copying is not None:
+        candidates, scores = copying[0][:, 0], copying[1][:, 0]
+        total = torch.logaddexp(total, scores)
+        copied = torch.logaddexp(of_target, scores)
+        of_target = torch.where(candidates == targets, copied, of_target)
+    return total - of_target
 
 
 def runs_on_numba(x: Tensor) -> bool:

@@ -30,6 +30,25 @@ class TrunkOutput:
             contexts = contexts[here]
         return TrunkOutput(self.hidden[index], matches, contexts)
 
+    def flat(self) -> TrunkOutput:
+        """All positions in one dimension, N."""
+        flat = [p if p is None else p.flatten(0, -2) for p in (self.hidden, self.contexts)]
+        matches = None if self.matches is None else self.matches.flatten()
+        assert flat[0] is not None
+        return TrunkOutput(flat[0], matches, flat[1])
+
     @property
     def device(self) -> torch.device:
         return self.hidden.device
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """How N positions predict what comes next."""
+
+    nats: Tensor
+    """-ln p(target), [N]."""
+    hit: Tensor
+    """Whether the target is the likeliest of all tokens, bool [N]."""
+    without_counts: Tensor | None
+    """-ln p(target) of the model without its table of counts, [N]; None where it has none."""

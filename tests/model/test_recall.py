@@ -16,7 +16,7 @@ from newllm.config import ModelSettings
 from newllm.inference.decoder import Decoder, make_decoder
 from newllm.model import build_model
 from newllm.model.recall import cpu, reference
-from newllm.model.recall.layer import copied
+from newllm.model.recall.layer import let_copy_
 from newllm.model.recall.reference import (
     LONGEST,
     MOST_TIMES,
@@ -203,10 +203,11 @@ def test_what_no_row_has_is_copied_like_any_other() -> None:
     """However unlikely the model finds a word by itself, copying adds its own probability."""
     logits = torch.zeros(2, 5)
     logits[:, 3] = -50
-    scores = torch.tensor([[4.0], [-torch.inf]])
-    p = copied(logits, torch.tensor([[3], [0]]), scores).softmax(-1)
+    before, scores = logits.clone(), torch.tensor([[4.0], [-torch.inf]])
+    let_copy_(logits, torch.tensor([[3], [0]]), scores)
+    p = logits.softmax(-1)
     assert float(p[0, 3]) == pytest.approx(np.exp(4) / (4 + np.exp(4)))
-    torch.testing.assert_close(p[1], logits[1].softmax(-1))
+    torch.testing.assert_close(p[1], before[1].softmax(-1))
 
 
 @pytest.mark.parametrize("architecture", ["context", "gru", "transformer"])
@@ -246,7 +247,10 @@ def test_gradients_are_right_in_float64() -> None:
         copying = torch.func.functional_call(
             _Copying(model.recall), {"layer.gate": gate, "layer.bias": bias}, (hidden,)
         )
-        return copied(F.linear(hidden.hidden, model.embedding.weight), *copying).square().sum()
+        logits = F.linear(hidden.hidden, model.embedding.weight)
+        logits = logits.flatten(0, 1)
+        let_copy_(logits, *(part.flatten(0, 1) for part in copying))
+        return logits.square().sum()
 
     assert torch.autograd.gradcheck(loss, parameters)
 

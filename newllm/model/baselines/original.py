@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from newllm.config import ModelSettings
 from newllm.model.kernels import Noise, active_kernel
 from newllm.model.loss import sum_of_nats
+from newllm.model.trunk import TokenScores
 
 _INIT_STD = 0.02
 
@@ -117,6 +118,12 @@ class OriginalLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every next token, [..., H] -> [..., V]."""
         return self.output(hidden)
+
+    def token_scores(self, hidden: Tensor, targets: Tensor) -> TokenScores:
+        """How N positions [N, H] predict their targets [N]."""
+        logits = self.logits(hidden).float()
+        nats = F.cross_entropy(logits, targets, reduction="none")
+        return TokenScores(nats, logits.argmax(dim=1) == targets, None)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Sum of nats over the scored targets; see :func:`newllm.model.loss.sum_of_nats`."""

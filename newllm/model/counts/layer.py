@@ -89,17 +89,20 @@ class CountsLayer(nn.Module):
             left = kept[:, order] * left
         return counted, left
 
-    def mixed(self, logits: Tensor, hidden: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of p_K from those of p_0 [..., V]: only those of followers change.
+    def mix_(self, logits: Tensor, total: Tensor, hidden: Tensor, contexts: Tensor) -> Tensor:
+        """Change logits of p_0 into those of p_K, in place: only those of followers change.
 
-        And by how much their logarithm of the sum of exponentials is above what it was, [...].
+        Args:
+            logits: [N, V].
+            total: the logarithm of the sum of their exponentials, [N]; not changed.
+            hidden: [N, D].
+            contexts: that were found, [N, K].
+
+        Returns:
+            the same logarithm after it, [N].
         """
-        shape = logits.shape
-        contexts = contexts.reshape(-1, MOST_CONTEXT)
-        trust, kept = self.trust(hidden.reshape(-1, hidden.shape[-1]), contexts)
-        logits = logits.reshape(-1, shape[-1]).to(trust.dtype)
+        trust, kept = self.trust(hidden, contexts)
         # p_k(w) = exp(logit(w) - total_k): what is left for the rest goes into the total.
-        before = total = logits.logsumexp(dim=1)
         for order in range(MOST_CONTEXT):
             total = total - kept[:, order].log()
             rows, places = followers(self.table, contexts[:, order].numpy())
@@ -108,8 +111,8 @@ class CountsLayer(nn.Module):
             row = torch.from_numpy(rows).to(logits.device)
             score = total[row] + trust[row, order].log() + said.log()
             both = torch.logaddexp(logits[row, tokens], score)
-            logits = logits.index_put((row, tokens), both)
-        return logits.view(shape), (total - before).view(shape[:-1])
+            logits.index_put_((row, tokens), both.to(logits.dtype))
+        return total
 
     def trust(self, hidden: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
         """trust (0 where a context is unknown) and 1 - trust (1 - rest), [N, K] both."""

@@ -57,11 +57,15 @@ class RecallLayer(nn.Module):
         return candidate[..., None], score.masked_fill((matches == 0)[..., None], -torch.inf)
 
 
-def copied(logits: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
-    """Logits [..., V] in which copying is an entry that the candidates [..., 1] have besides."""
-    own = logits.gather(-1, candidates)
-    both = torch.logaddexp(own.to(scores.dtype), scores)
-    return logits.scatter(-1, candidates, both.to(logits.dtype))
+def let_copy_(logits: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
+    """Give candidates [N, 1] the entry of copying besides their own in logits [N, V], in place.
+
+    Returns:
+        what their logits were, [N, 1], in the type of the scores.
+    """
+    own = logits.gather(1, candidates).to(scores.dtype)
+    logits.scatter_(1, candidates, torch.logaddexp(own, scores).to(logits.dtype))
+    return own
 
 
 def _parts(matches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
