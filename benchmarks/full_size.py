@@ -21,7 +21,7 @@ import tokenizers
 
 from benchmarks.dialogues import write_dialogues
 from benchmarks.measure import PeakMemory, Report, Row, progress
-from newllm.data.encode import usable_cores
+from newllm.cores import usable_cores
 from newllm.data.tokenizers import load_tokenizer
 from newllm.errors import UserError
 

@@ -184,6 +184,13 @@ class RunSettings(_Settings):
     """Where the run happens and what it leaves behind."""
 
     device: str = Field("auto", description="where it is computed: auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="threads on a CPU (default: OMP_NUM_THREADS, else the cores that are free, "
+        "followed as training goes on)",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the matrix products; auto: the fastest here"
     )
@@ -240,7 +247,7 @@ def option_name(field: str) -> str:
 DEFAULT_OUT: str = Settings.model_fields["out"].default
 
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
-    {"out", "name", "save_minutes", "tensorboard", "device", "data"}
+    {"out", "name", "save_minutes", "tensorboard", "device", "threads", "data"}
 )
 """Settings that may differ when a run is resumed (moved rows are known by their fingerprint)."""
 

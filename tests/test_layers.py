@@ -17,8 +17,8 @@ PACKAGE = Path(newllm.__file__).parent
 ROOT = PACKAGE.parent
 
 LAYERS = [
-    {"errors", "files"},
-    {"config", "device"},
+    {"cores", "errors", "files"},
+    {"config", "device", "threads"},
     {"datasets"},
     {"data"},
     {"model"},

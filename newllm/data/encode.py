@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from newllm.cores import usable_cores
 from newllm.data.render import ChatRenderer, Document, make_renderer, render_rows
 from newllm.data.rows import Item, Malformed
 from newllm.data.tokenizers import Tokenizer, Word1000, from_dict
@@ -181,13 +182,6 @@ def encode_blocks(
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from newllm.inference.answer_text import AnswerText
 from newllm.inference.decoder import Decoder, Snapshot, Stream
 from newllm.inference.sampler import RngState, Sampler
 from newllm.model import State
+from newllm.threads import FreeThreads
 
 PREFILL_TOKENS = 256
 """Prompt tokens read in a round: how long other answers wait for a prompt."""
@@ -166,6 +167,7 @@ class Engine:
         return True
 
     def _run(self) -> None:
+        self._threads = FreeThreads()  # torch counts those of each thread by itself
         while self._take_arrivals():
             try:
                 self._round()
@@ -224,6 +226,8 @@ class Engine:
 
     def _read(self) -> None:
         """Read a part of the prompts, in turn; a job whose prompt is read begins to write."""
+        if self._reading:
+            self._threads.look()
         budget = PREFILL_TOKENS
         while self._reading and budget > 0:
             running = self._reading.popleft()

@@ -29,6 +29,7 @@ from newllm.model.recall.reference import in_sets
 from newllm.model.residual import ResidualLM
 from newllm.model.spec import find_spec
 from newllm.results.records import EpochRecord, Metrics
+from newllm.threads import TrainingThreads
 from newllm.train.counting import Counts
 from newllm.train.distributed import Processes, StepFlags
 from newllm.train.log import EpochLog, describe_expectation, validation_line
@@ -125,6 +126,9 @@ class Trainer:
         self.processes = processes or Processes()
         self.precision = pick_precision(settings.precision, device)
         self._autocast = autocast(device, self.precision)
+        self._threads = TrainingThreads(
+            settings.threads, device.type == "cpu" and self.processes.world == 1, log.note
+        )
         # Small gradients are zero in fp16, unless the loss is scaled up. Else it does nothing.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         # Of torch's own generator: the initial weights, alike in all processes, and then the
@@ -257,6 +261,7 @@ class Trainer:
         progress.seconds += seconds
         progress.epoch_seconds += seconds
         self.log.step(progress.step / steps_in_epoch, loss)
+        self._threads.after_step(seconds, batch.ids.numel())
 
     def _step(self, batch: Batch, rate_factor: float) -> float:
         """One optimizer step over all micro-batches; returns nats per token."""
@@ -429,6 +434,7 @@ class Trainer:
         generators = [stored["generators"], *stored.get("other_generators", [])]
         if self.processes.rank < len(generators):
             set_generators(generators[self.processes.rank], self.device)
+        self._threads.resume(stored["threads"])
         for what, now in (
             ("threads", torch.get_num_threads()), ("processes", self.processes.world)
         ):  # fmt: skip
