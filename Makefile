@@ -24,7 +24,7 @@ demo: $(VENV)/installed  ## train on the built-in sample, show the verdict and a
 test: $(VENV)/installed  ## all tests, offline (but for onnxruntime-web, fetched once)
 	$(BIN)/python examples/browser/fetch.py || \
 		echo "onnxruntime-web could not be fetched: the tests of examples/browser will be skipped" >&2
-	$(BIN)/pytest -q -n auto
+	$(BIN)/pytest -q -n auto --dist worksteal
 
 faults: $(VENV)/installed  ## kills, full disks and read-only folders at every change of a file
 	$(BIN)/pytest -q tests/faults --all-faults

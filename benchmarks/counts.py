@@ -108,10 +108,18 @@ def start_seconds(path: Path) -> float:
 @click.option("--millions", default="1.4", show_default=True, type=click.Choice(["1.4", "5"]))
 @click.option("--steps", default=300, show_default=True, help="Of the training.")
 @click.option("--repeats", default=15, show_default=True, help="Rounds.")
+@click.option("--starts", default=5, show_default=True, help="Processes that write one token.")
 @click.option("--out", default="benchmark_runs/memories", show_default=True, type=Path)
 @report_options
 def command(
-    data_dir: str, dataset: str, size: str, millions: str, steps: int, repeats: int, out: Path
+    data_dir: str,
+    dataset: str,
+    size: str,
+    millions: str,
+    steps: int,
+    repeats: int,
+    starts: int,
+    out: Path,
 ) -> Report:
     keep_freed_memory()
     budget = parse_size(size)
@@ -158,8 +166,8 @@ def command(
         repeats,
         work=_TOKENS,
     )
-    starts = [
-        {"model": name, "seconds": float(np.median([start_seconds(m.path) for _ in range(5)]))}
+    start_times = [
+        {"model": name, "seconds": float(np.median([start_seconds(m.path) for _ in range(starts)]))}
         for name, m in zip(("without counts", "with"), models, strict=True)
     ]
     assert isinstance(with_them, ResidualLM)
@@ -177,7 +185,7 @@ def command(
                                    for t in step_times],
             "A written token": [{"model": t.name, "us": 1e6 * t.seconds / _TOKENS, "speed": t.ratio}
                                 for t in token_times],
-            "From nothing to a token": starts,
+            "From nothing to a token": start_times,
             "Trust in the longest context, in all": [
                 {"rows": rows, "longest": values[0], "all": values[1]}
                 for rows, values in (

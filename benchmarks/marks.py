@@ -3,8 +3,8 @@
     newllm bench marks --data-dir FOLDER --parameters 5500000 --minutes 4
 
 For every level a GRU of at most so many parameters is trained for so many minutes at each learning
-rate of the grid, with the optimizers, batch and schedule of our own model. The best is the mark. It
-is kept in the cache, where `newllm train` and `newllm climb` find it.
+rate of the grid, with the optimizers, batch, schedule, recall and counts of our own model. The best
+is the mark. It is kept in the cache, where `newllm train` and `newllm climb` find it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from benchmarks.trials import train_trial
 from newllm.curriculum.climb import named_levels
 from newllm.device import cpu_model
 from newllm.model.shape import matched_widths
+from newllm.model.spec import COUNTS, RECALL_SLOTS
 from newllm.results.climb import ClimbConfig
 from newllm.results.marks import Mark, add_marks
 from newllm.results.records import score
@@ -30,6 +31,8 @@ from newllm.results.summary import load_summary
 RATES = (0.001, 0.003, 0.01)
 LAYERS = 2
 VOCABULARY = 4096
+MEMORIES = RECALL_SLOTS, COUNTS
+"""As in our own models, so that what is compared is the network."""
 
 
 @click.command()
@@ -73,8 +76,9 @@ def measure(
         name = f"gru_{dataset}_{parameters}_{minutes:g}_{rate}"
         settings = {
             "data": data, "architecture": "gru", "num_layers": LAYERS, "vocab_size": VOCABULARY,
-            **matched_widths("gru", LAYERS, VOCABULARY, parameters), "learning_rate": rate,
-            "recall_slots": 0, "dropout": 0, "minutes": minutes, "epochs": 1000, "patience": 1000,
+            **matched_widths("gru", LAYERS, VOCABULARY, parameters, True, *MEMORIES),
+            "recall_slots": MEMORIES[0], "counts": MEMORIES[1], "learning_rate": rate,
+            "dropout": 0, "minutes": minutes, "epochs": 1000, "patience": 1000,
         }  # fmt: skip
         train_trial(dataset, name, settings, out, threads)
         summary = load_summary(out / f"{name}.summary.json")

@@ -13,7 +13,7 @@ def usable_cores() -> int:
     """Cores that this process may use, by its affinity and its container's quota."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return max(1, min(cores, round(_quota())))
+    return max(1, round(min(cores, _quota())))
 
 
 def _quota(folder: Path = Path("/sys/fs/cgroup")) -> float:

@@ -359,10 +359,11 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         """Logits [..., V] of the head, after the counts and then recall have had their say."""
         if said.matches is None and said.contexts is None:
             return logits
-        changed, said = logits.flatten(0, -2).clone(), said.flat()
+        flat, said = logits.reshape(-1, logits.shape[-1]), said.flat()
+        changed = flat.clone()
         copying = self._copying(said)
         if self.counts is not None and said.contexts is not None:
-            total = logits.flatten(0, -2).logsumexp(dim=1)
+            total = flat.logsumexp(dim=1)
             above = self.counts.mix_(changed, total, said.hidden, said.contexts) - total
             copying = copying and (copying[0], copying[1] + above[:, None])
         if copying is not None:

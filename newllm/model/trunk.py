@@ -32,10 +32,12 @@ class TrunkOutput:
 
     def flat(self) -> TrunkOutput:
         """All positions in one dimension, N."""
-        flat = [p if p is None else p.flatten(0, -2) for p in (self.hidden, self.contexts)]
-        matches = None if self.matches is None else self.matches.flatten()
-        assert flat[0] is not None
-        return TrunkOutput(flat[0], matches, flat[1])
+        hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
+        matches = None if self.matches is None else self.matches.reshape(-1)
+        contexts = self.contexts
+        if contexts is not None:
+            contexts = contexts.reshape(-1, contexts.shape[-1])
+        return TrunkOutput(hidden, matches, contexts)
 
     @property
     def device(self) -> torch.device:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import newllm
+from benchmarks.busy import tokens
 from benchmarks.dialogues import write_dialogues
 from benchmarks.full_size import measure
 from newllm.cli import main
@@ -274,6 +275,51 @@ def test_probes_of_what_has_no_turns(capsys, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["bench", "probes", "--plot", "x.png"]) == 2
     assert '--plot: needs matplotlib: pip install -e ".[report]"' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_memories_and_what_counts_cost(dolly_folder: Path, capsys, tmp_path) -> None:
+    here = ["--data-dir", str(dolly_folder.parent), "--out", str(tmp_path / "out"), "--steps", "2"]
+    sizes = ["--slots", "1024", "--counts", "0,8MB", "--sets", "dolly:bpe"]
+    result = run_json(capsys, "memories", *here, *sizes, "--seeds", "1", "--cores", "1")
+    assert keys(result) == {
+        "1.4M parameters, 2 steps": [
+            "set", "architecture", "recall_slots", "counts_mb", "parameters", "seed_0", "ngram",
+            "minutes",
+        ]
+    }  # fmt: skip
+    ((without, counting),) = result["tables"].values()
+    assert without["counts_mb"] == 0 < counting["counts_mb"] < 8
+    assert counting["seed_0"] < without["seed_0"]  # two steps teach a network nothing
+    result = run_json(capsys, "counts", *here, "--repeats", "1", "--starts", "1")
+    assert keys(result) == {
+        "Preparation": ["tokens", "tables", "bytes", "seconds", "memory_mb"],
+        "A step of training": ["model", "ms", "speed"],
+        "A written token": ["model", "us", "speed"],
+        "From nothing to a token": ["model", "seconds"],
+        "Trust in the longest context, in all": ["rows", "longest", "all"],
+    }
+
+
+def test_busy(capsys, monkeypatch) -> None:
+    """The table, of trainings that are made up; the next test has a real one."""
+    alone = {1: 100, None: 190}
+    monkeypatch.setattr(
+        "benchmarks.busy.tokens",
+        lambda dataset, data, seconds, threads, later: alone.get(threads, 200) - 50 * later,
+    )
+    result = run_json(capsys, "busy", "--repeats", "2")
+    assert keys(result) == {
+        "Tokens in equal time": ["machine", "threads", "tokens", "share", "least"]
+    }
+    (rows,) = result["tables"].values()
+    assert [row["machine"] for row in rows[::3]] == ["as it is", "busy", "busy after a third"]
+    assert [row["share"] for row in rows[2::3]] == [1.9, 1.9, 1.4]
+
+
+@pytest.mark.slow
+def test_a_training_beside_others_reads_tokens(dolly_folder: Path) -> None:
+    assert tokens("dolly", str(dolly_folder), 0.3, 1, later=1) > 0
 
 
 @pytest.mark.slow

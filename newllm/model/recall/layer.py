@@ -63,7 +63,9 @@ def let_copy_(logits: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
     Returns:
         what their logits were, [N, 1], in the type of the scores.
     """
-    own = logits.gather(1, candidates).to(scores.dtype)
+    rows = torch.arange(len(logits), device=logits.device)[:, None]
+    # Not `gather`: its backward would need the logits as they were.
+    own = logits[rows, candidates].to(scores.dtype)
     logits.scatter_(1, candidates, torch.logaddexp(own, scores).to(logits.dtype))
     return own
 
