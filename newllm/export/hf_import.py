@@ -13,7 +13,7 @@ from newllm.data.tokenizers import BPE, from_dict
 from newllm.errors import UserError, require_packages
 from newllm.export.hf import PREFIX, SHAPE
 from newllm.export.hf_tokenizer import from_fast
-from newllm.model import build_model
+from newllm.model import meta_model
 from newllm.model.spec import find_spec
 from newllm.train import checkpoint
 from newllm.train.checkpoint import COUNTS, check_counts
@@ -111,8 +111,7 @@ def _weights(
 
     if not find_spec(settings.architecture).can_export:
         raise UserError(f"{path}: architecture {settings.architecture}; only context can come back")
-    with torch.device("meta"):
-        model = build_model(settings.model_settings(), tokenizer.vocab_size)
+    model = meta_model(settings.model_settings(), tokenizer.vocab_size)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
     def of_now(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
         build_model,
         check_block,
         count_parameters,
+        meta_model,
         projection,
     )
 
 __all__ = [
     "Block", "Boundaries", "ContextLM", "LanguageModel", "OwnBlock", "State", "build_model",
-    "check_block", "count_parameters", "projection",
+    "check_block", "count_parameters", "meta_model", "projection",
 ]  # fmt: skip
 
 

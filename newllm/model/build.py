@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from newllm.config import ModelSettings, is_own_block
 from newllm.errors import UserError
@@ -16,7 +20,7 @@ LanguageModel = ResidualLM | OriginalLM
 
 __all__ = [
     "Block", "Boundaries", "ContextLM", "FeedForward", "LanguageModel", "OwnBlock", "State",
-    "build_model", "check_block", "count_parameters", "projection",
+    "build_model", "check_block", "count_parameters", "meta_model", "projection",
 ]  # fmt: skip
 
 
@@ -48,6 +52,32 @@ def count_parameters(
     settings: ModelSettings, vocab_size: int, block: OwnBlock | None = None
 ) -> int:
     """Parameters of a model, counted without allocating them."""
-    with torch.device("meta"):
-        model = build_model(settings, vocab_size, block)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(p.numel() for p in meta_model(settings, vocab_size, block).parameters())
+
+
+def meta_model(
+    settings: ModelSettings, vocab_size: int, block: OwnBlock | None = None
+) -> LanguageModel:
+    """A model whose matrices are on torch's meta device: shapes without memory or values."""
+    on_meta = _MatricesOnMeta() if block is None else torch.device("meta")
+    with on_meta:
+        return build_model(settings, vocab_size, block)
+
+
+class _MatricesOnMeta(TorchFunctionMode):
+    """Makes matrices on the meta device, and nothing else.
+
+    Whatever is computed there, a `linspace` or a random number, is first done by code whose import
+    takes longer than loading a checkpoint; vectors are small enough to be made.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        matrix = len(args) > 1 or (args and isinstance(args[0], tuple) and len(args[0]) > 1)
+        if function in (torch.empty, torch.zeros) and matrix:
+            kwargs = {**kwargs, "device": "meta"}
+        return function(*args, **kwargs)

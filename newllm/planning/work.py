@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from newllm.config import Settings
-from newllm.model import build_model
+from newllm.model import meta_model
 from newllm.model.context.lm import PAIR_DIM
 from newllm.model.recall.reference import ORDERS
 from newllm.model.residual import ResidualLM
@@ -38,8 +38,7 @@ class Work:
 
 def work_of(settings: Settings) -> Work:
     """Count for these settings, without allocating the model."""
-    with torch.device("meta"):
-        model = build_model(settings.model_settings(), settings.vocab_size)
+    model = meta_model(settings.model_settings(), settings.vocab_size)
     assert isinstance(model, ResidualLM)
     stream, channels = settings.embed_dim, settings.context_dim
     matrices = list(model.matrices())

@@ -8,15 +8,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from newllm.chat.dialogue import model_state_bytes
 from newllm.config import parse
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import Tokenizer, from_dict
 from newllm.datasets import find_dataset
-from newllm.model import build_model
+from newllm.model import meta_model
 from newllm.report.text import columns
 from newllm.results.records import without_counts
 from newllm.settings import resolve
@@ -31,9 +29,7 @@ def checkpoint_facts(path: str) -> Facts:
     settings, tokenizer = parse(content["settings"]), from_dict(content["tokenizer"])
     block = content.get("block")  # of one's own: its file is not run to be told about
     if block is None:
-        with torch.device("meta"):
-            model = build_model(settings.model_settings(), tokenizer.vocab_size)
-            state_bytes = model_state_bytes(model)
+        state_bytes = model_state_bytes(meta_model(settings.model_settings(), tokenizer.vocab_size))
     else:
         state_bytes = block["state_bytes"]
     return {

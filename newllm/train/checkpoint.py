@@ -24,7 +24,7 @@ from newllm.config import is_own_block, parse
 from newllm.data.tokenizers import from_dict
 from newllm.errors import UserError
 from newllm.files import previous_path, remove_abandoned, scratch_path, sync_folder, write_bytes
-from newllm.model import build_model
+from newllm.model import meta_model
 from newllm.model.counts.table import StoredTable
 from newllm.model.own_block import check_facts
 
@@ -143,8 +143,7 @@ def _check_model(content: Content) -> None:
         check_facts(content.get("block"))
         expected = found  # what its shapes should be, only its file could say: that is not run here
     else:
-        with torch.device("meta"):
-            expected = build_model(settings.model_settings(), size).state_dict()
+        expected = meta_model(settings.model_settings(), size).state_dict()
     for name in sorted(expected.keys() | found.keys(), key=str):
         tensor = found.get(name)
         if name not in expected or not isinstance(tensor, torch.Tensor):
