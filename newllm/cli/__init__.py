@@ -52,13 +52,17 @@ def cli() -> None:
 @cli.command()
 @dataset_argument
 @setting_options()
-@params_option("Size of the model: sets its depth and widths, as `newllm plan` does.")
+@params_option(
+    "Size of the model: sets its depth and widths, as `newllm plan` does; auto: what learns most "
+    "in --minutes on this machine.",
+    auto=True,
+)
 @click.option("--resume", is_flag=True, help="Go on where the run of this name stopped.")
 @click.option(
     "--config", metavar="FILE.yaml", type=click.Path(), help="Settings file; flags take precedence."
 )
 def train(
-    dataset: str, resume: bool, config: str | None, params: int | None, **settings: Any
+    dataset: str, resume: bool, config: str | None, params: int | str | None, **settings: Any
 ) -> None:
     """Train a model on DATASET: a level, wikitext2, or chat for your own rows.
 
@@ -71,6 +75,10 @@ def train(
     file = read_yaml(config) if config else None
     if file and file.get("dataset", dataset) != dataset:
         raise UserError(f"{config}: settings of {file['dataset']}, not of {dataset}")
+    if isinstance(params, str):
+        from newllm.planning.size import fitted
+
+        flags, params = fitted(dataset, flags, file or {}, resume, click.echo)
     from newllm.train.run import train as run
 
     run(dataset, flags, file, resume, params)

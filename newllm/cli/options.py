@@ -145,9 +145,23 @@ class Size(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-def params_option(text: str, required: bool = False) -> Callable[[Any], Any]:
+AUTO = "auto"
+
+
+class CountOrAuto(Count):
+    """Such a number, or `auto`: chosen for the time there is."""
+
+    def convert(  # type: ignore[override]
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """The number, or `auto`."""
+        return AUTO if value == AUTO else super().convert(value, param, ctx)
+
+
+def params_option(text: str, auto: bool = False) -> Callable[[Any], Any]:
     """A budget of parameters, from which a model's depth and widths follow."""
-    return click.option("--params", type=Count(), required=required, help=text)
+    kind = CountOrAuto() if auto else Count()
+    return click.option("--params", type=kind, metavar="COUNT|auto" if auto else None, help=text)
 
 
 class Architecture(click.ParamType):

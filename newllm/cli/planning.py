@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import click
 
 from newllm.cli.help_pages import Command
 from newllm.cli.options import Count, json_option, params_option
+from newllm.datasets import DATASETS
+from newllm.errors import UserError
 
 
 @click.command(cls=Command)
-@params_option("Parameters of the model, at most.", required=True)
-@click.option("--tokens", type=Count(), required=True, help="Tokens to train on, in all.")
+@click.argument("dataset", type=click.Choice(list(DATASETS)), metavar="[DATASET]", required=False)
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True),
+    help="Of training on this machine: which size learns most of DATASET.",
+)  # fmt: skip
+@params_option("Parameters of the model, at most.")
+@click.option("--tokens", type=Count(), help="Tokens to train on, in all.")
 @click.option(
     "--device",
     default="here",
@@ -41,8 +49,10 @@ from newllm.cli.options import Count, json_option, params_option
 )  # fmt: skip
 @json_option
 def plan(
-    params: int,
-    tokens: int,
+    dataset: str | None,
+    minutes: float | None,
+    params: int | None,
+    tokens: int | None,
     device: str,
     num_layers: int | None,
     vocab_size: int,
@@ -53,8 +63,17 @@ def plan(
 ) -> None:
     """Say beforehand how long a training takes, whether it fits into memory, and what it costs.
 
+    With DATASET and --minutes, say which size to train here in that time, and what to expect.
+
     Example: newllm plan --params 350M --tokens 10B --device l4x8
     """
+    if dataset is not None:
+        if minutes is None or params or tokens:
+            raise UserError("plan DATASET: give --minutes, and neither --params nor --tokens")
+        _plan_size(dataset, minutes, as_json)
+        return
+    if not params or not tokens:
+        raise UserError("plan: give --params and --tokens, or a DATASET and --minutes")
     from newllm.planning.plan import machine_of, make_plan, plan_table
     from newllm.settings import resolve
 
@@ -63,6 +82,26 @@ def plan(
     settings = resolve("ultrachat", chosen, params=params)
     found = make_plan(settings, tokens, machine_of(device, utilisation, price), batch_tokens)
     click.echo(json.dumps(found.facts()) if as_json else plan_table(found))
+
+
+def _plan_size(dataset: str, minutes: float, as_json: bool) -> None:
+    from newllm.planning.size import choose_size, describe, expected_bpb, measured_steps
+
+    steps = measured_steps(dataset, {})
+    choice = choose_size(dataset, minutes, steps)
+    others = [
+        (size, tokens, expected_bpb(dataset, size, tokens))
+        for size in (choice.parameters // 3, choice.parameters, 3 * choice.parameters)
+        for tokens in [round(60 * minutes / steps(size) * 4096)]
+    ]
+    if as_json:
+        click.echo(json.dumps(asdict(choice)))
+        return
+    click.echo(describe(dataset, choice))
+    for size, tokens, expected in others:
+        reaches = "" if expected is None else f", {expected:.3f} bits per byte expected"
+        click.echo(f"       {size:>11,} parameters: {tokens:>12,} tokens{reaches}")
+    click.echo(f"Train  newllm train {dataset} --params auto --minutes {minutes:g}")
 
 
 COMMANDS = (plan,)

@@ -60,6 +60,11 @@ def grow(file: str, output: Path, seed: int | None, **sizes: int | None) -> None
     type=click.FloatRange(0, 0.9),
     help="Share of the tokens from earlier levels.  [default: each level's]",
 )
+@click.option(
+    "--grow", is_flag=True,
+    help="Begin with the first level's size and grow to each level's, instead of one size for all "
+    "that fits --minutes.",
+)  # fmt: skip
 @click.option("--until-cleared", is_flag=True, help="Train a level again until its mark is met.")
 @click.option("--keep-going", is_flag=True, help="Go on where a level is not cleared.")
 @click.option("--skills", is_flag=True, help="Check answers too, after each level.")
@@ -70,6 +75,7 @@ def climb(
     data_dir: str,
     out: str | None,
     rehearsal_share: float | None,
+    grow: bool,
     until_cleared: bool,
     keep_going: bool,
     skills: bool,
@@ -77,25 +83,38 @@ def climb(
     resume: bool,
     **settings: Any,
 ) -> None:
-    """Take one model through all levels, growing and rehearsing, and see what it forgets.
+    """Take one model through all levels, rehearsing the earlier ones, and see what it forgets.
 
-    --minutes and --epochs are those of each level.
+    --minutes and --epochs are those of each level. With --minutes the model has the size that
+    learns most in that time on this machine; else it grows to what each level recommends.
 
     Example: newllm climb --data-dir sample --minutes 1 --out climb
     """
     from newllm.curriculum.climb import climb as run
     from newllm.curriculum.climb import named_levels
     from newllm.errors import UserError
-    from newllm.results.climb import ClimbConfig
+    from newllm.results.climb import NAME, ClimbConfig, read_config
 
     if run_code and not skills:
         raise UserError("--run-code belongs to the skill check: add --skills")
 
+    folder = Path(out or "checkpoints")
+    given = {name: value for name, value in settings.items() if value is not None}
+    sizes = [name for name in ("num_layers", "context_dim") if name in given]
+    if grow and sizes:
+        raise UserError("--grow: the levels say how large; omit --num-layers and --context-dim")
+    if "minutes" in given and not grow and not sizes:
+        if resume and (folder / NAME).exists():
+            given = {**read_config(folder)[0].settings, **given}  # the size it began with
+        else:
+            from newllm.planning.size import fitted_to_climb
+
+            given = fitted_to_climb(named_levels(levels)[0], given, click.echo)
     config = ClimbConfig(
         levels=named_levels(levels),
         data_dir=data_dir,
-        out=out or "checkpoints",
-        settings={name: value for name, value in settings.items() if value is not None},
+        out=str(folder),
+        settings=given,
         rehearsal_share=rehearsal_share,
         until_cleared=until_cleared,
         keep_going=keep_going,

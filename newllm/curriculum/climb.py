@@ -23,7 +23,7 @@ from newllm.evaluate.metrics import evaluate
 from newllm.evaluate.skills import require_skills
 from newllm.model.spec import default_widths
 from newllm.results.climb import NAME, TOKENIZER, ClimbConfig, LevelResult, read_config, write_climb
-from newllm.results.records import Metrics
+from newllm.results.records import EpochRecord, Metrics
 from newllm.results.runs import RunFiles
 from newllm.results.summary import Summary, load_summary
 from newllm.settings import resolve
@@ -193,7 +193,7 @@ class LevelRun:
             "grown": grown,
             "status": status,
             "minutes": summary.minutes,
-            "evaluations": self._evaluations(model, [*self.before, dataset]),
+            "evaluations": self._evaluations(model, dataset, summary.best),
             "skills": model.skills(data, dataset, "all", run_code=self.config.run_code)
             if self.config.skills
             else None,
@@ -227,13 +227,20 @@ class LevelRun:
         self.note(f"Grown without changing what it says: {words}")
         return {**flags, **have, **larger, "init_from": str(grown)}, change
 
-    def _evaluations(self, model: TrainedModel, datasets: Sequence[str]) -> dict[str, Metrics]:
-        """Metrics of the model on the validation rows of each level so far."""
+    def _evaluations(
+        self, model: TrainedModel, learnt: str, best: EpochRecord
+    ) -> dict[str, Metrics]:
+        """Metrics of the model on the validation rows of each level so far.
+
+        `best` is what its training found on those of the level just learnt.
+        """
         scores = {}
-        for dataset in datasets:
+        for dataset in self.before:
             split = model.validation_rows(self.config.data_of(dataset), dataset, "all")
             scores[dataset] = evaluate(model.model, split, model.tokenizer, model.device)
-            self.note(f"  {dataset}: {scores[dataset]['bpb']:.4f} bits per byte")
+        scores[learnt] = {name: best[name] for name in Metrics.__annotations__ if name in best}
+        for dataset, metrics in scores.items():
+            self.note(f"  {dataset}: {metrics['bpb']:.4f} bits per byte")
         return scores
 
 

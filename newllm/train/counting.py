@@ -116,9 +116,11 @@ def _pruned(
     context = np.concatenate([part[3] for part in parts]).astype(np.int32)
     most = min(len(worth), budget // FOLLOWER_BYTES)
     best = np.argpartition(-worth, most - 1)[:most] if most else np.zeros(0, np.int64)
-    best = best[np.lexsort((context[best], -worth[best]))]
+    best = best[_order(_falling(worth[best]), context[best])]
     opens = np.zeros(len(best), bool)  # a context comes with its first follower
-    opens[np.unique(context[best], return_index=True)[1]] = True
+    first = np.zeros(contexts_before, np.int32)
+    first[context[best][::-1]] = np.arange(len(best) - 1, -1, -1)  # the last one written stays
+    opens[first[context[best]]] = True
     # Sets are a power of two: up to twice as many as their contexts ask for.
     size = np.cumsum(FOLLOWER_BYTES + opens * (CONTEXT_BYTES + 2 / CONTEXTS_IN_SET))
     best = best[: int(np.searchsorted(size, budget - _LEAST_BYTES, side="right"))]
@@ -139,7 +141,9 @@ def _stored(
         probability[own] = level.discounted[rank[own]]
         token[own] = level.keys[rank[own]] % vocab_size
     # By context, the most frequent follower first; of very many the rest goes.
-    sorted_ = np.lexsort((token, -probability, context))
+    sorted_ = np.argsort(token, kind="stable")
+    falling = _falling(probability[sorted_].astype(np.float32))  # those of a context differ by more
+    sorted_ = sorted_[_order(context[sorted_], falling)]
     order, rank, context, probability, token = (
         part[sorted_] for part in (order, rank, context, probability, token)
     )
@@ -170,7 +174,7 @@ def _stored(
     place = (context_order - 1) * sets + hashes % sets
     in_sets = np.bincount(place, minlength=MOST_CONTEXT * sets)
     assert in_sets.max() < 256, "a set counts its contexts in a byte"
-    arranged = np.lexsort((hashes, place))
+    arranged = _order(place, hashes)
     starts = np.cumsum(counts[arranged]) - counts[arranged]
     followers = np.arange(len(context)) - np.repeat(starts, counts[arranged])
     followers += np.repeat(first[arranged], counts[arranged])
@@ -185,6 +189,19 @@ def _stored(
         tokens=token[followers],
         weights=_steps(weights[followers] / WEIGHT_STEP),
     )
+
+
+def _order(first: np.ndarray, then: np.ndarray) -> np.ndarray:
+    """What sorts by the one and then the other, both below 2^31 and not negative; stable.
+
+    As `np.lexsort((then, first))` in a third of the time.
+    """
+    return np.argsort(first.astype(np.int64) << 32 | then, kind="stable")
+
+
+def _falling(values: np.ndarray) -> np.ndarray:
+    """Integers that fall as positive fp32 numbers rise."""
+    return np.iinfo(np.int32).max - values.view(np.int32)
 
 
 def _steps(values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,91 @@
+"""What a size reaches in a time: the runs behind `--params auto`, and the law fitted on them.
+
+    newllm bench sizes --data-dir rows --sets dolly --params 0.8M,1.4M,2.6M,5M --minutes 3,10
+    newllm bench sizes --data-dir rows --sets dolly,hh_rlhf --params 1.4M,5M --minutes 3
+
+Every run is `newllm train SET --params N --minutes M` on one core. The law's exponents and its A
+and B are fitted on the set with most runs: exponents from a grid, the rest by least squares. Every
+other set has a floor and a scale. Runs are kept in --out, where more can be added.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import numpy as np
+
+from benchmarks.measure import Report, Row, progress, report_options
+from benchmarks.quality import place
+from benchmarks.trials import train_trial
+from newllm.cli.options import Count
+from newllm.planning.size import SMALL, SMALL_VOCABULARY, VOCABULARY, rate_of
+from newllm.results.summary import Summary, load_summary
+
+EXPONENTS = np.arange(0.1, 1.01, 0.05)
+
+
+def run(dataset: str, data: str, parameters: int, minutes: float, seed: int, out: Path) -> Summary:
+    """One training, unless it was done before."""
+    name = f"{dataset}_{parameters}_{minutes:g}_{seed}"
+    vocabulary = SMALL_VOCABULARY if parameters < SMALL else VOCABULARY
+    settings = {
+        "data": data, "params": parameters, "vocab_size": vocabulary, "minutes": minutes,
+        "learning_rate": rate_of(parameters), "epochs": 1000, "patience": 1000, "seed": seed,
+    }  # fmt: skip
+    train_trial(dataset, name, settings, out)
+    summary = load_summary(out / f"{name}.summary.json")
+    progress(f"{name}: {summary.best['bpb']:.4f} after {summary.trained_tokens:,} tokens")
+    return summary
+
+
+def fit(points: list[tuple[float, float, float]]) -> dict[str, float]:
+    """The law of one set: of (parameters, tokens, bits per byte)."""
+    n, d, bpb = np.array(points).T
+    best: tuple[float, dict[str, float]] | None = None
+    for a, b in itertools.product(EXPONENTS, EXPONENTS):
+        columns = np.stack([np.ones_like(n), (n / 1e6) ** -a, (d / 1e6) ** -b], axis=1)
+        values, *_ = np.linalg.lstsq(columns, bpb, rcond=None)
+        error = float(np.abs(columns @ values - bpb).max())
+        if (values > 0).all() and (best is None or error < best[0]):
+            floor, of_n, of_d = (float(value) for value in values)
+            best = error, {"floor": floor, "A": of_n, "B": of_d, "a": float(a), "b": float(b)}
+    if best is None:
+        raise click.UsageError("no law with positive parts fits: more runs are needed")
+    return {**best[1], "largest_error": best[0]}
+
+
+@click.command()
+@click.option("--data-dir", required=True, help="Folder of the data sets, or sample.")
+@click.option("--sets", default="dolly", show_default=True)
+@click.option("--params", default="0.8M,1.4M,2.6M,5M", show_default=True)
+@click.option("--minutes", default="3,10", show_default=True)
+@click.option("--seeds", default=1, show_default=True)
+@click.option("--cores", default=os.cpu_count(), show_default=True, help="Trainings at a time.")
+@click.option("--out", default="benchmark_runs/sizes", show_default=True, type=Path)
+@report_options
+def command(
+    data_dir: str, sets: str, params: str, minutes: str, seeds: int, cores: int, out: Path
+) -> Report:
+    sizes = [Count().convert(size, None, None) for size in params.split(",")]
+    trials = list(
+        itertools.product(sets.split(","), sizes, map(float, minutes.split(",")), range(seeds))
+    )
+    with ThreadPoolExecutor(cores) as pool:
+        done = list(
+            pool.map(lambda t: run(t[0], place(data_dir, t[0]), t[1], t[2], t[3], out), trials)
+        )
+    rows: list[Row] = [
+        {"set": t[0], "parameters": s.parameters, "minutes": t[2], "seed": t[3],
+         "tokens": s.trained_tokens, "bpb": s.best["bpb"]}
+        for t, s in zip(trials, done, strict=True)
+    ]  # fmt: skip
+    tables = {"Runs": rows}
+    main = max(sets.split(","), key=lambda name: sum(row["set"] == name for row in rows))
+    points = [(r["parameters"], r["tokens"], r["bpb"]) for r in rows if r["set"] == main]
+    if len(points) > 4:
+        tables["The law"] = [{"set": main, **fit(points)}]
+    return Report(tables)

@@ -1,0 +1,193 @@
+"""How large a model should be for the time it has, and what it can be expected to reach.
+
+A larger model learns more of each token and reads fewer of them in the same time. `expected_bpb`
+says what comes of both:
+
+    bits per byte = floor + scale * (A (N / 1M)^-a + B (D / 1M)^-b)
+
+with N parameters and D tokens (Hoffmann et al. 2022, arXiv:2203.15556). A, B, a and b were fitted
+on runs of one data set, a floor and a scale for each further one; `newllm bench sizes` fits them
+anew (docs/LOG.md, "the right size").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from newllm.errors import UserError
+from newllm.planning.speed import timed_step
+from newllm.results.runs import RunFiles
+from newllm.settings import SHAPE, resolve
+
+A, B, EXPONENT_A, EXPONENT_B = 0.0, 0.0, 0.5, 0.5
+
+FLOORS_AND_SCALES: dict[str, tuple[float, float]] = {}
+"""By data set: those that were measured."""
+
+SPREAD = 0.03
+"""Share by which a run may be off what is expected."""
+
+SMALLEST, LARGEST = 500_000, 100_000_000
+"""Sizes that are considered."""
+
+SMALL_VOCABULARY, VOCABULARY, SMALL = 2048, 4096, 2_000_000
+"""Entries of the vocabulary of models smaller than `SMALL`, and of others."""
+
+PROBES = (1_000_000, 3_000_000)
+"""Sizes whose steps are timed: the time of a step is taken for linear in the parameters."""
+
+RATES = ((1_000_000, 0.008), (2_000_000, 0.006), (4_000_000, 0.005), (LARGEST, 0.004))
+"""Learning rates of runs of minutes, up to these sizes."""
+
+_TIMED_STEPS = 3
+_ROWS, _LENGTH = 32, 128
+"""Of a step, as in training by default."""
+
+_STEPS_BETWEEN_SIZES = 12
+"""Sizes that are considered in each factor of ten."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A size for a time, and why."""
+
+    parameters: int
+    vocab_size: int
+    tokens: int
+    """That it will read."""
+    step_seconds: float
+    expected: tuple[float, float, float] | None
+    """Bits per byte: the least, the likeliest, the most; None for data that was never measured."""
+
+
+def expected_bpb(dataset: str, parameters: float, tokens: float) -> float | None:
+    """Bits per byte after so many tokens of a level's rows; None where nothing was measured."""
+    if dataset not in FLOORS_AND_SCALES:
+        return None
+    floor, scale = FLOORS_AND_SCALES[dataset]
+    return floor + scale * excess(parameters, tokens)
+
+
+def excess(parameters: float, tokens: float) -> float:
+    """What is above a floor that nothing learns below."""
+    return A * (parameters / 1e6) ** -EXPONENT_A + B * (tokens / 1e6) ** -EXPONENT_B
+
+
+def choose_size(
+    dataset: str,
+    minutes: float,
+    step_seconds: Callable[[int], float],
+    vocab_size: int | None = None,
+) -> Choice:
+    """The size that is expected to learn most in so many minutes.
+
+    Args:
+        dataset: name of the data set.
+        minutes: of training.
+        step_seconds: of a step of 32 x 128 tokens, by parameters; see :func:`measured_steps`.
+        vocab_size: of the vocabulary, where it is given.
+    """
+    decades = math.log10(LARGEST / SMALLEST)
+    count = round(decades * _STEPS_BETWEEN_SIZES)
+    sizes = [round(SMALLEST * 10 ** (decades * i / count), -4) for i in range(count + 1)]
+
+    def tokens(size: float) -> float:
+        return max(1.0, 60 * minutes / step_seconds(round(size))) * _ROWS * _LENGTH
+
+    best = round(min(sizes, key=lambda size: excess(size, tokens(size))))
+    likely = expected_bpb(dataset, best, tokens(best))
+    return Choice(
+        parameters=best,
+        vocab_size=vocab_size or (SMALL_VOCABULARY if best < SMALL else VOCABULARY),
+        tokens=round(tokens(best)),
+        step_seconds=step_seconds(best),
+        expected=likely and ((1 - SPREAD) * likely, likely, (1 + SPREAD) * likely),
+    )
+
+
+def rate_of(parameters: int) -> float:
+    """Learning rate that suits a size in minutes of training."""
+    return next(rate for most, rate in RATES if parameters <= most)
+
+
+def measured_steps(dataset: str, given: Mapping[str, Any]) -> Callable[[int], float]:
+    """Seconds of a training step on this machine by parameters, from two sizes that are timed.
+
+    Args:
+        dataset: name of the data set.
+        given: settings of the training, such as its architecture.
+    """
+    times = []
+    for size in PROBES:
+        flags = {"vocab_size": SMALL_VOCABULARY if size < SMALL else VOCABULARY, **given}
+        step = timed_step(resolve(dataset, flags, params=size), _ROWS, _LENGTH)
+        step()  # pays for compiling
+        times.append(min(sum(step()) for _ in range(_TIMED_STEPS)))
+    slope = max(0.0, (times[1] - times[0]) / (PROBES[1] - PROBES[0]))
+    fixed = max(0.0, times[0] - slope * PROBES[0])
+    return lambda parameters: fixed + slope * parameters
+
+
+def fitted(
+    dataset: str,
+    flags: Mapping[str, Any],
+    file: Mapping[str, Any],
+    resume: bool,
+    note: Callable[[str], None],
+) -> tuple[dict[str, Any], int | None]:
+    """Settings of a training with `--params auto`, and its size.
+
+    The run has `auto` in its name where others have their depth, so that --resume finds it whatever
+    is measured then; a run that goes on keeps its size (None).
+
+    Raises:
+        UserError: no minutes were given.
+    """
+    given = {**file, **flags}
+    if given.get("minutes") is None:
+        raise UserError("--params auto: say how long training may take, with --minutes")
+    settings = resolve(dataset, flags, file)
+    named = {**flags, "name": settings.model_copy(update={"name": None}).run_name}
+    named["name"] = given.get("name") or named["name"].replace(
+        f"_layers{settings.num_layers}", "_auto", 1
+    )
+    if resume and RunFiles(Path(settings.out), named["name"]).resume.exists():
+        return named, None
+    kept = ("architecture", "tokenizer", "vocab_size", "recall_slots", "counts", "num_layers")
+    shape = {name: given[name] for name in kept if name in given}
+    steps = measured_steps(dataset, shape)
+    choice = choose_size(dataset, settings.minutes or 0, steps, given.get("vocab_size"))
+    note(describe(dataset, choice))
+    decided = {"vocab_size": choice.vocab_size, "learning_rate": rate_of(choice.parameters)}
+    return {**decided, **given, **named}, choice.parameters
+
+
+def fitted_to_climb(
+    first: str, given: Mapping[str, Any], note: Callable[[str], None]
+) -> dict[str, Any]:
+    """Settings of a climb with the size that learns most in the minutes of each level."""
+    choice = choose_size(
+        first, given["minutes"], measured_steps(first, {}), given.get("vocab_size")
+    )
+    note(describe(first, choice))
+    decided = {"vocab_size": choice.vocab_size, "learning_rate": rate_of(choice.parameters)}
+    settings = resolve(first, {**decided, **given}, params=choice.parameters)
+    return {**decided, **settings.model_dump(include=set(SHAPE)), **given}
+
+
+def describe(dataset: str, choice: Choice) -> str:
+    """The choice in a line or two."""
+    size, seconds = f"{choice.parameters:,}", f"{choice.step_seconds:.2f}"
+    tokens = f"{choice.tokens:,}"
+    lines = [f"Size   {size} parameters: a step takes {seconds} s here, {tokens} tokens are read"]
+    if choice.expected is not None:
+        least, likely, most = choice.expected
+        lines.append(
+            f"       expected on the real rows of {dataset}: {likely:.2f} bits per byte "
+            f"({least:.2f} to {most:.2f})"
+        )
+    return "\n".join(lines)
