@@ -256,3 +256,32 @@ def test_a_damaged_record_is_one_line(route, text: str) -> None:
 def test_where_it_runs_may_change_on_the_way(route) -> None:
     climb(route("dolly", settings={"epochs": 1}))
     climb(route("dolly", settings={"epochs": 1, "save_minutes": 3.0}), resume=True)
+
+
+def test_minutes_decide_one_size_for_all_levels(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(seconds: float) -> None:
+        monkeypatch.setattr(
+            "newllm.planning.size.measured_steps",
+            lambda dataset, given: lambda n: seconds * n / 1e6,
+        )
+
+    out = tmp_path / "out"
+    words = ["climb", "--data-dir", str(data), "--minutes", "0.004", "--out", str(out)]
+    words += ["--device", "cpu", "--batch-size", "4"]
+    measured(1)
+    assert main([*words, "--levels", "1", "3"]) == 0
+    assert "Size   " in capsys.readouterr().out
+    content = json.loads((out / NAME).read_text())
+    assert [result["grown"] for result in content["results"]] == [None, None]
+    chosen = {name: content["settings"][name] for name in ("num_layers", "vocab_size")}
+    measured(0.001)  # as if the machine were another now: the climb keeps its size
+    assert main([*words, "--levels", "1", "3", "2", "--resume"]) == 2
+    assert "began with other levels" in capsys.readouterr().err
+    assert main([*words, "--levels", "1", "3", "4", "--resume"]) == 2  # level 4 has no rows here
+    assert "code_alpaca: no such file or folder" in capsys.readouterr().err
+    content = json.loads((out / NAME).read_text())
+    assert {name: content["settings"][name] for name in chosen} == chosen
+    assert main([*words, "--grow", "--num-layers", "2"]) == 2
+    assert "--grow: the levels say how large" in capsys.readouterr().err
