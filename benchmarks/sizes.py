@@ -1,7 +1,7 @@
 """What a size reaches in a time: the runs behind `--params auto`, and the law fitted on them.
 
-    newllm bench sizes --data-dir rows --sets dolly --params 0.8M,1.4M,2.6M,5M --minutes 3,10
-    newllm bench sizes --data-dir rows --sets dolly,hh_rlhf --params 1.4M,5M --minutes 3
+    newllm bench sizes --data-dir rows --sets dolly --millions 0.8,1.4,2.6,5 --minutes 3,10
+    newllm bench sizes --data-dir rows --sets dolly,hh_rlhf --millions 1.4,5 --minutes 3
 
 Every run is `newllm train SET --params N --minutes M` on one core. The law's exponents and its A
 and B are fitted on the set with most runs: exponents from a grid, the rest by least squares. Every
@@ -21,7 +21,6 @@ import numpy as np
 from benchmarks.measure import Report, Row, progress, report_options
 from benchmarks.quality import place
 from benchmarks.trials import train_trial
-from newllm.cli.options import Count
 from newllm.planning.size import SMALL, SMALL_VOCABULARY, VOCABULARY, rate_of
 from newllm.results.summary import Summary, load_summary
 
@@ -61,16 +60,16 @@ def fit(points: list[tuple[float, float, float]]) -> dict[str, float]:
 @click.command()
 @click.option("--data-dir", required=True, help="Folder of the data sets, or sample.")
 @click.option("--sets", default="dolly", show_default=True)
-@click.option("--params", default="0.8M,1.4M,2.6M,5M", show_default=True)
+@click.option("--millions", default="0.8,1.4,2.6,5", show_default=True, help="Of parameters.")
 @click.option("--minutes", default="3,10", show_default=True)
 @click.option("--seeds", default=1, show_default=True)
 @click.option("--cores", default=os.cpu_count(), show_default=True, help="Trainings at a time.")
 @click.option("--out", default="benchmark_runs/sizes", show_default=True, type=Path)
 @report_options
 def command(
-    data_dir: str, sets: str, params: str, minutes: str, seeds: int, cores: int, out: Path
+    data_dir: str, sets: str, millions: str, minutes: str, seeds: int, cores: int, out: Path
 ) -> Report:
-    sizes = [Count().convert(size, None, None) for size in params.split(",")]
+    sizes = [round(1e6 * float(size)) for size in millions.split(",")]
     trials = list(
         itertools.product(sets.split(","), sizes, map(float, minutes.split(",")), range(seeds))
     )

@@ -109,7 +109,7 @@ def climb(
         else:
             from newllm.planning.size import fitted_to_climb
 
-            given = fitted_to_climb(named_levels(levels)[0], given, click.echo)
+            given = fitted_to_climb(named_levels(levels), given, click.echo)
     config = ClimbConfig(
         levels=named_levels(levels),
         data_dir=data_dir,

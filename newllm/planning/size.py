@@ -13,7 +13,7 @@ anew (docs/LOG.md, "the right size").
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,13 +167,12 @@ def fitted(
 
 
 def fitted_to_climb(
-    first: str, given: Mapping[str, Any], note: Callable[[str], None]
+    levels: Sequence[str], given: Mapping[str, Any], note: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Settings of a climb with the size that learns most in the minutes of each level."""
-    choice = choose_size(
-        first, given["minutes"], measured_steps(first, {}), given.get("vocab_size")
-    )
-    note(describe(first, choice))
+    """Settings of a climb with the size that learns most in the minutes of all levels together."""
+    first, minutes = levels[0], given["minutes"] * len(levels)
+    choice = choose_size(first, minutes, measured_steps(first, {}), given.get("vocab_size"))
+    note(describe("", choice))
     decided = {"vocab_size": choice.vocab_size, "learning_rate": rate_of(choice.parameters)}
     settings = resolve(first, {**decided, **given}, params=choice.parameters)
     return {**decided, **settings.model_dump(include=set(SHAPE)), **given}
