@@ -105,7 +105,7 @@ def choose_size(
         vocab_size=vocab_size or (SMALL_VOCABULARY if best < SMALL else VOCABULARY),
         tokens=round(tokens(best)),
         step_seconds=step_seconds(best),
-        expected=likely and ((1 - SPREAD) * likely, likely, (1 + SPREAD) * likely),
+        expected=None if likely is None else ((1 - SPREAD) * likely, likely, (1 + SPREAD) * likely),
     )
 
 

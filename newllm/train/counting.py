@@ -40,14 +40,14 @@ FOLDS = 4
 CONTEXTS_IN_SET = 8
 """Contexts that share a set, about."""
 
-COUNTED_TOKENS = 4_000_000
-"""Training tokens that are counted at most, evenly from all rows: bounds time and memory."""
+COUNTED_TOKENS = 8_000_000
+"""Training tokens that are counted at most, evenly from a set's rows: bounds time and memory."""
 
 
 _LEAST_BYTES = len(StoredTable.empty().pack())
 
-_AT_ONCE = 2
-"""Tables that are made at the same time, each in some 200 bytes for a token."""
+_TOKENS_AT_ONCE = 8_000_000
+"""Tokens of the tables that are made at the same time, each of which takes some 200 bytes."""
 
 
 def count_tables(
@@ -77,7 +77,8 @@ def count_tables(
         levels = estimate(documents, orders, predictable, counted)
         return _pruned(levels, suffixes, vocab_size, predictable, budget)
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    at_once = min(2, max(1, _TOKENS_AT_ONCE // max(1, len(tokens))))
+    with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(without, (None, *range(int(folds.max(initial=-1)) + 1))))
 
 
@@ -226,15 +227,16 @@ def prepare_counts(trained_on: Sequence[Encoded], budget: int) -> Counts:
         budget: bytes of a table at most.
     """
     splits = [data.splits["train"] for data in trained_on]
-    tokens = sum(int(split.lengths.sum()) for split in splits)
-    stride = max(1, -(-tokens // COUNTED_TOKENS))
+    shares = counted_shares([int(split.lengths.sum()) for split in splits])
     table_of = []
-    for split in splits:
-        numbers = np.zeros(len(split), np.uint8)
-        counted = numbers[::stride]
-        counted[:] = 1 + np.arange(len(counted)) % FOLDS
+    for split, share in zip(splits, shares, strict=True):
+        numbers, count = np.zeros(len(split), np.uint8), int(share * len(split))
+        evenly = np.arange(count) * len(split) // max(1, count)
+        numbers[evenly] = 1 + np.arange(count) % FOLDS
         table_of.append(numbers)
     key = f"{ENCODING_VERSION}:{budget}:" + ":".join(data.fingerprint for data in trained_on)
+    if min(shares) < 1:
+        key += f":{shares}"
     name = f"counts-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
     path = trained_on[0].folder / name
     tokenizer = trained_on[0].tokenizer
@@ -256,6 +258,19 @@ def prepare_counts(trained_on: Sequence[Encoded], budget: int) -> Counts:
         )
         _write(path, tables)
     return Counts(tuple(tables), tuple(table_of))
+
+
+def counted_shares(tokens: Sequence[int]) -> list[float]:
+    """Which share of the rows of each data set is counted, the trained one first.
+
+    It has at least half of what is counted: else a level that comes late in a climb would find
+    little of itself in its table.
+    """
+    own, others = tokens[0], sum(tokens[1:])
+    for_own = max(COUNTED_TOKENS // 2, COUNTED_TOKENS - others)
+    share = min(1.0, for_own / max(1, own))
+    of_others = min(1.0, (COUNTED_TOKENS - share * own) / max(1, others))
+    return [share] + [of_others] * (len(tokens) - 1)
 
 
 def _write(path: Path, tables: Sequence[StoredTable]) -> None:

@@ -20,6 +20,7 @@ from newllm.model.counts.table import MOST_CONTEXT, CountTable
 from newllm.model.recall.reference import LONGEST
 from newllm.model.residual import ResidualLM
 from newllm.settings import resolve
+from newllm.train import counting
 from newllm.train.counting import count_tables, prepare_counts
 from newllm.train.run import train
 from newllm.trained import TrainedModel
@@ -139,3 +140,20 @@ def test_trust_is_the_same_on_rows_that_were_never_seen(tmp_path: Path) -> None:
         counted = trust(data.splits["train"], None)
     assert trained == pytest.approx(unseen, rel=0.02)
     assert counted > 1.02 * unseen
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shares"),
+    [
+        ([3_000_000], [1]),
+        ([16_000_000], [0.5]),
+        ([1_000_000, 2_000_000], [1, 1]),
+        ([5_000_000, 5_000_000], [0.8, 0.8]),
+        ([2_000_000, 12_000_000], [1, 0.5]),
+        ([8_000_000, 1_000_000, 1_000_000], [0.75, 1, 1]),
+    ],
+)
+def test_the_level_itself_has_half_of_what_is_counted(
+    tokens: list[int], shares: list[float]
+) -> None:
+    assert counting.counted_shares(tokens) == pytest.approx(shares)
