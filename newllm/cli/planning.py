@@ -68,8 +68,12 @@ def plan(
     Example: newllm plan --params 350M --tokens 10B --device l4x8
     """
     if dataset is not None:
-        if minutes is None or params or tokens:
-            raise UserError("plan DATASET: give --minutes, and neither --params nor --tokens")
+        others = params, tokens, num_layers, batch_tokens, utilisation, price
+        if minutes is None or device != "here" or any(other is not None for other in others):
+            raise UserError(
+                "plan DATASET: give --minutes and nothing else: it is about this machine, and the "
+                "size is what it says"
+            )
         _plan_size(dataset, minutes, as_json)
         return
     if not params or not tokens:
@@ -85,14 +89,20 @@ def plan(
 
 
 def _plan_size(dataset: str, minutes: float, as_json: bool) -> None:
-    from newllm.planning.size import choose_size, describe, expected_bpb, measured_steps
+    from newllm.planning.size import (
+        STEP_TOKENS,
+        choose_size,
+        describe,
+        expected_bpb,
+        measured_steps,
+    )
 
     steps = measured_steps(dataset, {})
     choice = choose_size(dataset, minutes, steps)
     others = [
         (size, tokens, expected_bpb(dataset, size, tokens))
         for size in (choice.parameters // 3, choice.parameters, 3 * choice.parameters)
-        for tokens in [round(60 * minutes / steps(size) * 4096)]
+        for tokens in [round(60 * minutes / steps(size) * STEP_TOKENS)]
     ]
     if as_json:
         click.echo(json.dumps(asdict(choice)))

@@ -45,6 +45,7 @@ RATES = ((1_000_000, 0.008), (2_000_000, 0.006), (4_000_000, 0.005), (LARGEST, 0
 
 _TIMED_STEPS = 3
 _ROWS, _LENGTH = 32, 128
+STEP_TOKENS = _ROWS * _LENGTH
 """Of a step, as in training by default."""
 
 _STEPS_BETWEEN_SIZES = 12
@@ -96,7 +97,7 @@ def choose_size(
     sizes = [round(SMALLEST * 10 ** (decades * i / count), -4) for i in range(count + 1)]
 
     def tokens(size: float) -> float:
-        return 60 * minutes / step_seconds(round(size)) * _ROWS * _LENGTH
+        return 60 * minutes / step_seconds(round(size)) * STEP_TOKENS
 
     best = round(min(sizes, key=lambda size: excess(size, tokens(size))))
     likely = expected_bpb(dataset, best, tokens(best))

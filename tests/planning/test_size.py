@@ -131,7 +131,8 @@ def test_the_plan_says_which_size_and_why(quick, capsys) -> None:
     ("words", "said"),
     [
         ("dolly", "plan DATASET: give --minutes"),
-        ("dolly --minutes 3 --tokens 1M", "plan DATASET: give --minutes, and neither"),
+        ("dolly --minutes 3 --tokens 1M", "plan DATASET: give --minutes and nothing else"),
+        ("dolly --minutes 3 --device l4", "plan DATASET: give --minutes and nothing else"),
         ("--minutes 3", "plan: give --params and --tokens, or a DATASET and --minutes"),
         ("--params 1M", "plan: give --params and --tokens"),
         ("dolli --minutes 3", "dolli"),
