@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.sizes import fit
 from newllm.cli import main
 from newllm.errors import UserError
 from newllm.planning import size
@@ -48,7 +49,7 @@ def test_the_choice_is_the_best_of_all_sizes() -> None:
 
 
 def test_more_parameters_and_more_tokens_are_never_expected_to_be_worse() -> None:
-    for dataset in size.FLOORS_AND_SCALES:
+    for dataset in size.SCALES:
         small, wide, long = (
             expected_bpb(dataset, *what) for what in ((1e6, 1e6), (2e6, 1e6), (1e6, 2e6))
         )
@@ -141,3 +142,16 @@ def test_the_plan_says_which_size_and_why(quick, capsys) -> None:
 def test_half_a_question(words: str, said: str, capsys) -> None:
     assert main(["plan", *words.split()]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_fit_finds_the_law_that_made_the_points() -> None:
+    law = {
+        (n, d): 1.1 + 0.2 * (n / 1e6) ** -size.EXPONENT + 0.3 * (d / 1e6) ** -size.EXPONENT
+        for n in (1e6, 2e6, 5e6)
+        for d in (1e6, 8e6)
+    }
+    found = fit([(*place, bpb) for place, bpb in law.items()])
+    assert found["floor"] == pytest.approx(1.1)
+    assert found["A"] == pytest.approx(0.2)
+    assert found["B"] == pytest.approx(0.3)
+    assert found["largest_error"] < 1e-9
