@@ -97,7 +97,7 @@ def losses(batches: list[Batch], dtype: torch.dtype, gru: bool) -> Callable[[], 
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        return float(loss)
+        return loss.item()
 
     return step
 

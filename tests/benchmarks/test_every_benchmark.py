@@ -9,12 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import newllm
+from benchmarks import half
 from benchmarks.busy import tokens
 from benchmarks.dialogues import write_dialogues
 from benchmarks.full_size import measure
+from benchmarks.train_speed import settings_of
 from newllm.cli import main
+from newllm.data.loader import EpochLoader
+from newllm.data.prepare import Encoding, prepare_training
+from newllm.data.sources import open_source
+from newllm.datasets import find_dataset
 
 ROOT = Path(newllm.__file__).parent.parent
 SHAPE = "--num-layers 1 --context-dim 16 --embed-dim 16 --hidden-dim 16".split()
@@ -399,3 +406,16 @@ def test_serve(checkpoint: str, capsys, monkeypatch) -> None:
     assert [row["lost"] for row in together] == [0, 0]
     assert session[-1]["tokens_read"] >= 1000
     assert len({row["state_bytes"] for row in session}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gru", [False, True], ids=["context", "torch GRU"])
+def test_half_precision_beside_torchs_own(gru: bool) -> None:
+    """A step of both models, whose parameters are as many; the command does it on three CPUs."""
+    settings = settings_of("context", 1, 1000)
+    source = open_source(find_dataset("dolly"), "sample", "all")
+    data = prepare_training(source, Encoding.of(settings.model_copy(update={"data": "sample"})))
+    batch = EpochLoader(data.splits["train"], 128, 32, (0, 0)).batch(0)
+    step = half.losses([batch], torch.float32, gru)
+    assert 5 < step() < 8  # ln 1000 is 6.9
+    assert step() < 6.9
