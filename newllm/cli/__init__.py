@@ -53,8 +53,8 @@ def cli() -> None:
 @dataset_argument
 @setting_options()
 @params_option(
-    "Size of the model: sets its depth and widths, as `newllm plan` does; auto: what learns most "
-    "in --minutes on this machine.",
+    "Size of the model: sets its depth and widths, as `newllm plan` does. With auto it is what "
+    "learns most in --minutes on this machine.",
     auto=True,
 )
 @click.option("--resume", is_flag=True, help="Go on where the run of this name stopped.")

@@ -83,10 +83,10 @@ def climb(
     resume: bool,
     **settings: Any,
 ) -> None:
-    """Take one model through all levels, rehearsing the earlier ones, and see what it forgets.
+    """Take one model through all levels, growing and rehearsing, and see what it forgets.
 
     --minutes and --epochs are those of each level. With --minutes the model has the size that
-    learns most in that time on this machine; else it grows to what each level recommends.
+    learns most in the time of all levels on this machine, and grows only with --grow.
 
     Example: newllm climb --data-dir sample --minutes 1 --out climb
     """

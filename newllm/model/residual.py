@@ -380,15 +380,19 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         """How N positions [N, D] predict their targets [N], in one pass over their logits."""
         said = hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)
         logits = F.linear(said.hidden, self.embedding.weight).float()
-        total, copying, without_counts = logits.logsumexp(dim=1), self._copying(said), None
-        if self.counts is not None and said.contexts is not None:
-            without_counts = _nats(logits, total, copying, targets)
-            before = total
+        copying, without_counts = self._copying(said), None
+        if self.counts is None or said.contexts is None:
+            if copying is not None:
+                let_copy_(logits, *copying)
+            nats = F.cross_entropy(logits, targets, reduction="none")
+        else:
+            before = logits.logsumexp(dim=1)
+            without_counts = _nats(logits, before, copying, targets)
             total = self.counts.mix_(logits, before, said.hidden, said.contexts)
             copying = copying and (copying[0], copying[1] + (total - before)[:, None])
-        nats = _nats(logits, total, copying, targets)
-        if copying is not None:
-            let_copy_(logits, *copying)
+            nats = _nats(logits, total, copying, targets)
+            if copying is not None:
+                let_copy_(logits, *copying)
         return TokenScores(nats, logits.argmax(dim=1) == targets, without_counts)
 
     def without_counts(self) -> ResidualLM[BoundariesT]:

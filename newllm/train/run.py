@@ -142,6 +142,7 @@ class _Run:
         self.counts = None
         if settings.counts:
             self.counts = prepare_counts([self.data, *self.rehearsed.values()], settings.counts)
+            give_back_freed_memory()  # a gigabyte, by now
         curves = files.curves if settings.tensorboard and processes.main else None
         self.metrics_file = MetricsFile(files.metrics, curves)
 
