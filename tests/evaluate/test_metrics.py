@@ -15,6 +15,7 @@ from newllm.data.shards import EncodedSplit, SplitWriter
 from newllm.data.tokenizers import BPE, Word1000
 from newllm.evaluate.metrics import evaluate, nats_by_document
 from newllm.model import build_model
+from newllm.model.trunk import TokenScores
 from newllm.results.records import Metrics
 
 
@@ -33,6 +34,10 @@ class Uniform(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return torch.zeros(*hidden.shape[:-1], self.vocab_size)
+
+    def token_scores(self, hidden: Tensor, targets: Tensor) -> TokenScores:
+        nats = torch.full(targets.shape, math.log(self.vocab_size))
+        return TokenScores(nats, targets == 0, None)
 
 
 def encode(folder: Path, documents: list[Document]) -> EncodedSplit:
