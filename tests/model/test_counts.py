@@ -210,6 +210,27 @@ def test_the_loss_is_the_mixture_and_both_are_learnt(
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("recall", [0, 64])
+@pytest.mark.parametrize("counts", [True, False])
+def test_tokens_are_scored_as_by_the_logits(recall: int, counts: bool) -> None:
+    """What evaluation asks for at once is what the logits of both models say."""
+    model = model_of(recall_slots=recall).eval()
+    scored = model if counts else model.without_counts()
+    ids, targets = ids_of(2, 60), ids_of(2, 60, seed=2).flatten()
+    with torch.inference_mode():
+        hidden = scored(ids)[0]
+        hidden = hidden.flatten(0, 1) if isinstance(hidden, Tensor) else hidden.flat()
+        scores, logits = scored.token_scores(hidden, targets), scored.logits(hidden)
+        alone = model.without_counts().logits(hidden)
+    torch.testing.assert_close(scores.nats, F.cross_entropy(logits, targets, reduction="none"))
+    assert bool((scores.hit == (logits.argmax(dim=1) == targets)).all())
+    if counts:
+        network = F.cross_entropy(alone, targets, reduction="none")
+        torch.testing.assert_close(scores.without_counts, network)
+    else:
+        assert scores.without_counts is None
+
+
 def test_trust_is_learnt_where_it_pays() -> None:
     """After some steps on texts that the table knows, it is trusted; on noise it is not."""
     trusts = []
