@@ -234,9 +234,8 @@ def prepare_counts(trained_on: Sequence[Encoded], budget: int) -> Counts:
         evenly = np.arange(count) * len(split) // max(1, count)
         numbers[evenly] = 1 + np.arange(count) % FOLDS
         table_of.append(numbers)
-    key = f"{ENCODING_VERSION}:{budget}:" + ":".join(data.fingerprint for data in trained_on)
-    if min(shares) < 1:
-        key += f":{shares}"
+    key = f"{ENCODING_VERSION}:{budget}:{shares}:"
+    key += ":".join(data.fingerprint for data in trained_on)
     name = f"counts-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
     path = trained_on[0].folder / name
     tokenizer = trained_on[0].tokenizer

@@ -466,7 +466,9 @@ def _refuse_other_shape(option: str, content: Mapping[str, Any], settings: Setti
     differing = [
         f"{option_name(name)} {getattr(stored, name)}"
         for name, value in settings.model_settings().model_dump(exclude={"dropout"}).items()
-        if getattr(stored, name) != value and not (name == "architecture" and both_own)
+        if getattr(stored, name) != value
+        and not (name == "architecture" and both_own)
+        and not (name == "counts" and value and stored.counts)  # a table is made anew
     ]
     if differing:
         raise UserError(

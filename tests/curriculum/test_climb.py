@@ -14,6 +14,7 @@ from newllm.cli import main
 from newllm.curriculum import climb as climbing
 from newllm.curriculum.climb import MAX_ROUNDS, climb, named_levels
 from newllm.errors import Stopped, UserError
+from newllm.model.spec import COUNTS
 from newllm.results.climb import NAME, ClimbConfig
 from newllm.results.marks import Mark, add_marks
 from newllm.results.records import score
@@ -91,6 +92,11 @@ def test_one_model_grows_and_is_scored_on_all_levels(route, capsys) -> None:
     assert "rehearsed: 10% of the tokens, dolly (40 rows), hh_rlhf (40 rows)" in said
     content = checkpoint.load(best)
     assert content["settings"]["num_layers"] == 4
+    summaries = [
+        load_summary(best.with_name(f"{result['run']}.summary.json")) for result in results
+    ]
+    counts = [summary.settings["counts"] for summary in summaries]
+    assert counts == [COUNTS, 2 * COUNTS, 3 * COUNTS]
     assert set(content["data"]["rehearsed"]) == {"dolly", "hh_rlhf"}
     bpb = [{name: m["bpb"] for name, m in result["evaluations"].items()} for result in results]
     transfer = (bpb[0]["dolly"] - bpb[2]["dolly"] + bpb[1]["hh_rlhf"] - bpb[2]["hh_rlhf"]) / 2
