@@ -107,7 +107,7 @@ def _plan_size(dataset: str, minutes: float, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(choice)))
         return
-    click.echo(describe(dataset, choice))
+    click.echo(describe(choice, dataset))
     for size, tokens, expected in others:
         reaches = "" if expected is None else f", {expected:.3f} bits per byte expected"
         click.echo(f"       {size:>11,} parameters: {tokens:>12,} tokens{reaches}")

@@ -160,7 +160,7 @@ def fitted(
     shape = {name: given[name] for name in kept if name in given}
     steps = measured_steps(dataset, shape)
     choice = choose_size(dataset, settings.minutes or 0, steps, given.get("vocab_size"))
-    note(describe(dataset, choice))
+    note(describe(choice, dataset))
     decided = {"vocab_size": choice.vocab_size, "learning_rate": rate_of(choice.parameters)}
     return {**decided, **given, **named}, choice.parameters
 
@@ -171,18 +171,18 @@ def fitted_to_climb(
     """Settings of a climb with the size that learns most in the minutes of all levels together."""
     first, minutes = levels[0], given["minutes"] * len(levels)
     choice = choose_size(first, minutes, measured_steps(first, {}), given.get("vocab_size"))
-    note(describe("", choice))
+    note(describe(choice))
     decided = {"vocab_size": choice.vocab_size, "learning_rate": rate_of(choice.parameters)}
     settings = resolve(first, {**decided, **given}, params=choice.parameters)
     return {**decided, **settings.model_dump(include=set(SHAPE)), **given}
 
 
-def describe(dataset: str, choice: Choice) -> str:
-    """The choice in a line or two."""
+def describe(choice: Choice, dataset: str | None = None) -> str:
+    """The choice in a line, and what to expect of the rows of a data set in another."""
     size, seconds = f"{choice.parameters:,}", f"{choice.step_seconds:.2f}"
     tokens = f"{choice.tokens:,}"
     lines = [f"Size   {size} parameters: a step takes {seconds} s here, {tokens} tokens are read"]
-    if choice.expected is not None:
+    if dataset is not None and choice.expected is not None:
         least, likely, most = choice.expected
         lines.append(
             f"       expected on the real rows of {dataset}: {likely:.2f} bits per byte "
