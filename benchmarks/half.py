@@ -27,14 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measure import Report, Row, progress, report_options, rounds
-from benchmarks.train_speed import ROWS, settings_of
+from benchmarks.train_speed import ROWS, settings_of, update
 from benchmarks.trials import ROOT
 from newllm.data.loader import IGNORED, Batch, EpochLoader
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.datasets import find_dataset
 from newllm.device import fast_bf16, keep_freed_memory
-from newllm.model import build_model
+from newllm.model import build_model, count_parameters
 from newllm.model.kernels import Noise
 from newllm.train.optimizers import make_optimizers
 
@@ -73,9 +73,9 @@ def losses(batches: list[Batch], dtype: torch.dtype, gru: bool) -> Callable[[], 
     """A function that trains one step on the next rows and says its loss, nats a token."""
     torch.manual_seed(0)
     settings = settings_of("context", 1, 1000)
-    ours = build_model(settings.model_settings(), 1000)
-    width = next(w for w in range(1024, 0, -8) if 1000 * w + 6 * w * w + 6 * w <= _size(ours))
-    model = TorchGRU(1000, width) if gru else ours
+    size = count_parameters(settings.model_settings(), 1000)
+    width = next(w for w in range(1024, 0, -8) if 1000 * w + 6 * w * w + 6 * w <= size)
+    model = TorchGRU(1000, width) if gru else build_model(settings.model_settings(), 1000)
     if isinstance(model, TorchGRU):
         optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(model.parameters(), 0.003)]
     else:
@@ -92,18 +92,10 @@ def losses(batches: list[Batch], dtype: torch.dtype, gru: bool) -> Callable[[], 
                     batch.ids, model.initial_state(ROWS), batch.reset, noise=Noise(0, 0)
                 )
                 loss = model.loss(hidden, batch.targets) / batch.scored
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        update(model, loss, optimizers)
         return loss.item()
 
     return step
-
-
-def _size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def measured(repeats: int) -> dict[str, Any]:

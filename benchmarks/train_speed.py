@@ -26,7 +26,7 @@ from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.datasets import find_dataset
 from newllm.device import fast_bf16, keep_freed_memory
-from newllm.model import LanguageModel, build_model
+from newllm.model import build_model
 from newllm.model.kernels import Noise
 from newllm.model.shape import matched_widths
 from newllm.model.spec import RECALL_SLOTS, find_spec
@@ -95,7 +95,7 @@ def published_stepper(settings: Settings, data: Encoded) -> tuple[Callable[[], N
 
 
 def update(
-    model: LanguageModel, loss: torch.Tensor, optimizers: list[torch.optim.Optimizer]
+    model: torch.nn.Module, loss: torch.Tensor, optimizers: list[torch.optim.Optimizer]
 ) -> None:
     """Backward, clipping and the optimizers' step."""
     loss.backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -11,9 +12,13 @@ import psutil
 
 def usable_cores() -> int:
     """Cores that this process may use, by its affinity and its container's quota."""
+    return max(1, round(min(len(_allowed()), _quota())))
+
+
+def _allowed() -> Collection[int]:
+    """Numbers of the cores that the affinity allows."""
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return max(1, round(min(cores, _quota())))
+    return range(os.cpu_count() or 1) if affinity is None else affinity(0)
 
 
 def _quota(folder: Path = Path("/sys/fs/cgroup")) -> float:
@@ -44,13 +49,11 @@ class Load:
     @staticmethod
     def _now() -> tuple[float, float, float]:
         """Time, and seconds of processors that all programs and this one have used so far."""
-        affinity = getattr(os, "sched_getaffinity", None)
         cores = psutil.cpu_times(percpu=True)
-        mine = range(len(cores)) if affinity is None else affinity(0)
         waiting = ("idle", "iowait", "guest", "guest_nice")  # guests count as user time already
         used = sum(
             seconds
-            for core in mine
+            for core in _allowed()
             for name, seconds in cores[core]._asdict().items()
             if name not in waiting
         )
