@@ -49,11 +49,13 @@ class Load:
     @staticmethod
     def _now() -> tuple[float, float, float]:
         """Time, and seconds of processors that all programs and this one have used so far."""
-        cores = psutil.cpu_times(percpu=True)
+        cores, mine = psutil.cpu_times(percpu=True), _allowed()
+        if max(mine) >= len(cores):  # a container that is shown its own cores, numbered anew
+            mine = range(len(cores))
         waiting = ("idle", "iowait", "guest", "guest_nice")  # guests count as user time already
         used = sum(
             seconds
-            for core in _allowed()
+            for core in mine
             for name, seconds in cores[core]._asdict().items()
             if name not in waiting
         )

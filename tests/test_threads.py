@@ -151,6 +151,12 @@ def test_load_is_that_of_others() -> None:
     assert busy > 0.2
 
 
+def test_load_where_cores_are_numbered_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In some containers /proc/stat has the container's cores alone, the affinity the machine's."""
+    monkeypatch.setattr(cores, "_allowed", lambda: {500, 501})
+    assert Load().busy() >= 0
+
+
 @pytest.mark.parametrize(
     ("files", "cores_allowed"),
     [
