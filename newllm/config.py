@@ -41,6 +41,9 @@ class DataSettings(_Settings):
         description="tokens a training row holds; longer documents go on in the next",
     )
     max_samples: int | None = Field(None, ge=1, description="use at most so many training rows")
+    decontaminate: bool = Field(
+        False, description="leave validation rows out that stand in training too"
+    )
     subset: str = Field("all", description="part of the rows: helpful, harmless (HH-RLHF) or all")
     tokenizer_file: str | None = Field(
         None, description="BPE to use instead of one trained on the rows (newllm tokenizer train)"

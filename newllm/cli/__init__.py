@@ -157,7 +157,14 @@ def info(file: str, as_json: bool) -> None:
 @cli.command()
 @dataset_argument
 @setting_options(
-    "data", "subset", "tokenizer", "vocab_size", "max_samples", "max_seq_length", "seed"
+    "data",
+    "decontaminate",
+    "subset",
+    "tokenizer",
+    "vocab_size",
+    "max_samples",
+    "max_seq_length",
+    "seed",
 )
 @json_option
 def data(dataset: str, as_json: bool, **settings: Any) -> None:

@@ -8,7 +8,8 @@ from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from newllm.data.rows import Item, Located, Rows, split_name
+from newllm.data.layout import split_name
+from newllm.data.located import Item, Located, Rows
 from newllm.datasets.base import HubRepository
 from newllm.errors import UserError
 from newllm.files import sha256

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from newllm.data.packing import Plan, plan_epoch
+from newllm.data.encode import MASKED
+from newllm.data.packing import Plan, Row, plan_epoch
 from newllm.data.shards import Documents
 
 IGNORED = -100
@@ -112,9 +113,9 @@ class EpochLoader:
                 end = segment.column + segment.stop - segment.start
                 place = (sequence, slice(segment.column, end))
                 ids[place], targets[place] = tokens[:-1], tokens[1:]
-                assistant[place] = self.split.assistant(
-                    segment.document, segment.start + 1, segment.stop + 1
-                )
+                marks = self.split.assistant(segment.document, segment.start + 1, segment.stop + 1)
+                assistant[place] = marks == 1
+                targets[place][marks == MASKED] = IGNORED
                 if tables is not None and self.tables is not None:
                     tables[place] = self.tables[segment.document]
                 if segment.start == 0:
@@ -127,7 +128,17 @@ class EpochLoader:
             reset=torch.from_numpy(reset),
             tables=None if tables is None else torch.from_numpy(tables),
             assistant=torch.from_numpy(assistant),
-            scored=sum(segment.stop - segment.start for row in rows for segment in row),
+            scored=self._scored(rows, int((targets != IGNORED).sum())),
+        )
+
+    def _scored(self, rows: Sequence[Row], here: int) -> int:
+        """Targets of a step that count, in all its sequences."""
+        if len(rows[self.part]) == len(rows):
+            return here
+        return sum(
+            int((self.split.assistant(s.document, s.start + 1, s.stop + 1) != MASKED).sum())
+            for row in rows
+            for s in row
         )
 
 
@@ -175,7 +186,7 @@ class Mixture:
         return split.tokens(int(self._document[document]), start, stop)
 
     def assistant(self, document: int, start: int, stop: int) -> np.ndarray:
-        """Which of those tokens an assistant has to produce, bool."""
+        """1 for those an assistant has to produce, `MASKED` for those not scored, uint8."""
         split = self._splits[self._split[document]]
         return split.assistant(int(self._document[document]), start, stop)
 

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from newllm.data.containers import RowFile
 from newllm.data.hub import open_hub
-from newllm.data.rows import READABLE, Item, Located, Rows, read_file, split_name
+from newllm.data.layout import find_rows
+from newllm.data.located import Item, Located, Malformed, Rows
+from newllm.data.rows import kind_of, read_file
 from newllm.datasets.base import Dataset
 from newllm.errors import UserError
 from newllm.files import sha256
@@ -42,6 +45,8 @@ class Source:
     """Commit of the Hub repository, if it came from there."""
     counts: dict[str, int] = field(default_factory=dict, repr=False)
     """Rows of each split, where that is known without reading them."""
+    notes: tuple[str, ...] = field(default=(), repr=False)
+    """What a person should know: files that were not read."""
 
     def training_splits(self) -> tuple[Rows, Rows]:
         """(train, validation); lacking the latter, test rows; lacking those, 90/10 by seed 42."""
@@ -55,8 +60,11 @@ class Source:
         return _split(train, self.description, self.counts.get(name))
 
     def evaluation_split(self) -> Rows:
-        """Validation rows; of a single file, all rows."""
-        return self.splits.get("all") or self.training_splits()[1]
+        """Validation rows, lacking those test rows; of a single file, all rows."""
+        for name in ("all", "validation", "test"):
+            if name in self.splits:
+                return self.splits[name]
+        return self.training_splits()[1]
 
 
 def open_source(level: Dataset, data: str, subset: str = "all", head: bool = False) -> Source:
@@ -104,6 +112,7 @@ def _only(source: Source, subset: str, level: Dataset) -> Source:
         fingerprint=hashlib.sha256(f"{source.fingerprint}/{subset}".encode()).hexdigest(),
         splits={name: part(rows) for name, rows in source.splits.items()},
         revision=source.revision,
+        notes=source.notes,
     )
 
 
@@ -122,6 +131,9 @@ def _split(rows: Rows, description: str, count: int | None) -> tuple[Rows, Rows]
     def held_out() -> np.ndarray:
         total = sum(1 for _ in rows()) if count is None else count
         if total < 2:
+            wrong = next((i for i in rows() if isinstance(i, Malformed)), None)
+            if wrong is not None:
+                raise UserError(f"{wrong.where}: {wrong.reason}")
             raise UserError(f"{description}: {total} row(s), too few to set validation rows aside")
         # The very rows that `datasets`' train_test_split(test_size=0.1, seed=42) sets aside, which
         # the published numbers were measured on.
@@ -199,43 +211,28 @@ def _hub(level: Dataset, subset: str, head: bool) -> Source:
 
 
 def _local(path: Path, level: Dataset) -> Source:
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such file or folder; --data takes a path, hub, or sample (built-in rows)"
-        )
-    if path.is_file():
-        files = {"all": [path]}
-        if not READABLE.search(path.name):
-            raise UserError(
-                f"{path}: unknown kind of file; expected .jsonl, .json, .gz or .parquet"
-            )
-    else:
-        found = sorted(p for p in path.rglob("*") if p.is_file() and READABLE.search(p.name))
-        # Laid out like the Hub repository, the folder may hold parts that the level does not use.
-        named = [p for p in found if set(p.relative_to(path).parts) & set(level.subsets.values())]
-        found = named or found
-        if not found:
-            raise UserError(f"{path}: no .jsonl, .json, .gz or .parquet file in this folder")
-        files: dict[str, list[Path]] = {}
-        for file in found:
-            names = [split_name(part) for part in reversed(file.relative_to(path).parts)]
-            if any(names):
-                files.setdefault(next(filter(None, names)), []).append(file)
-        if "train" not in files and "validation" not in files:
-            files = {"train": found}
+    own_splits = {name: ours for place in level.hub for name, ours in place.splits.items()}
+    layout = find_rows(path, own_splits, level.subsets.values())
     digest = hashlib.sha256()
-    for name, paths in sorted(files.items()):
-        for file in paths:
+    sha256_of = cache(sha256)  # of an archive once, whatever is in it
+    for name, files in sorted(layout.files.items()):
+        for file in files:
             try:
-                digest.update(f"{name}:{sha256(file)}\n".encode())
+                content = sha256_of(file.path)
             except OSError as error:
                 raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+            # What JSON and Parquet are is told by their bytes, the others by their names.
+            kind = kind_of(file.name)
+            how = [kind] if kind in ("csv", "text", "arrow") else []
+            where = [part for part in (file.member, file.part) if part]
+            digest.update(f"{':'.join([name, content, *how, *where])}\n".encode(errors="replace"))
 
-    def rows(paths: list[Path]) -> Rows:
-        return lambda: (item for file in paths for item in read_file(file))
+    def rows(files: list[RowFile]) -> Rows:
+        return lambda: (item for file in files for item in read_file(file))
 
     return Source(
         description=str(path),
         fingerprint=digest.hexdigest(),
-        splits={name: rows(paths) for name, paths in files.items()},
+        splits={name: rows(files) for name, files in layout.files.items()},
+        notes=tuple(layout.notes),
     )

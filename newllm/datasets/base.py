@@ -66,6 +66,10 @@ class Dataset:
     """Parts that --subset chooses -> their folders in the repository."""
 
     # -- from a row to text
+    fields: tuple[str, ...]
+    """Fields that rows are read from: what `--columns` may name."""
+    reading: int = 1
+    """Raised when the same rows are read otherwise than before: part of the cache's key."""
     conversation: Callable[[Row], Conversation]
     """The turns of a row: what BPE models learn. White space and case are kept."""
     plain_text: bool = False

@@ -214,13 +214,15 @@ class _Run:
         self.log.note(f"Data   {self.data.source}: {describe_counts(counts['train'])}")
         self.log.note(f"       validation: {describe_counts(counts['validation'])}")
         for name, facts in counts.items():
-            if facts.left_out:
-                self.log.note(f"       {facts.left_out:,} {name} rows not used by the protocol")
+            for what, count in facts.exceptions(name, settings.decontaminate).items():
+                self.log.note(f"       {what}: {count}")
             if facts.malformed:
                 self.log.note(
                     f"       {facts.malformed} malformed {name} rows left out; "
                     f"first: {facts.malformed_examples[0]}"
                 )
+        for note in self.data.notes:
+            self.log.note(f"       {note}")
         if self.rehearsed:
             rows = ", ".join(
                 f"{name} ({data.accounting['train'].documents:,} rows)"
