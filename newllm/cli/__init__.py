@@ -26,6 +26,7 @@ from newllm.cli.options import (
     setting_options,
     weights_option,
 )
+from newllm.cli.surroundings import prepare_streams, refuse_variables
 from newllm.config import read_yaml
 from newllm.datasets import DATASETS
 from newllm.errors import Stopped, UserError
@@ -240,7 +241,9 @@ for module in (talk, progression, report, exchange, planning, help_pages):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (docs/ARCHITECTURE.md lists them)."""
+    prepare_streams()
     try:
+        refuse_variables()
         result = cli.main(args=arguments, prog_name="newllm", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:

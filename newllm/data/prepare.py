@@ -48,7 +48,7 @@ from newllm.data.tokenizers import (
 )
 from newllm.datasets import find_dataset
 from newllm.errors import UserError
-from newllm.files import DISK_ERRORS, cache_folder, write_text
+from newllm.files import DISK_ERRORS, cache_folder, make_cache_folder, write_text
 
 ENCODING_VERSION = 1
 """Part of the cache key: raise it when rendering or the shard format changes."""
@@ -182,7 +182,7 @@ def _prepare(
     # Nor does a cut that is not made, or the size of a vocabulary that is fixed.
     del identity["length" if encoding.tokenizer == "bpe" else "vocab_size"]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-    folder = cache_folder() / "encoded" / key
+    folder = make_cache_folder("encoded") / key
     rows = source.fingerprint
     if encoding.max_samples is not None:
         rows += f":{encoding.max_samples}:{encoding.seed}"
