@@ -18,6 +18,8 @@ import newllm
 from newllm import __version__
 from newllm.cli import exchange, help_pages, planning, progression, report, talk
 from newllm.cli.options import (
+    DatasetOrHub,
+    SeveralWords,
     architecture_option,
     dataset_argument,
     file_argument,
@@ -50,7 +52,7 @@ def cli() -> None:
     """Small language models without attention: train them level by level, and talk to them."""
 
 
-@cli.command()
+@cli.command(cls=SeveralWords)
 @dataset_argument
 @setting_options()
 @params_option(
@@ -85,9 +87,9 @@ def train(
     run(dataset, flags, file, resume, params)
 
 
-@cli.command(name="eval")
+@cli.command(name="eval", cls=SeveralWords)
 @file_argument
-@setting_options("data", "subset", default="what FILE was trained on")
+@setting_options("data", "columns", "splits", "subset", default="what FILE was trained on")
 @setting_options("device")
 @click.option(
     "--dataset", type=click.Choice(list(DATASETS)), metavar="DATASET",
@@ -108,6 +110,8 @@ def train(
 def evaluate(
     file: str,
     data: str | None,
+    columns: tuple[str, ...] | None,
+    splits: tuple[str, ...] | None,
     subset: str | None,
     device: str | None,
     dataset: str | None,
@@ -134,10 +138,11 @@ def evaluate(
         require_skills(dataset or model.settings.dataset, run_code)
     size = {} if batch_size is None else {"batch_size": batch_size}
     place = data or model.settings.data
-    result = model.evaluate(place, dataset, subset, **size)
+    names = {"columns": columns, "splits": splits}
+    result = model.evaluate(place, dataset, subset, **size, **names)
     if skills:
         count = {} if skill_rows is None else {"rows": skill_rows}
-        result["skills"] = model.skills(place, dataset, subset, run_code=run_code, **count)
+        result["skills"] = model.skills(place, dataset, subset, run_code=run_code, **count, **names)
     click.echo(json.dumps(result) if as_json else evaluation_table(result))
 
 
@@ -155,26 +160,26 @@ def info(file: str, as_json: bool) -> None:
     click.echo(json.dumps(facts) if as_json else facts_table(facts))
 
 
-@cli.command()
-@dataset_argument
+@cli.command(cls=SeveralWords)
+@click.argument("dataset", type=DatasetOrHub(), metavar="DATASET|hub:ORG/NAME")
 @setting_options(
-    "data",
-    "decontaminate",
-    "subset",
-    "tokenizer",
-    "vocab_size",
-    "max_samples",
-    "max_seq_length",
-    "seed",
-)
+    "data", "columns", "splits", "decontaminate", "subset", "tokenizer", "vocab_size",
+    "max_samples", "max_seq_length", "seed",
+)  # fmt: skip
 @json_option
 def data(dataset: str, as_json: bool, **settings: Any) -> None:
     """Show what DATASET's rows become: counts, malformed rows, a rendered example.
+
+    A set of the Hub, hub:ORG/NAME, is read as rows of your own (chat).
 
     Example: newllm data dolly --data my_folder --tokenizer word1000
     """
     from newllm.report.tables import data_facts, data_table
 
+    if dataset.startswith("hub:"):
+        if settings["data"] is not None:
+            raise UserError(f"{dataset} says where the rows are; omit --data")
+        dataset, settings["data"] = "chat", dataset
     facts = data_facts(dataset, {name: v for name, v in settings.items() if v is not None})
     click.echo(json.dumps(facts) if as_json else data_table(facts))
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from newllm.config import Settings
 from newllm.data.containers import RowFile
-from newllm.data.hub import open_hub
+from newllm.data.hub import named_repository, open_hub
 from newllm.data.layout import find_rows
 from newllm.data.located import Item, Located, Malformed, Rows
 from newllm.data.rows import kind_of, read_file
+from newllm.datasets import find_dataset
 from newllm.datasets.base import Dataset
-from newllm.errors import UserError
+from newllm.errors import UserError, did_you_mean
 from newllm.files import sha256
 
 SAMPLES = Path(__file__).parents[1] / "datasets" / "samples"
@@ -67,8 +69,29 @@ class Source:
         return self.training_splits()[1]
 
 
-def open_source(level: Dataset, data: str, subset: str = "all", head: bool = False) -> Source:
-    """Open `data`: "hub", "sample", or a path to a file or folder.
+def open_chosen(settings: Settings) -> Source:
+    """The rows that the settings of a run ask for; see :func:`open_source`."""
+    return open_source(
+        find_dataset(settings.dataset),
+        settings.data,
+        settings.subset,
+        head=settings.max_samples is not None and settings.tokenizer == "word1000",
+        columns=settings.columns,
+        splits=settings.splits,
+        most=settings.max_samples,
+    )
+
+
+def open_source(
+    level: Dataset,
+    data: str,
+    subset: str = "all",
+    head: bool = False,
+    columns: Sequence[str] = (),
+    splits: Sequence[str] = (),
+    most: int | None = None,
+) -> Source:
+    """Open `data`: "hub", "sample", hub:ORG/NAME, or a path to a file or folder.
 
     Args:
         level: the data set; says where it is on the Hub and which parts it has.
@@ -76,6 +99,9 @@ def open_source(level: Dataset, data: str, subset: str = "all", head: bool = Fal
         subset: the part that is wanted ("all": every one that the level names).
         head: whether only the first rows of each split will be read; of the Hub's files, those
             that hold no such row are not fetched.
+        columns: OURS=THEIRS, what the fields that the data set is read from are called there.
+        splits: OURS=THEIRS, what the splits are called there; the others are not read.
+        most: training rows that will be read at most; hub:ORG/NAME is then read as a stream.
 
     Raises:
         UserError: nothing can be read there, with what to do instead.
@@ -83,10 +109,68 @@ def open_source(level: Dataset, data: str, subset: str = "all", head: bool = Fal
     if subset != "all" and subset not in level.subsets:
         known = ", ".join(level.subsets) or "none"
         raise UserError(f"--subset {subset}: {level.name} has no such part (its parts: {known})")
-    if data == "hub":
-        return _hub(level, subset, head)
-    source = _sample(level.name) if data == "sample" else _local(Path(data), level)
-    return source if subset == "all" else _only(source, subset, level)
+    names, ours = _pairs("--columns", columns, level.fields), ("train", "validation", "test")
+    own_splits = {theirs: name for name, theirs in _pairs("--splits", splits, ours).items()}
+    if data == "hub" or data.startswith("hub:"):
+        if data != "hub":
+            parts = {} if subset == "all" else level.subsets  # this set need not have them
+            level = replace(level, hub=(named_repository(data),), subsets=parts)
+        if own_splits:
+            level = replace(level, hub=tuple(replace(r, splits=own_splits) for r in level.hub))
+        source = _hub(level, subset, head, most if data != "hub" else None)
+    elif data == "sample":
+        source = _sample(level.name)
+    else:
+        source = _local(Path(data), level, own_splits)
+        source = source if subset == "all" else _only(source, subset, level)
+    return _renamed(source, names, level.forms) if names else source
+
+
+def _pairs(option: str, words: Sequence[str], ours: Collection[str]) -> dict[str, str]:
+    """OURS=THEIRS as a dictionary.
+
+    Raises:
+        UserError: a word is none, names what is not ours, or names it twice.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, theirs = word.partition("=")
+        if not equals or not theirs:
+            raise UserError(f"{option} {word}: expected OURS=THEIRS")
+        if name not in ours:
+            raise UserError(f"{option} {word}: there is no {name}{did_you_mean(name, ours)}")
+        if name in found:
+            raise UserError(f"{option} {word}: {name} was {found[name]} already")
+        found[name] = theirs
+    return found
+
+
+def _renamed(source: Source, names: Mapping[str, str], alone: bool) -> Source:
+    """Rows whose fields have our names; `alone`: no others."""
+
+    def renamed(rows: Rows) -> Rows:
+        def with_our_names() -> Iterator[Item]:
+            for item in rows():
+                if not isinstance(item, Located):
+                    yield item
+                    continue
+                row = {ours: item.row.get(theirs) for ours, theirs in names.items()}
+                if all(value is None for value in row.values()):
+                    has = ", ".join(map(str, item.row)) or "none"
+                    wanted = " or ".join(names.values())
+                    yield Malformed(item.where, f"no field {wanted}; the row has {has}")
+                    continue
+                kept = {} if alone else {k: v for k, v in item.row.items() if k not in row}
+                yield Located(item.where, {**kept, **row})
+
+        return with_our_names
+
+    identity = json.dumps([source.fingerprint, *sorted(names.items())])
+    return replace(
+        source,
+        fingerprint=hashlib.sha256(identity.encode(errors="replace")).hexdigest(),
+        splits={name: renamed(rows) for name, rows in source.splits.items()},
+    )
 
 
 def _only(source: Source, subset: str, level: Dataset) -> Source:
@@ -158,6 +242,10 @@ def _split(rows: Rows, description: str, count: int | None) -> tuple[Rows, Rows]
     return part(False), part(True)
 
 
+def _has_sample(dataset: str) -> bool:
+    return (SAMPLES / dataset).is_dir()
+
+
 def _sample(dataset: str) -> Source:
     files = {name: SAMPLES / dataset / f"{name}.jsonl.gz" for name in ("train", "validation")}
     if not all(file.is_file() for file in files.values()):
@@ -182,16 +270,18 @@ def _sample(dataset: str) -> Source:
     )
 
 
-def _hub(level: Dataset, subset: str, head: bool) -> Source:
+def _hub(level: Dataset, subset: str, head: bool, most: int | None) -> Source:
     if not level.hub:
         raise UserError(f"{level.name} is made of your own rows: give them with --data PATH")
     failure = ""
     for repository in level.hub:
         folders = list(level.subsets.values() if subset == "all" else [level.subsets[subset]])
         try:
-            found = open_hub(repository, folders, head)
+            found = open_hub(repository, folders, head, most)
+        except UserError:
+            raise
         except Exception as error:  # the libraries raise dozens of kinds for "not to be had"
-            failure = failure or str(error).strip().split("\n")[0]
+            failure = failure or " ".join(str(error).split())[:400]
             continue
         identity = json.dumps([repository.id, found.identity, folders])
         return Source(
@@ -201,17 +291,19 @@ def _hub(level: Dataset, subset: str, head: bool) -> Source:
             revision=found.revision,
             counts=found.counts,
         )
+    sample = ", or use the built-in rows with --data sample" if _has_sample(level.name) else ""
     raise UserError(
         f"{level.hub[0].id} cannot be had from the Hub ({failure}); give your copy with "
-        "--data PATH, or use the built-in rows with --data sample"
+        f"--data PATH{sample}"
     )
 
 
 # -- local files ---------------------------------------------------------------------------------
 
 
-def _local(path: Path, level: Dataset) -> Source:
-    own_splits = {name: ours for place in level.hub for name, ours in place.splits.items()}
+def _local(path: Path, level: Dataset, own_splits: Mapping[str, str]) -> Source:
+    if not own_splits:
+        own_splits = {name: ours for place in level.hub for name, ours in place.splits.items()}
     layout = find_rows(path, own_splits, level.subsets.values())
     digest = hashlib.sha256()
     sha256_of = cache(sha256)  # of an archive once, whatever is in it

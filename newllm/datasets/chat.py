@@ -104,6 +104,7 @@ DATASET = Dataset(
     title_ja="自分の行",
     licence="unknown here: these are rows of your own",
     fields=(*TURN_FIELDS, *_QUESTIONS, *_MORE[1:], *_ANSWERS, "system", "history", "text"),
+    forms=True,
     reading=2,
     conversation=_conversation,
     protocol_text=lambda row: flat_text(_conversation(row)),

@@ -12,9 +12,8 @@ from newllm.chat.dialogue import model_state_bytes
 from newllm.config import parse
 from newllm.data.encode import Accounting
 from newllm.data.prepare import Encoding, prepare_training
-from newllm.data.sources import open_source
+from newllm.data.sources import open_chosen
 from newllm.data.tokenizers import Tokenizer, from_dict
-from newllm.datasets import find_dataset
 from newllm.model import meta_model
 from newllm.report.text import columns
 from newllm.results.records import without_counts
@@ -155,7 +154,7 @@ def data_facts(dataset: str, flags: Mapping[str, Any]) -> Facts:
     """What `newllm data` says: accounting of both splits and a rendered example."""
     settings = resolve(dataset, flags)
     encoding = Encoding.of(settings)
-    source = open_source(find_dataset(dataset), settings.data, settings.subset, encoding.head)
+    source = open_chosen(settings)
     encoded = prepare_training(source, encoding)
     split, tokenizer = encoded.splits["train"], encoded.tokenizer
     example = split.tokens(0, 0, int(split.lengths[0])).tolist()

@@ -30,7 +30,7 @@ from newllm.config import (
 from newllm.data.encode import Accounting
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.render import Renderer, make_renderer
-from newllm.data.sources import open_source
+from newllm.data.sources import open_chosen, open_source
 from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict, load_tokenizer
 from newllm.datasets import find_dataset
 from newllm.device import cpu_model, give_back_freed_memory, keep_freed_memory, pick_device
@@ -136,8 +136,7 @@ class _Run:
         self.level = find_dataset(settings.dataset)
         self.start = Start.read(settings)
         encoding = Encoding.of(settings)
-        source = open_source(self.level, settings.data, settings.subset, encoding.head)
-        self.data = prepare_training(source, encoding, self.start.tokenizer)
+        self.data = prepare_training(open_chosen(settings), encoding, self.start.tokenizer)
         self.rehearsed = prepare_rehearsal(settings, self.data.tokenizer)
         self.counts = None
         if settings.counts:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from newllm.data.located import Located
 from newllm.data.layout import split_name
+from newllm.data.located import Located
 from newllm.data.sources import Source, open_source
 from newllm.datasets import DATASETS
 from newllm.errors import UserError
