@@ -101,6 +101,17 @@ class _Protocol(H11Protocol):
             oldest.transport.abort()
 
 
+class _Server(uvicorn.Server):
+    """A second Ctrl-C cuts off what is being written; what was said until then is saved as ever."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves out the end of the app
+            for task in self.server_state.tasks:
+                task.cancel()
+            await self.lifespan.shutdown()
+
+
 def make_server(app: Starlette, host: str, port: int, limits: Limits) -> uvicorn.Server:
     """uvicorn for an app."""
     config = uvicorn.Config(
@@ -116,7 +127,7 @@ def make_server(app: Starlette, host: str, port: int, limits: Limits) -> uvicorn
         timeout_graceful_shutdown=GRACE_SECONDS,
         limit_concurrency=4 * limits.connections,
     )
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
 def bind(host: str, port: int) -> socket.socket:

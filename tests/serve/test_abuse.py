@@ -192,7 +192,11 @@ def test_a_fault_in_a_round_ends_these_answers_alone(start: Start, monkeypatch) 
     alive(server)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+    + ([(signal.SIGHUP, 129)] if hasattr(signal, "SIGHUP") else []),
+)
 def test_the_command_stops_gracefully(tmp_path: Path, number: int, code: int) -> None:
     """A streamed answer goes on for a while and is cut; the session is on disk afterwards."""
     file = save_model(tiny_model(), tmp_path / "tiny.pt")
