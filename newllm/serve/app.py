@@ -88,12 +88,10 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
             "see /docs for what there is; OpenAI's end points are below /v1"
         )  # fmt: skip
         return ApiError(404, f"there is nothing here; {hint}", "not_found").response()
-    allowed = (error.headers or {}).get("Allow", "")
+    routes = [r for r in request.app.routes if r.path_regex.match(path)]
+    allowed = ", ".join(sorted({method for route in routes for method in route.methods}))
     message = f"{request.method} is no method of this end point ({allowed})"
-    return ApiError(
-        error.status_code, message if allowed else error.detail.lower(), "method_not_allowed",
-        headers=error.headers,
-    ).response()  # fmt: skip
+    return ApiError(405, message, "method_not_allowed", headers={"Allow": allowed}).response()
 
 
 async def _fault(request: Request, error: Exception) -> Response:
