@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -259,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error))
     except Stopped as stop:
-        click.echo(str(stop), err=True)
+        with suppress(OSError):  # the terminal may be gone
+            click.echo(str(stop), err=True)
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("", err=True)
