@@ -85,7 +85,7 @@ def evaluate(
     model.eval()
     sums = Sums()
     part = slice(batch_size) if processes is None else processes.sequences(batch_size)
-    loader = EpochLoader(split, EVALUATION_ROW, batch_size, part=part)
+    loader = EpochLoader(split, EVALUATION_ROW, batch_size, part=part, assistant=True)
     state = model.initial_state(loader.batch_size)
     unk = tokenizer.unk if isinstance(tokenizer, Word1000) else None
     for batch in loader.batches():

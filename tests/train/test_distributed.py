@@ -198,17 +198,22 @@ class _Counting:
         self.lengths = np.array(lengths)
         self._first = np.cumsum(self.lengths) - self.lengths
 
-    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
-        return self._first[document] + np.arange(start, stop)
-
-    def assistant(self, document: int, start: int, stop: int) -> np.ndarray:
-        return self.tokens(document, start, stop) % 2 == 0
+    def parts(
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
+    ) -> np.ndarray:
+        first = self._first[documents]
+        ranges = [np.arange(*ends) for ends in zip(first + starts, first + stops, strict=True)]
+        tokens = np.concatenate(ranges)
+        return tokens % 2 == 0 if assistant else tokens
 
 
 def test_parts_of_a_batch_are_the_batch() -> None:
     documents = _Counting(*range(2, 40))
-    whole = EpochLoader(documents, 16, 5, (0, 0))
-    parts = [EpochLoader(documents, 16, 5, (0, 0), part=part) for part in (slice(2), slice(2, 5))]
+    whole = EpochLoader(documents, 16, 5, (0, 0), assistant=True)
+    parts = [
+        EpochLoader(documents, 16, 5, (0, 0), part=part, assistant=True)
+        for part in (slice(2), slice(2, 5))
+    ]
     for batch, *own in zip(whole.batches(), *(part.batches() for part in parts), strict=True):
         for name in ("ids", "targets", "reset", "assistant"):
             together = torch.cat([getattr(part, name) for part in own])
