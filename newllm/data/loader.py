@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -143,6 +146,38 @@ class EpochLoader:
             assistant=None if assistant is None else torch.from_numpy(assistant),
             scored=scored,
         )
+
+
+def read_ahead(batches: Iterator[Batch], count: int = 2) -> Iterator[Batch]:
+    """The same batches, so many of them read by a thread before they are asked for."""
+    read: queue.Queue[Batch | BaseException | None] = queue.Queue(count)
+    stopped = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> None:
+        waiting = True
+        while waiting and not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                read.put(item, timeout=0.1)
+                waiting = False
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                put(batch)
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=work, name="newllm batches", daemon=True).start()
+    try:
+        while (item := read.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
 
 
 class Mixture:

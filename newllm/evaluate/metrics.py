@@ -130,7 +130,7 @@ def _score(
     sums = Sums(tokens=len(targets), assistant_tokens=int(assistant.sum()))
     sums.unk_tokens = int((targets == unk).sum()) if unk is not None else 0
     targets, assistant = targets.to(hidden.device), assistant.to(hidden.device)
-    step = chunk_rows(model.vocab_size)
+    step = chunk_rows(model.vocab_size, hidden.device)
     for start in range(0, len(targets), step):
         part = slice(start, start + step)
         scores = model.token_scores(hidden[part], targets[part])

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from newllm.data.loader import Batch
+from newllm.device import send
 from newllm.errors import UserError
 from newllm.model import LanguageModel
 
@@ -57,8 +58,8 @@ def step_trial(
     def try_rows(rows: int) -> int:
         part = batch.select(slice(rows))
         with autocast:
-            hidden, _ = model(part.ids.to(device), None, part.reset.to(device))
-            loss = model.loss(hidden, part.targets.to(device))
+            hidden, _ = model(send(part.ids, device), None, send(part.reset, device))
+            loss = model.loss(hidden, part.targets)
         held = resident_bytes()
         loss.backward()
         for parameter in model.parameters():
