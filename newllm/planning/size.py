@@ -209,8 +209,12 @@ def fitted(
 def fitted_to_climb(
     levels: Sequence[str], given: Mapping[str, Any], note: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Settings of a climb with the size that learns most in the minutes of all levels together."""
-    first, minutes = levels[0], given["minutes"] * len(levels)
+    """Settings of a climb with one size for all levels.
+
+    What a level teaches helps the next in part: the size is that for a time between a level's and
+    all levels' together (their geometric mean).
+    """
+    first, minutes = levels[0], given["minutes"] * math.sqrt(len(levels))
     choice = choose_size(first, minutes, measured_steps(first, {}), given.get("vocab_size"))
     note(describe(choice))
     decided = {"vocab_size": choice.vocab_size, "learning_rate": rate_of(choice.parameters)}
