@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,8 @@ def fitted_to_climb(
     """
     first, minutes = levels[0], given["minutes"] * math.sqrt(len(levels))
     choice = choose_size(first, minutes, measured_steps(first, {}), given.get("vocab_size"))
-    note(describe(choice))
+    steps = 60 * given["minutes"] * len(levels) / choice.step_seconds
+    note(describe(replace(choice, tokens=round(steps * STEP_TOKENS))))
     decided = {"vocab_size": choice.vocab_size, "learning_rate": rate_of(choice.parameters)}
     settings = resolve(first, {**decided, **given}, params=choice.parameters)
     return {**decided, **settings.model_dump(include=set(SHAPE)), **given}
