@@ -306,10 +306,11 @@ async function open(id) {
 /** Another conversation is shown, with what was written and not sent in it. */
 function change(conversation) {
   const field = find("question");
-  preferences.keepDraft(current.id, field.value);
-  const another = conversation.id !== current.id;
+  const before = wanted ?? current.id; // what is written while one is opened belongs to it
+  wanted = null;
+  preferences.keepDraft(before, field.value);
   current = conversation;
-  if (another) field.value = preferences.draftOf(current.id);
+  if (current.id !== before) field.value = preferences.draftOf(current.id);
   fit();
   showAll();
 }
@@ -479,7 +480,7 @@ on("question", "keydown", (event) => {
   event.preventDefault();
   send();
 });
-on("question", "input", () => preferences.keepDraft(current.id, find("question").value));
+on("question", "input", () => preferences.keepDraft(wanted ?? current.id, find("question").value));
 on("stop", "click", () => {
   current.stop();
   find("question").focus();

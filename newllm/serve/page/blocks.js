@@ -85,6 +85,10 @@ export function spansOf(text, block, runs) {
   const areas = block.marks.map(([start, end]) => ({ start, end, mark: true }));
   if (block.kind === "text") {
     const part = text.slice(block.start, block.end);
+    const first = part.match(/^\n+/)?.[0].length; // the blocks themselves stand apart
+    const last = part.match(/\n\n+$/)?.[0].length;
+    if (block.start > 0 && first) areas.push({ start: block.start, end: block.start + first, mark: true });
+    if (block.end < text.length && last) areas.push({ start: block.end - last, end: block.end, mark: true });
     for (const found of part.matchAll(INLINE)) {
       const size = found[1]?.length ?? 2;
       const start = block.start + found.index;

@@ -26,7 +26,7 @@ function nodeOf(block) {
   const node = document.createElement(block.kind === "code" ? "div" : "span");
   node.dataset.kind = block.kind;
   if (block.kind === "text") return node;
-  node.className = "code";
+  node.className = "listing";
   const head = document.createElement("div");
   const language = document.createElement("span");
   const copy = document.createElement("button");
@@ -81,8 +81,9 @@ function drawSpans(element, spans) {
   while (nodes.length > spans.length) element.lastChild.remove();
 }
 
-function kindOf({ mark, code, strong, recalled }) {
-  return [mark && "mark", code && "code", strong && "strong", recalled && "recalled"]
+function kindOf({ text, mark, code, strong, recalled }) {
+  const gap = mark && text.includes("\n");
+  return [mark && "mark", gap && "gap", code && "code", strong && "strong", recalled && "recalled"]
     .filter(Boolean).join(" ");
 }
 
