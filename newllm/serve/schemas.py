@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     Strict,
@@ -120,12 +119,7 @@ Text = Annotated[
 ]
 
 
-def _whole(value: Any) -> Any:
-    exact = isinstance(value, float) and abs(value) < 2**53 and value.is_integer()
-    return int(value) if exact else value
-
-
-Whole = Annotated[StrictInt, BeforeValidator(_whole)]
+Whole = StrictInt
 """8, and as JSON has it 8.0; no text, no truth value."""
 Number = Annotated[float, Strict()]
 
@@ -158,6 +152,14 @@ def _nullable(schema: dict[str, Any]) -> None:
             schema["properties"][name] = {**told, "anyOf": [of_field, {"type": "null"}]}
 
 
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 8.0 is 8, also in lists."""
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    exact = isinstance(value, float) and abs(value) < 2**53 and value.is_integer()
+    return int(value) if exact else value
+
+
 class _Request(BaseModel):
     """null always means: not given."""
 
@@ -169,7 +171,7 @@ class _Request(BaseModel):
         if not isinstance(given, dict):
             return given
         required = {name for name, field in cls.model_fields.items() if field.is_required()}
-        return {k: v for k, v in given.items() if v is not None or k in required}
+        return {k: _whole(v) for k, v in given.items() if v is not None or k in required}
 
 
 class SamplingRequest(_Request):
@@ -272,6 +274,14 @@ class ChatMessage(_Request):
     Whatever else a client's own object of an answer has is taken as long as it is empty.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "required": ["role", "content"],
+            "if": {"properties": {"role": {"const": "assistant"}}},
+            "else": {"properties": {"content": {"not": {"type": "null"}}}},
+        }
+    )
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[_TextPart] | None = None
     name: str | None = None
@@ -349,7 +359,7 @@ class CompletionRequest(_OpenAI):
     max_tokens: Whole | None = Field(None, ge=0)
     logprobs: Whole | None = Field(None, ge=0, le=20)
     echo: StrictBool = False
-    best_of: Whole | None = None
+    best_of: Annotated[Whole | None, WithJsonSchema({"enum": [None, 1]})] = None
     suffix: _nothing("", why="this server writes no text before a suffix") = None  # type: ignore[valid-type]
 
     @property
@@ -433,6 +443,10 @@ def _message(role: str, content: str) -> dict[str, str]:
 class TokenizeRequest(_Request):
     """POST /tokenize: a text (under either name that other servers have), or a conversation."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": [n]} for n in ("content", "prompt", "messages")]}
+    )
+
     model: str | None = None
     content: Text | None = None
     prompt: Text | None = None
@@ -476,5 +490,7 @@ class TurnRequest(AnswerRequest):
     """POST /v1/sessions/ID/turns: the new turn alone."""
 
     content: Text
+    revision: str | None = None
+    """Refuse if the conversation is not as it was when it had this one."""
     context: StrictBool = False
     """Tell what the context vectors look like as the answer is written."""

@@ -116,6 +116,9 @@ class SessionRoutes:
         service, store = self._service, self._service.store
         asked = await body_as(TurnRequest, request, service)
         session, dialogue = self._find(request, idle=True)
+        if asked.revision not in (None, session.facts["revision"]):
+            message = "this session is not as it was at this revision: it went on elsewhere"
+            raise ApiError(409, message, "session_changed", "revision")
         served, start = self._served(session), dialogue.next_turn
         session.busy = True
         try:
