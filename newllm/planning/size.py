@@ -190,6 +190,7 @@ def fitted(
     )
     if resume and RunFiles(Path(settings.out), named["name"]).resume.exists():
         return named, None
+    resolve(dataset, flags, file, params=PROBES[0])  # refuses what sets the size as well
     kept = ("architecture", "tokenizer", "vocab_size", "recall_slots", "counts", "num_layers")
     shape = {name: given[name] for name in kept if name in given}
     different = prepare_training(open_chosen(settings), Encoding.of(settings)).accounting["train"]

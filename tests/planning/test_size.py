@@ -127,6 +127,15 @@ def test_without_minutes_and_epochs_there_is_nothing_to_fit() -> None:
         fitted("dolly", {}, {}, False, print)
 
 
+@pytest.mark.parametrize("given", [{"context_dim": 64}, {"init_from": "best.pt"}])
+def test_two_sizes_are_refused_before_any_step_is_timed(
+    given: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(size, "measured_steps", lambda *_: pytest.fail("timed"))
+    with pytest.raises(UserError, match="--params"):
+        fitted("dolly", {"minutes": 1.0, **given}, {}, False, print)
+
+
 def test_a_training_of_a_fitting_size(quick, dolly_folder: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     words = ["train", "dolly", "--data", str(dolly_folder), "--params", "auto", "--minutes", "0.01"]
