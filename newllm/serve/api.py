@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import newllm
-from newllm.chat.dialogue import knows_system, model_state_bytes, prompt_ids
+from newllm.chat.dialogue import knows_system, prompt_ids
 from newllm.datasets.conversations import Conversation
 from newllm.errors import UserError
 from newllm.inference.decoder import START
@@ -270,7 +270,7 @@ def model_facts(service: Service, name: str) -> dict[str, Any]:
             "dataset": settings.dataset,
             "tokenizer": model.tokenizer.kind,
             "system_messages": knows_system(served.renderer),
-            "state_bytes": model_state_bytes(model.model),
+            "state_bytes": served.state_bytes,
             "kv_cache_bytes_per_token": 2 * settings.num_layers * settings.embed_dim * 4,
             "max_prompt_tokens": service.limits.prompt_tokens,
             "max_answer_tokens": service.limits.answer_tokens,

@@ -355,7 +355,12 @@ _Ids = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)]
 class CompletionRequest(_OpenAI):
     """POST /v1/completions: texts, or the ids of texts, to go on with."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1)] | _Ids | list[_Ids]
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1)]
+        | _Ids
+        | Annotated[list[_Ids], Field(min_length=1)]
+    )
     max_tokens: Whole | None = Field(None, ge=0)
     logprobs: Whole | None = Field(None, ge=0, le=20)
     echo: StrictBool = False
@@ -370,8 +375,6 @@ class CompletionRequest(_OpenAI):
 
     @model_validator(mode="after")
     def _fits(self) -> CompletionRequest:
-        if not self.prompts:
-            raise ValueError("prompt: at least one")
         if len(self.prompts) * self.n > MOST_ANSWERS:
             raise ValueError(f"prompt: at most {MOST_ANSWERS} answers a request")
         if self.best_of not in (None, self.n):

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from newllm.chat import session_file
-from newllm.chat.dialogue import Dialogue, model_state_bytes
+from newllm.chat.dialogue import Dialogue
 from newllm.errors import UserError
 from newllm.inference.engine import Interim, Job
 from newllm.inference.sampler import Sampling
@@ -199,6 +199,6 @@ class SessionRoutes:
             "last_used": int(session.last_used),
             "model": session.model,
             "busy": session.busy,
-            "state_bytes": model_state_bytes(self._served(session).model.model),
+            "state_bytes": self._served(session).state_bytes,
             **session.facts,
         }

@@ -126,9 +126,10 @@ def test_how_likely_a_text_is(server: Running, tmp_path) -> None:
     ).choices[0]
     assert alone_.text == context + said
     assert alone_.finish_reason == "length"
-    refused = pytest.raises(openai.BadRequestError, match="this model's tokens")
-    with refused:
-        client.completions.create(model=NAME, prompt=[10**6])
+    for wrong in ([10**6], [], [[]], [-1], ["a", 1]):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.completions.create(model=NAME, prompt=wrong)
+        assert str(refused.value.param).startswith("prompt")
 
 
 def test_a_long_text_is_as_likely_in_parts(start: Start) -> None:
