@@ -17,7 +17,7 @@ import click
 
 import newllm
 from newllm import __version__
-from newllm.cli import exchange, help_pages, planning, progression, report, talk
+from newllm.cli import exchange, help_pages, planning, practice, progression, report, talk
 from newllm.cli.options import (
     DatasetOrHub,
     SeveralWords,
@@ -240,7 +240,7 @@ def bench(name: str | None, arguments: tuple[str, ...]) -> None:
         command.invoke(context)
 
 
-for module in (talk, progression, report, exchange, planning, help_pages):
+for module in (talk, progression, practice, report, exchange, planning, help_pages):
     for verb in module.COMMANDS:
         cli.add_command(verb)
 
@@ -276,7 +276,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno in PATH_ERRORS:
             return _complain(f"{where}give another path")
         again = "give the command again"
-        if (sys.argv[1:] if arguments is None else arguments)[0] in ("train", "climb", "compare"):
+        if (sys.argv[1:] if arguments is None else arguments)[0] in (
+            "train",
+            "climb",
+            "compare",
+            "prefer",
+            "practise",
+        ):
             again = "go on with --resume (or begin in another --out)"
         return _complain(f"{where}nothing written before is lost: free space there, then {again}")
 
