@@ -27,8 +27,14 @@ PATH_ERRORS = {
 """What is said of a path where no file can be: for the user to mend as well."""
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, tidy: bool = True) -> None:
     """Replace `path` atomically: write beside it, flush, fsync, rename, fsync the folder.
+
+    Args:
+        path: of the file.
+        content: of the file.
+        tidy: remove what earlier writers left beside it when they were killed, which looks through
+            the whole folder.
 
     Raises:
         OSError: the disk is full or the folder is not writable; the old file is untouched.
@@ -50,7 +56,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error  # say which file
         raise
     sync_folder(path.parent)
-    remove_abandoned(path)
+    if tidy:
+        remove_abandoned(path)
 
 
 def write_text(path: Path, content: str) -> None:

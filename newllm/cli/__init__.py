@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import click
 
 import newllm
 from newllm import __version__
-from newllm.cli import exchange, help_pages, planning, progression, report, talk
+from newllm.cli import exchange, help_pages, planning, practice, progression, report, talk
 from newllm.cli.options import (
     DatasetOrHub,
     SeveralWords,
@@ -57,7 +58,7 @@ def cli() -> None:
 @setting_options()
 @params_option(
     "Size of the model: sets its depth and widths, as `newllm plan` does. With auto it is what "
-    "learns most in --minutes on this machine.",
+    "learns most in --minutes on this machine, or in --epochs of the rows.",
     auto=True,
 )
 @click.option("--resume", is_flag=True, help="Go on where the run of this name stopped.")
@@ -239,7 +240,7 @@ def bench(name: str | None, arguments: tuple[str, ...]) -> None:
         command.invoke(context)
 
 
-for module in (talk, progression, report, exchange, planning, help_pages):
+for module in (talk, progression, practice, report, exchange, planning, help_pages):
     for verb in module.COMMANDS:
         cli.add_command(verb)
 
@@ -259,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error))
     except Stopped as stop:
-        click.echo(str(stop), err=True)
+        with suppress(OSError):  # the terminal may be gone
+            click.echo(str(stop), err=True)
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("", err=True)
@@ -274,7 +276,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno in PATH_ERRORS:
             return _complain(f"{where}give another path")
         again = "give the command again"
-        if (sys.argv[1:] if arguments is None else arguments)[0] in ("train", "climb", "compare"):
+        if (sys.argv[1:] if arguments is None else arguments)[0] in (
+            "train",
+            "climb",
+            "compare",
+            "prefer",
+            "practise",
+        ):
             again = "go on with --resume (or begin in another --out)"
         return _complain(f"{where}nothing written before is lost: free space there, then {again}")
 

@@ -260,11 +260,22 @@ serving_options = _together(
                  help="Key that clients must send (or the variable NEWLLM_API_KEY)."),
     click.option("--sessions-dir", metavar="DIR",
                  help="Folder for conversations that memory has no room for, and for all "
-                 "when the server stops."),
+                 "as they are said, so that nothing is lost when the server stops."),
     click.option("--max-requests", default=64, show_default=True,
                  type=click.IntRange(min=1), help="Answers written at the same time."),
+    click.option("--queue", default=256, show_default=True, type=click.IntRange(min=0),
+                 help="Answers that wait their turn besides; further ones are refused (429)."),
     click.option("--max-sessions", default=256, show_default=True,
                  type=click.IntRange(min=1), help="Conversations kept in memory."),
+    click.option("--alias", "aliases", metavar="NAME[=MODEL]", multiple=True,
+                 help="Another name of a model (the first); may be given several times."),
+    click.option("--allow-host", "allow_hosts", metavar="NAME", multiple=True,
+                 help="Another host name to answer under, as host.docker.internal; *: any."),
+    click.option("--allow-origin", "allow_origins", metavar="ORIGIN", multiple=True,
+                 help="Pages that may use the server, as https://chat.example; *: any."),
+    click.option("--log-level", default="warning", show_default=True,
+                 type=click.Choice(["error", "warning", "info", "debug"]),
+                 help="How much is logged; with info, a line a request, without texts or keys."),
 )  # fmt: skip
 """Options of the server."""
 

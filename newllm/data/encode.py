@@ -41,8 +41,8 @@ BLOCK_ROWS = 512
 ALONE_BLOCKS = 32
 """Blocks after which workers are worth their start: seconds of work, over a start's second."""
 
-MASKED = 2
-"""Among the marks of assistants' tokens: a token that is read, not scored."""
+ANSWERED, MASKED = 1, 2
+"""Marks of tokens: an assistant has to produce it; it is read, not scored. All others have 0."""
 
 _MALFORMED_SHOWN = 20
 
@@ -110,7 +110,7 @@ class Block:
     tokens: np.ndarray
     """Ids of all documents, one after the other, [N] uint16."""
     assistant: np.ndarray
-    """1: an assistant has to produce it, `MASKED`: it is not scored, 0: any other; [N] uint8."""
+    """`ANSWERED`, `MASKED` or 0 of each, [N] uint8."""
     documents: np.ndarray
     """Tokens, content bytes and assistant bytes of each, [D, 3] int64."""
     accounting: Accounting

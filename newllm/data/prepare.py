@@ -210,12 +210,14 @@ def _open(folder: Path, check: bool = True) -> Encoded | None:
     manifest = read_manifest(folder, check)
     if manifest is None:
         return None
+    accounting = {name: Accounting(**facts) for name, facts in manifest["accounting"].items()}
     return Encoded(
         tokenizer=load_tokenizer(folder / "tokenizer.json"),
         splits={
-            name: EncodedSplit(folder, name, count) for name, count in manifest["shards"].items()
+            name: EncodedSplit(folder, name, count, accounting[name].masked_tokens > 0)
+            for name, count in manifest["shards"].items()
         },
-        accounting={name: Accounting(**facts) for name, facts in manifest["accounting"].items()},
+        accounting=accounting,
         fingerprint=folder.name,
         source=manifest["source"],
         revision=manifest["revision"],

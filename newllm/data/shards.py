@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,16 +45,25 @@ class Documents(Protocol):
 
     lengths: np.ndarray
     """Tokens of each document, [D] int64."""
+    masked: bool
+    """Whether there are tokens that are not scored."""
 
-    def tokens(self, document: int, start: int, stop: int) -> np.ndarray: ...
+    def parts(
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
+    ) -> np.ndarray:
+        """Tokens starts..stops of documents, [S] each, one part after the other: uint16 [N].
 
-    def assistant(self, document: int, start: int, stop: int) -> np.ndarray: ...
+        With `assistant`: their marks, `ANSWERED`, `MASKED` or 0, uint8 [N].
+        """
+        ...
 
 
 class EncodedSplit:
     """The documents of one split."""
 
-    def __init__(self, folder: Path, split: str, shards: int) -> None:
+    def __init__(self, folder: Path, split: str, shards: int, masked: bool = False) -> None:
+        self.masked = masked
+        """Whether there are tokens that are not scored."""
         paths = {part: [_path(folder, split, n, part) for n in range(shards)] for part in _PARTS}
         self._tokens = _Arrays(paths["tokens"], _PARTS["tokens"])
         self._assistant = _Arrays(paths["assistant"], _PARTS["assistant"])
@@ -76,8 +85,17 @@ class EncodedSplit:
         return self._slice(self._tokens, document, start, stop)
 
     def assistant(self, document: int, start: int, stop: int) -> np.ndarray:
-        """1 for those an assistant has to produce, `MASKED` for those not scored, uint8."""
+        """Their marks, `ANSWERED`, `MASKED` or 0, uint8."""
         return self._slice(self._assistant, document, start, stop)
+
+    def parts(
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
+    ) -> np.ndarray:
+        """See :class:`Documents`."""
+        shards = self._first_document.searchsorted(documents, side="right") - 1
+        first = self._offsets[documents] + starts
+        files = self._assistant if assistant else self._tokens
+        return files.read_all(shards.tolist(), first.tolist(), (stops - starts).tolist())
 
     def all_tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """(ids [N], offsets [D + 1]) of the whole split, in memory: for small ones."""
@@ -135,16 +153,31 @@ class _Arrays:
 
     def read(self, file: int, start: int, stop: int) -> np.ndarray:
         """Elements start..stop of one file (read-only)."""
+        return self.read_all([file], [start], [max(0, stop - start)])
+
+    def read_all(
+        self, files: Sequence[int], starts: Sequence[int], counts: Sequence[int]
+    ) -> np.ndarray:
+        """So many elements from each of these places, one after the other (read-only)."""
+        size = self._dtype.itemsize
+        content, file, descriptor, header = [], -1, -1, 0
+        for wanted, start, count in zip(files, starts, counts, strict=True):
+            if wanted != file:
+                file, descriptor = wanted, self._descriptor(wanted)
+                header = self._headers[file]
+            content.append(_read_at(descriptor, count * size, header + start * size))
+        content = b"".join(content)
+        if len(content) < sum(counts) * size:
+            short = ", ".join(str(self._paths[file]) for file in sorted(set(files)))
+            raise UserError(f"{short}: shorter than it was; give the command again")
+        return np.frombuffer(content, self._dtype)
+
+    def _descriptor(self, file: int) -> int:
         descriptor = self._open.pop(file, None)
         if descriptor is None:
             descriptor = self._opened(file)
         self._open[file] = descriptor
-        size = self._dtype.itemsize
-        os.lseek(descriptor, self._headers[file] + start * size, os.SEEK_SET)
-        content = os.read(descriptor, max(0, stop - start) * size)
-        if len(content) < (stop - start) * size:
-            raise UserError(f"{self._paths[file]}: shorter than it was; give the command again")
-        return np.frombuffer(content, self._dtype)
+        return descriptor
 
     def _opened(self, file: int) -> int:
         path = self._paths[file]
@@ -168,6 +201,15 @@ class _Arrays:
         # Bound above: when the interpreter ends, `os` may be gone before this object.
         for descriptor in self._open.values():
             close(descriptor)
+
+
+def _seek_and_read(descriptor: int, count: int, offset: int) -> bytes:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, count)
+
+
+_read_at: Callable[[int, int, int], bytes] = getattr(os, "pread", _seek_and_read)
+"""So many bytes of an open file from there, or fewer where it ends before. Windows has no pread."""
 
 
 class SplitWriter:

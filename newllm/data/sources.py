@@ -180,7 +180,7 @@ def _only(source: Source, subset: str, level: Dataset) -> Source:
     def part(rows: Rows) -> Rows:
         def chosen() -> Iterator[Item]:
             for item in rows():
-                belongs = _part_of(item, folder, level)
+                belongs = part_of(item, folder, level)
                 if belongs is None:
                     raise UserError(
                         f"--subset {subset}: {item.where} does not say which part it belongs to "
@@ -200,7 +200,7 @@ def _only(source: Source, subset: str, level: Dataset) -> Source:
     )
 
 
-def _part_of(item: Item, folder: str, level: Dataset) -> bool | None:
+def part_of(item: Item, folder: str, level: Dataset) -> bool | None:
     """Whether an item belongs to the part; None where nothing tells."""
     if isinstance(item, Located) and isinstance(item.row.get("subset"), str):
         return item.row["subset"] == folder

@@ -138,7 +138,7 @@ def _sessions() -> tuple[Target, Target, list[bytes]]:
 
 def _requests() -> Target:
     limits = replace(Limits(), answer_tokens=4)
-    service = Service(_tiny(), "tiny", limits, None)
+    service = Service({"tiny": _tiny()}, limits)
     app = make_app(service)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(service.start())
