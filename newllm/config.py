@@ -222,6 +222,9 @@ class RunSettings(_Settings):
         1.0, ge=0, description="save for --resume at least so often, besides after every epoch"
     )
     tensorboard: bool = Field(False, description="also write TensorBoard curves (needs the extra)")
+    track: Literal["tensorboard", "wandb", "trackio"] | None = Field(
+        None, description="also send every number of an epoch there (needs its package)"
+    )
 
 
 class Settings(RunSettings, TrainingSettings, ModelSettings, DataSettings):
@@ -264,7 +267,7 @@ def option_name(field: str) -> str:
 DEFAULT_OUT: str = Settings.model_fields["out"].default
 
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
-    {"out", "name", "save_minutes", "tensorboard", "device", "threads", "data"}
+    {"out", "name", "save_minutes", "tensorboard", "track", "device", "threads", "data"}
 )
 """Settings that may differ when a run is resumed (moved rows are known by their fingerprint)."""
 

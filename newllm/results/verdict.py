@@ -144,7 +144,16 @@ def _chosen(settings: Settings) -> dict[str, Any]:
     batched = resolve(
         settings.dataset, {name: getattr(settings, name) for name in (*shape, "batch_size")}
     )
-    left_out = {"dataset", "init_from", "name", "device", "tensorboard", "minutes", "max_steps"}
+    left_out = {
+        "dataset",
+        "init_from",
+        "name",
+        "device",
+        "tensorboard",
+        "track",
+        "minutes",
+        "max_steps",
+    }
     left_out |= {"freeze_old", "rehearse", "rehearsal_share"}  # they go with --from
     chosen = {}
     for name in type(settings).model_fields:

@@ -68,7 +68,7 @@ def without_memories(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def known_then(text: str) -> str:
     """Without what is said of recall, counts, threads and names of columns, which came later."""
-    later = re.compile(r" *(recall_slots|counts|threads|columns|splits|decontaminate)\b")
+    later = re.compile(r" *(recall_slots|counts|threads|columns|splits|decontaminate|track)\b")
     text = text.replace(" hub:ORG/NAME[:CONFIG][@REVISION],", "")
     return "".join(line for line in text.splitlines(True) if not later.match(line))
 
