@@ -145,7 +145,12 @@ def _chosen(settings: Settings) -> dict[str, Any]:
         settings.dataset, {name: getattr(settings, name) for name in (*shape, "batch_size")}
     )
     left_out = {"dataset", "init_from", "name", "device", "tensorboard", "minutes", "max_steps"}
-    left_out |= {"freeze_old", "rehearse", "rehearsal_share"}  # they go with --from
+    left_out |= {
+        "freeze_old",
+        "rehearse",
+        "rehearsal_share",
+        "rehearsal_last",
+    }  # they go with --from
     chosen = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)

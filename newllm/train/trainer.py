@@ -250,7 +250,8 @@ class Trainer:
         tables = None if self._counts is None else self._counts.table_of[0]
         if self._rehearsed:
             seed = self.settings.seed, epoch
-            documents = Mixture(documents, self._rehearsed, self.settings.rehearsal_share, seed)
+            share, last = self.settings.rehearsal_share, self.settings.rehearsal_last
+            documents = Mixture(documents, self._rehearsed, share, seed, last)
             if self._counts is not None:
                 tables = documents.select(self._counts.table_of)
         return EpochLoader(
