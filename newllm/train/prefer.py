@@ -476,8 +476,10 @@ def preference_lines(verdict: Mapping[str, Any]) -> list[str]:
     """The verdict in words."""
     low, high = verdict["after_interval"]
     lines = [
-        f"Prefers the chosen answer of {verdict['after']:.1%} of {verdict['pairs']} validation "
-        f"pairs (95%: {low:.1%} to {high:.1%})"
+        (
+            f"Prefers the chosen answer of {verdict['after']:.1%} of {verdict['pairs']} validation "
+            f"pairs (95%: {low:.1%} to {high:.1%})"
+        )
     ]
     for name, what in (("before", "the model before"), ("longer", "always the longer answer")):
         low, high = (100 * end for end in verdict[f"over_{name}_interval"])
