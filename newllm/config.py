@@ -30,8 +30,8 @@ class DataSettings(_Settings):
     dataset: str = Field(description="name of the data set")
     data: str = Field(
         "hub",
-        description="where the rows are: hub, sample, a file or folder, or any set of the Hub as "
-        "hub:ORG/NAME[:CONFIG][@REVISION]",
+        description="where the rows are: hub:ORG/NAME[:CONFIG][@REVISION], hub, sample, or a file "
+        "or folder",
     )
     tokenizer: Literal["bpe", "word1000"] = Field(
         "bpe", description="lossless byte-level BPE, or the published 1,000 whitespace words"
