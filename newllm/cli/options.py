@@ -23,6 +23,9 @@ from newllm.settings import resolve
 _PATHS = {"data", "tokenizer_file", "out", "init_from"}
 """Settings that may name a file or folder: shells complete them."""
 
+SEVERAL = ("columns", "splits")
+"""Settings whose option takes several words, in a command of the class `SeveralWords`."""
+
 _FOLLOWING = {"embed_dim", "hidden_dim", "pair_rows"}
 """Settings that `settings.resolve` makes of others."""
 
@@ -80,7 +83,8 @@ def _setting_option(field: str, several: bool, default: str) -> Callable[[Any], 
     said = f"{_sentence(info.description)}{default and f'  [default: {default}]'}"
     options: dict[str, Any] = {"help": said, "default": None}
     if repeated:  # None, not an empty list, where it is not given
-        options |= {"multiple": True, "callback": lambda _context, _option, values: values or None}
+        options |= {"callback": lambda _context, _option, values: values or None}
+        options |= {"cls": SeveralWordsOption} if field in SEVERAL else {"multiple": True}
     if kind is bool:
         options["is_flag"] = True
     elif field == "architecture":
@@ -192,6 +196,23 @@ class Architecture(click.ParamType):
         """The package's architectures, and files."""
         names = [name for name in ARCHITECTURES if name.startswith(incomplete)]
         return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
+
+
+class DatasetOrHub(click.Choice):
+    """A data set's name, or any set of the Hub."""
+
+    def __init__(self) -> None:
+        super().__init__(list(DATASETS))
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """The name as it is.
+
+        Raises:
+            BadParameter: no data set has it, and it is no hub:ORG/NAME.
+        """
+        return str(value) if str(value).startswith("hub:") else super().convert(value, param, ctx)
 
 
 dataset_argument = click.argument("dataset", type=click.Choice(list(DATASETS)), metavar="DATASET")

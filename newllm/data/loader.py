@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from newllm.data.encode import ANSWERED, MASKED
 from newllm.data.packing import Plan, plan_epoch
 from newllm.data.shards import Documents
 
@@ -25,10 +29,10 @@ class Batch:
     """The next token, `IGNORED` where there is none."""
     reset: Tensor
     """True where a document starts."""
-    assistant: Tensor
-    """True where the target is a token an assistant has to produce."""
     scored: int
     """Targets that count; of a step's batch, those of all its sequences, whichever are here."""
+    assistant: Tensor | None = None
+    """True where the target is a token an assistant has to produce; None where nobody asked."""
     tables: Tensor | None = None
     """Number of the table of counts that did not count the document, uint8, if there are some."""
 
@@ -39,8 +43,8 @@ class Batch:
             self.ids[which, :columns],
             targets,
             self.reset[which, :columns],
-            self.assistant[which, :columns],
             int((targets != IGNORED).sum()),
+            None if self.assistant is None else self.assistant[which, :columns],
             None if self.tables is None else self.tables[which, :columns],
         )
 
@@ -70,7 +74,8 @@ class Batch:
 class EpochLoader:
     """The batches of one epoch over a split; `batches(step)` starts anywhere.
 
-    It reads the sequences `part`; the others are another process's. The rest is as in `plan_epoch`.
+    It reads the sequences `part`; the others are another process's. What an `assistant` has to
+    produce is read if asked. The rest is as in `plan_epoch`.
     """
 
     def __init__(
@@ -82,8 +87,9 @@ class EpochLoader:
         shared: bool = True,
         part: slice = slice(None),
         tables: np.ndarray | None = None,
+        assistant: bool = False,
     ) -> None:
-        self.split, self.part, self.tables = split, part, tables
+        self.split, self.part, self.tables, self.assistant = split, part, tables, assistant
         self.batch_size = len(range(batch_size)[part])  # of this process
         self.plan: Plan = plan_epoch(
             split.lengths - 1, row_length, batch_size, shuffle_seed, shared
@@ -101,34 +107,87 @@ class EpochLoader:
         """The batch of one step."""
         shape = (self.batch_size, self.plan.row_length)
         ids, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
-        reset, assistant = np.zeros(shape, bool), np.zeros(shape, bool)
+        reset = np.zeros(shape, bool)
+        assistant = np.zeros(shape, bool) if self.assistant else None
         tables = None if self.tables is None else np.zeros(shape, np.uint8)
-        rows = self.plan.rows(step)
-        for sequence, row in enumerate(rows[self.part]):
-            end = 0
-            for segment in row:
-                # One more token than positions: inputs and their successors overlap by all but one.
-                tokens = self.split.tokens(segment.document, segment.start, segment.stop + 1)
-                end = segment.column + segment.stop - segment.start
-                place = (sequence, slice(segment.column, end))
-                ids[place], targets[place] = tokens[:-1], tokens[1:]
-                assistant[place] = self.split.assistant(
-                    segment.document, segment.start + 1, segment.stop + 1
-                )
-                if tables is not None and self.tables is not None:
-                    tables[place] = self.tables[segment.document]
-                if segment.start == 0:
-                    reset[sequence, segment.column] = True
-            if 0 < end < shape[1]:
-                reset[sequence, end] = True  # padding after the last document starts from nothing
+        here = self.plan.segments(step, self.part)
+        lengths = here.stop - here.start
+        if len(lengths):
+            ends = np.cumsum(lengths)
+            sequence = here.sequence - range(self.plan.batch_size)[self.part].start
+            first = sequence * self.plan.row_length + here.column
+            count = np.arange(ends[-1])
+            place = np.repeat(first - ends + lengths, lengths) + count
+            # One more token than positions: inputs and their successors overlap by all but one.
+            read = here.document, here.start, here.stop + 1
+            tokens, input_ = (
+                self.split.parts(*read),
+                np.repeat(np.arange(len(ends)), lengths) + count,
+            )
+            ids.reshape(-1)[place], targets.reshape(-1)[place] = tokens[input_], tokens[input_ + 1]
+            if assistant is not None or self.split.masked:
+                marks = self.split.parts(*read, assistant=True)[input_ + 1]
+                if assistant is not None:
+                    assistant.reshape(-1)[place] = marks == ANSWERED
+                targets.reshape(-1)[place[marks == MASKED]] = IGNORED
+            if tables is not None and self.tables is not None:
+                tables.reshape(-1)[place] = np.repeat(self.tables[here.document], lengths)
+            starts = reset.reshape(-1)
+            starts[first[here.start == 0]] = True
+            # Padding after the last document starts from nothing.
+            end = here.column + lengths
+            last = np.append(sequence[1:] != sequence[:-1], True) & (end < shape[1])
+            starts[(first + lengths)[last]] = True
         return Batch(
             ids=torch.from_numpy(ids),
             targets=torch.from_numpy(targets),
             reset=torch.from_numpy(reset),
             tables=None if tables is None else torch.from_numpy(tables),
-            assistant=torch.from_numpy(assistant),
-            scored=sum(segment.stop - segment.start for row in rows for segment in row),
+            assistant=None if assistant is None else torch.from_numpy(assistant),
+            scored=self._scored(step, targets),
         )
+
+    def _scored(self, step: int, targets: np.ndarray) -> int:
+        """Targets of a step that count, in all its sequences: these and other processes'."""
+        if self.batch_size == self.plan.batch_size:
+            return int((targets != IGNORED).sum())
+        everywhere = self.plan.segments(step)
+        if not self.split.masked:
+            return int((everywhere.stop - everywhere.start).sum())
+        read = everywhere.document, everywhere.start + 1, everywhere.stop + 1
+        return int((self.split.parts(*read, assistant=True) != MASKED).sum())
+
+
+def read_ahead(batches: Iterator[Batch], count: int = 2) -> Iterator[Batch]:
+    """The same batches, so many of them read by a thread before they are asked for."""
+    read: queue.Queue[Batch | BaseException | None] = queue.Queue(count)
+    stopped = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> None:
+        waiting = True
+        while waiting and not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                read.put(item, timeout=0.1)
+                waiting = False
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                put(batch)
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=work, name="newllm batches", daemon=True).start()
+    try:
+        while (item := read.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
 
 
 class Mixture:
@@ -163,21 +222,26 @@ class Mixture:
         lengths = [s.lengths[part] for s, part in zip(self._splits, chosen, strict=True)]
         self.lengths: np.ndarray = np.concatenate(lengths)
         """Tokens of each document, [D] int64."""
+        self.masked = any(split.masked for split in self._splits)
 
     def select(self, of_each: Sequence[np.ndarray]) -> np.ndarray:
         """What is known of each document of each split, for the documents of the mixture."""
         first = np.cumsum([0, *map(len, of_each)])[:-1]
         return np.concatenate(of_each)[first[self._split] + self._document]
 
-    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
-        """Ids of tokens start..stop of a document, uint16."""
-        split = self._splits[self._split[document]]
-        return split.tokens(int(self._document[document]), start, stop)
-
-    def assistant(self, document: int, start: int, stop: int) -> np.ndarray:
-        """Which of those tokens an assistant has to produce, bool."""
-        split = self._splits[self._split[document]]
-        return split.assistant(int(self._document[document]), start, stop)
+    def parts(
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
+    ) -> np.ndarray:
+        """See :class:`newllm.data.shards.Documents`."""
+        lengths = stops - starts
+        read = np.empty(lengths.sum(), np.uint8 if assistant else np.uint16)
+        part = np.repeat(np.arange(len(lengths)), lengths)
+        of_split = self._split[documents]
+        for number in np.unique(of_split).tolist():
+            own = of_split == number
+            where = self._document[documents[own]], starts[own], stops[own]
+            read[own[part]] = self._splits[number].parts(*where, assistant=assistant)
+        return read
 
 
 def _drawn(lengths: np.ndarray, tokens: float, rng: np.random.Generator) -> np.ndarray:

@@ -13,7 +13,6 @@ comes.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heapreplace
 from typing import NamedTuple
@@ -48,13 +47,15 @@ class Chains:
     """Rows of each chain, [C] int32."""
 
 
-class _Sequence(NamedTuple):
-    """What one sequence reads in an epoch."""
+class Segments(NamedTuple):
+    """The segments of one step, an array of each number of :class:`Segment`, [S] int64."""
 
-    chains: np.ndarray
-    """Numbers of chains, -1 for an empty row, [E] int32."""
-    begins: np.ndarray
-    """The step at which each begins, [E] int32."""
+    sequence: np.ndarray
+    """Which row each is in; those of a row follow each other, from the left."""
+    document: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    column: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -63,34 +64,44 @@ class Plan:
 
     row_length: int
     steps: int
-    sequences: list[_Sequence]
+    batch_size: int
+    entries: np.ndarray
+    """Numbers of chains, -1 for an empty row, sequence after sequence, [E] int32."""
+    begins: np.ndarray
+    """Sequence times `steps` plus the step at which each begins: rising, [E]."""
     chains: Chains
     positions: np.ndarray
     """Scored positions of each document, [D]."""
 
-    def rows(self, step: int) -> list[Row]:
-        """The row of every sequence at one step; as quick for the last step as for the first."""
-        key = np.int32(step)  # of the arrays' own type, lest a search copy them
-        return [list(self._row(sequence, key)) for sequence in self.sequences]
+    def segments(self, step: int, part: slice = slice(None)) -> Segments:
+        """What the sequences `part` hold at one step; as quick for the last step as the first."""
+        sequences = np.arange(self.batch_size)[part]
+        # Of the array's own type, lest the search copy it.
+        key = (sequences * self.steps + step).astype(self.begins.dtype)
+        entry = self.begins.searchsorted(key, "right") - 1
+        row = (key - self.begins[entry]).astype(np.int64)
+        chain = self.entries[entry]
+        held = chain >= 0
+        sequences, row, chain = sequences[held], row[held], chain[held]
+        first = self.chains.first[chain].astype(np.int64)
+        whole = row < self.chains.rows[chain] - 1  # filled by the chain's first document
+        count = np.where(whole, 1, self.chains.first[chain + 1] - first)
+        ends = np.cumsum(count)
+        nth = np.arange(count.sum()) - np.repeat(ends - count, count)
+        document = self.chains.documents[np.repeat(first, count) + nth].astype(np.int64)
+        start = np.where(nth == 0, np.repeat(row * self.row_length, count), 0)
+        stop = self.positions[document]
+        stop = np.where(nth == 0, np.minimum(start + self.row_length, stop), stop)
+        before = np.cumsum(stop - start) - (stop - start)
+        column = before - np.repeat(before[ends - count], count)
+        return Segments(np.repeat(sequences, count), document, start, stop, column)
 
-    def _row(self, sequence: _Sequence, step: np.int32) -> Iterator[Segment]:
-        entry = int(sequence.begins.searchsorted(step, "right")) - 1
-        chain = int(sequence.chains[entry])
-        if chain < 0:
-            return
-        first, end = self.chains.first[chain : chain + 2].tolist()
-        head, *others = self.chains.documents[first:end].tolist()
-        row, rows = int(step - sequence.begins[entry]), int(self.chains.rows[chain])
-        start = row * self.row_length
-        stop = min(start + self.row_length, int(self.positions[head]))
-        yield Segment(head, start, stop, 0)
-        if row < rows - 1:
-            return
-        column = stop - start
-        for document in others:
-            length = int(self.positions[document])
-            yield Segment(document, 0, length, column)
-            column += length
+    def rows(self, step: int) -> list[Row]:
+        """The row of every sequence at one step."""
+        rows: list[Row] = [[] for _ in range(self.batch_size)]
+        for sequence, *segment in zip(*(x.tolist() for x in self.segments(step)), strict=True):
+            rows[sequence].append(Segment(*segment))
+        return rows
 
 
 def pack(positions: np.ndarray, order: np.ndarray, row_length: int, shared: bool) -> Chains:
@@ -155,15 +166,25 @@ def plan_epoch(
         np.cumsum(np.bincount(sequence_of, minlength=batch_size))[:-1],
     )
     steps = int(heights.max())
-    plan_sequences = []
-    for sequence, height in zip(by_sequence, heights.tolist(), strict=True):
+    all_entries, begins = [], []
+    for number, (sequence, height) in enumerate(zip(by_sequence, heights.tolist(), strict=True)):
         # Spread the gaps of shorter sequences over the epoch, lest its last batch be nearly empty.
         entries = np.concatenate([sequence, np.full(steps - height, -1, np.int32)])
         if rng is not None:
             rng.shuffle(entries)
         rows = np.where(entries < 0, 1, chains.rows[entries]) if len(chains.rows) else entries
-        plan_sequences.append(_Sequence(entries, (np.cumsum(rows) - rows).astype(np.int32)))
-    return Plan(row_length, steps, plan_sequences, chains, positions)
+        all_entries.append(entries)
+        begins.append(number * steps + np.cumsum(rows, dtype=np.int64) - rows)
+    kind = np.uint32 if steps * batch_size < 2**32 else np.int64
+    return Plan(
+        row_length,
+        steps,
+        batch_size,
+        np.concatenate(all_entries),
+        np.concatenate(begins).astype(kind),
+        chains,
+        positions,
+    )
 
 
 def _spread(rows: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ A folder holds one data set encoded once::
     manifest.json                 counts, malformed rows, size and SHA-256 of every file
     tokenizer.json
     train-00000.tokens.npy        uint16 [N]     ids of all documents, one after the other
-    train-00000.assistant.npy     bool   [N]     tokens an assistant has to produce
+    train-00000.assistant.npy     uint8  [N]     1: an assistant has to produce it; 2: not scored
     train-00000.documents.npy     int64  [D, 3]  tokens, content bytes, assistant bytes of each
 
 It is written under another name and renamed when complete, so a folder that exists is whole. What a
@@ -17,20 +17,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from newllm.data.encode import Block
+from newllm.data.encode import MASKED, Block
 from newllm.errors import UserError
 from newllm.files import sha256
 
 SHARD_TOKENS = 16 * 1024 * 1024
 """Tokens after which a new shard begins: bounds the memory that preparing needs."""
 
-_PARTS = {"tokens": np.dtype(np.uint16), "assistant": np.dtype(bool), "documents": np.dtype("<i8")}
+_PARTS = {
+    "tokens": np.dtype(np.uint16),
+    "assistant": np.dtype(np.uint8),
+    "documents": np.dtype("<i8"),
+}
 
 _OPEN_FILES = 64
 """Files of one kind that are held open; systems allow a process 256 or more."""
@@ -41,16 +45,25 @@ class Documents(Protocol):
 
     lengths: np.ndarray
     """Tokens of each document, [D] int64."""
+    masked: bool
+    """Whether there are tokens that are not scored."""
 
-    def tokens(self, document: int, start: int, stop: int) -> np.ndarray: ...
+    def parts(
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
+    ) -> np.ndarray:
+        """Tokens starts..stops of documents, [S] each, one part after the other: uint16 [N].
 
-    def assistant(self, document: int, start: int, stop: int) -> np.ndarray: ...
+        With `assistant`: their marks, `ANSWERED`, `MASKED` or 0, uint8 [N].
+        """
+        ...
 
 
 class EncodedSplit:
     """The documents of one split."""
 
-    def __init__(self, folder: Path, split: str, shards: int) -> None:
+    def __init__(self, folder: Path, split: str, shards: int, masked: bool = False) -> None:
+        self.masked = masked
+        """Whether there are tokens that are not scored."""
         paths = {part: [_path(folder, split, n, part) for n in range(shards)] for part in _PARTS}
         self._tokens = _Arrays(paths["tokens"], _PARTS["tokens"])
         self._assistant = _Arrays(paths["assistant"], _PARTS["assistant"])
@@ -72,29 +85,55 @@ class EncodedSplit:
         return self._slice(self._tokens, document, start, stop)
 
     def assistant(self, document: int, start: int, stop: int) -> np.ndarray:
-        """Which of those tokens an assistant has to produce, bool."""
+        """Their marks, `ANSWERED`, `MASKED` or 0, uint8."""
         return self._slice(self._assistant, document, start, stop)
+
+    def parts(
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
+    ) -> np.ndarray:
+        """See :class:`Documents`."""
+        shards = self._first_document.searchsorted(documents, side="right") - 1
+        first = self._offsets[documents] + starts
+        files = self._assistant if assistant else self._tokens
+        return files.read_all(shards.tolist(), first.tolist(), (stops - starts).tolist())
 
     def all_tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """(ids [N], offsets [D + 1]) of the whole split, in memory: for small ones."""
         return next(self.iter_chunks(int(self.lengths.sum())))
 
-    def iter_chunks(self, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def scored_runs(self, document: int) -> list[np.ndarray]:
+        """A document's tokens without those that are not scored: runs, of each of which the first
+        token is what the next is predicted from, and never predicted itself; uint16."""
+        length = int(self.lengths[document])
+        tokens = self.tokens(document, 0, length)
+        masked = self.assistant(document, 0, length) == MASKED
+        if not masked.any():
+            return [tokens]
+        edges = np.flatnonzero(np.diff(masked, prepend=True, append=True))  # of what is scored
+        return [tokens[max(0, a - 1) : b] for a, b in edges.reshape(-1, 2).tolist()]
+
+    def iter_chunks(
+        self, most: int, scored: bool = False
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The whole split, as (ids [N], offsets [D + 1]) of documents that follow each other.
 
-        A chunk has `most` tokens at most; a longer document is one by itself.
+        A chunk has `most` tokens at most; a longer document is one by itself. With `scored`, a
+        document is cut into its `scored_runs`.
         """
         ends = np.cumsum(self.lengths)
         begin = before = 0
         while begin < len(self):
             end = max(begin + 1, int(np.searchsorted(ends, before + most, side="right")))
-            lengths = self.lengths[begin:end]
-            offsets = np.concatenate([[0], np.cumsum(lengths)])
-            tokens = np.empty(int(offsets[-1]), np.uint16)
-            for number, length in enumerate(lengths.tolist()):
-                place = slice(int(offsets[number]), int(offsets[number + 1]))
-                tokens[place] = self.tokens(begin + number, 0, length)
-            yield tokens, offsets
+            parts = [
+                part
+                for number in range(begin, end)
+                for part in (
+                    self.scored_runs(number)
+                    if scored
+                    else [self.tokens(number, 0, int(self.lengths[number]))]
+                )
+            ]
+            yield np.concatenate(parts), np.cumsum([0, *map(len, parts)])
             begin, before = end, int(ends[end - 1])
 
     def _slice(self, files: _Arrays, document: int, start: int, stop: int) -> np.ndarray:
@@ -114,16 +153,31 @@ class _Arrays:
 
     def read(self, file: int, start: int, stop: int) -> np.ndarray:
         """Elements start..stop of one file (read-only)."""
+        return self.read_all([file], [start], [max(0, stop - start)])
+
+    def read_all(
+        self, files: Sequence[int], starts: Sequence[int], counts: Sequence[int]
+    ) -> np.ndarray:
+        """So many elements from each of these places, one after the other (read-only)."""
+        size = self._dtype.itemsize
+        content, file, descriptor, header = [], -1, -1, 0
+        for wanted, start, count in zip(files, starts, counts, strict=True):
+            if wanted != file:
+                file, descriptor = wanted, self._descriptor(wanted)
+                header = self._headers[file]
+            content.append(_read_at(descriptor, count * size, header + start * size))
+        content = b"".join(content)
+        if len(content) < sum(counts) * size:
+            short = ", ".join(str(self._paths[file]) for file in sorted(set(files)))
+            raise UserError(f"{short}: shorter than it was; give the command again")
+        return np.frombuffer(content, self._dtype)
+
+    def _descriptor(self, file: int) -> int:
         descriptor = self._open.pop(file, None)
         if descriptor is None:
             descriptor = self._opened(file)
         self._open[file] = descriptor
-        size = self._dtype.itemsize
-        os.lseek(descriptor, self._headers[file] + start * size, os.SEEK_SET)
-        content = os.read(descriptor, max(0, stop - start) * size)
-        if len(content) < (stop - start) * size:
-            raise UserError(f"{self._paths[file]}: shorter than it was; give the command again")
-        return np.frombuffer(content, self._dtype)
+        return descriptor
 
     def _opened(self, file: int) -> int:
         path = self._paths[file]
@@ -147,6 +201,15 @@ class _Arrays:
         # Bound above: when the interpreter ends, `os` may be gone before this object.
         for descriptor in self._open.values():
             close(descriptor)
+
+
+def _seek_and_read(descriptor: int, count: int, offset: int) -> bytes:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, count)
+
+
+_read_at: Callable[[int, int, int], bytes] = getattr(os, "pread", _seek_and_read)
+"""So many bytes of an open file from there, or fewer where it ends before. Windows has no pread."""
 
 
 class SplitWriter:

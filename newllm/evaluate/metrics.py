@@ -85,7 +85,7 @@ def evaluate(
     model.eval()
     sums = Sums()
     part = slice(batch_size) if processes is None else processes.sequences(batch_size)
-    loader = EpochLoader(split, EVALUATION_ROW, batch_size, part=part)
+    loader = EpochLoader(split, EVALUATION_ROW, batch_size, part=part, assistant=True)
     state = model.initial_state(loader.batch_size)
     unk = tokenizer.unk if isinstance(tokenizer, Word1000) else None
     for batch in loader.batches():
@@ -130,7 +130,7 @@ def _score(
     sums = Sums(tokens=len(targets), assistant_tokens=int(assistant.sum()))
     sums.unk_tokens = int((targets == unk).sum()) if unk is not None else 0
     targets, assistant = targets.to(hidden.device), assistant.to(hidden.device)
-    step = chunk_rows(model.vocab_size)
+    step = chunk_rows(model.vocab_size, hidden.device)
     for start in range(0, len(targets), step):
         part = slice(start, start + step)
         scores = model.token_scores(hidden[part], targets[part])

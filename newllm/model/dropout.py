@@ -8,10 +8,13 @@ random numbers: as easy as 1, 2, 3"; the mixing function follows Wellons' lowbia
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from newllm.device import send
 
 _32_BITS = 0xFFFFFFFF
 
@@ -24,11 +27,22 @@ class Noise:
     step: int
     first_sequence: int = 0
     """Sequence of the whole batch that is the first one of this micro-batch."""
+    sites: int = 0
+    """Operations that draw, where they are done by a GPU."""
+    _on_gpu: Tensor | None = field(default=None, init=False, compare=False)
 
     @classmethod
     def drawn(cls) -> Noise:
         """Noise from torch's generator, where no seed and step are given."""
         return cls(int(torch.randint(2**31, ())), 0)
+
+    def keys_on(self, device: torch.device) -> Tensor:
+        """The keys of every operation on a GPU, int32 [sites, 2]; copied once, without a wait."""
+        if self._on_gpu is None:
+            keys = np.array([self.keys(site) for site in range(self.sites)], np.uint32)
+            object.__setattr__(self, "_on_gpu", send(torch.from_numpy(keys.view(np.int32)), device))
+        assert self._on_gpu is not None
+        return self._on_gpu
 
     def keys(self, site: int) -> tuple[int, int]:
         """Two 32-bit keys of an operation (splitmix64 of seed, step and its number)."""

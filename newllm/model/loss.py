@@ -8,6 +8,7 @@ Kernel's fused linear cross-entropy, arXiv:2410.10989).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,14 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from newllm.data.loader import IGNORED
-from newllm.model.kernels import softmax_gradient_
-from newllm.model.recall.layer import let_copy_
+from newllm.device import send
+from newllm.model.kernels import half_copy, nats_gradient_, wide_product
 
-_CHUNK_ELEMENTS = 1024 * 1024
-"""Logits held at a time: 4 MB in fp32, about what a core's cache holds."""
+_torch: Any = torch
+"""Its functions on many tensors at once, which are named as private."""
 
-_LEAST = 1e-37
-"""Probabilities are taken for no less, so that their ratios and logarithms are finite."""
+_CHUNK_ELEMENTS = {"cpu": 1024 * 1024, "cuda": 64 * 1024 * 1024}
+"""Logits held at a time: 4 MB in fp32, about what a core's cache holds; on a GPU 128 MB in 16 bits,
+as every chunk costs a few launches."""
 
 
 def sum_of_nats(
@@ -43,7 +45,8 @@ def sum_of_nats(
     Args:
         hidden: output of the model's trunk, [..., D].
         weight: output matrix, [V, D]; `bias`: [V] or None.
-        targets: next-token ids, same leading shape as `hidden`; `IGNORED` is not scored.
+        targets: next-token ids, same leading shape as `hidden`, here or on the CPU; `IGNORED` is
+            not scored.
         copying: an entry of each position and the score of copying it, [..., 1] both, -inf for
             none; its logit becomes ln(exp(logit) + exp(score)).
         mixing: counted and left, [...] both: the network's p(target), before anything is copied,
@@ -55,12 +58,16 @@ def sum_of_nats(
     """
     entries, scores = copying or (None, None)
     rows = [targets, *(mixing or (None, None)), entries, scores]
-    flat = [None if part is None else part.reshape(targets.numel()) for part in rows]
-    scored = targets.reshape(-1) != IGNORED
+    flat = [
+        None if part is None else send(part.reshape(targets.numel()), hidden.device)
+        for part in rows
+    ]
     hidden = hidden.reshape(-1, hidden.shape[-1])
-    if not bool(scored.all()):
-        hidden = hidden[scored]
-        flat = [None if part is None else part[scored] for part in flat]
+    if hidden.device.type == "cpu":  # a GPU takes all: to know which ones are scored it would wait
+        scored = targets.reshape(-1) != IGNORED
+        if not bool(scored.all()):
+            hidden = hidden[scored]
+            flat = [None if part is None else part[scored] for part in flat]
     return _SumOfNats.apply(
         hidden, weight, bias, *flat, compute_dtype(weight), torch.is_grad_enabled()
     )
@@ -73,9 +80,9 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
     return weight.dtype
 
 
-def chunk_rows(vocab_size: int) -> int:
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
     """How many positions' logits are computed at a time."""
-    return max(1, _CHUNK_ELEMENTS // vocab_size)
+    return max(1, _CHUNK_ELEMENTS[device.type] // vocab_size)
 
 
 class _SumOfNats(torch.autograd.Function):
@@ -95,79 +102,51 @@ class _SumOfNats(torch.autograd.Function):
         dtype: torch.dtype,
         with_grad: bool,
     ) -> Tensor:
-        matrix = weight.to(dtype)
-        d_hidden, d_counted, d_left, d_scores = (
-            torch.empty_like(part) if with_grad and part is not None else None
-            for part in (hidden, counted, left, scores)
-        )
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if with_grad else None
-        d_bias = torch.zeros_like(bias) if with_grad and bias is not None else None
-        nats = hidden.new_zeros((), dtype=torch.float32)
-        step = chunk_rows(weight.shape[0])
+        matrix = half_copy(weight, dtype)
+        chunks: list[tuple[Tensor | None, ...]] = []  # gradients of what is a row's own
+        d_weight, d_bias, nats = None, None, None
+        step = chunk_rows(weight.shape[0], hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, hidden.shape[0], step):
+            for start in range(0, max(1, hidden.shape[0]), step):
                 part = slice(start, start + step)
                 rows = hidden[part].to(dtype)
                 logits = F.linear(rows, matrix)
                 if bias is not None:
                     logits += bias
-                own = None
+                copying = mixing = None
                 if entries is not None and scores is not None:
-                    own = let_copy_(logits, entries[part, None], scores[part, None])
-                wanted = targets[part, None]
-                of_target = logits.gather(1, wanted)[:, 0].float()
-                of_network = softmax_gradient_(logits, targets[part])
-                d_logits = logits  # what they have become
-                d_copying = None
-                if own is not None and entries is not None and scores is not None:
-                    lead = scores[part, None] - own
-                    d_copying = _divide_(d_logits, entries[part, None], lead)[:, 0]
-                if counted is None or left is None:
-                    nats += of_network.sum()
-                else:
-                    p = torch.exp(-of_network).clamp(min=_LEAST)
-                    copied, by_copying = torch.zeros_like(p), torch.zeros_like(p)
-                    if own is not None and entries is not None and scores is not None:
-                        copied = torch.exp(scores[part] - of_target - of_network)
-                        by_copying = (entries[part] == targets[part]) * copied
-                    alone = (p - by_copying).clamp(min=0)  # what the network has without copying
-                    mixture = (1 - copied) * counted[part] + left[part] * alone + by_copying
-                    mixture = mixture.clamp(min=_LEAST)
-                    nats -= mixture.log().sum()
-                    if d_counted is not None and d_left is not None:
-                        d_counted[part], d_left[part] = (copied - 1) / mixture, -alone / mixture
-                        # -ln mixture = ln Z' - ln(counted Z + left exp(logit) + exp(score) where
-                        # the target is copied), Z' = Z + exp(score); its gradient is added.
-                        more = 1 - counted[part] / mixture
-                        d_logits *= (1 + more)[:, None].to(dtype)
-                        of_wanted = alone * (more / p - left[part] / mixture)
-                        d_logits.scatter_add_(1, wanted, of_wanted[:, None].to(dtype))
-                if d_hidden is None or d_weight is None:
+                    copying = entries[part], scores[part]
+                if counted is not None and left is not None:
+                    mixing = counted[part], left[part]
+                said = nats_gradient_(logits, targets[part], copying, mixing)
+                nats = _plus(nats, said.nats.sum(), torch.float32)
+                if not with_grad:
                     continue
-                if d_bias is not None:
-                    d_bias += d_logits.sum(dim=0)
-                if d_scores is not None and d_copying is not None:
-                    d_scores[part] = d_copying
-                d_hidden[part] = d_logits @ matrix
-                d_weight += d_logits.t() @ rows
+                if bias is not None:
+                    d_bias = _plus(d_bias, logits.sum(dim=0), bias.dtype)
+                d_weight = _plus(d_weight, wide_product(logits.t(), rows), torch.float32)
+                d_hidden = (logits @ matrix).to(hidden.dtype)
+                chunks.append((d_hidden, said.d_counted, said.d_left, said.d_scores))
+        joined = [_joined(parts) for parts in zip(*chunks, strict=True)] or [None] * 4
+        d_hidden, d_counted, d_left, d_scores = joined
         ctx.grads = d_hidden, d_weight, d_bias, d_counted, d_left, d_scores
+        assert nats is not None
         return nats
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        given = [grad for grad in ctx.grads if grad is not None]
+        scaled = iter(_torch._foreach_mul(given, grad_outputs[0]))
         d_hidden, d_weight, d_bias, d_counted, d_left, d_scores = (
-            None if grad is None else grad * grad_outputs[0] for grad in ctx.grads
+            None if grad is None else next(scaled) for grad in ctx.grads
         )
         return d_hidden, d_weight, d_bias, None, d_counted, d_left, None, d_scores, None, None
 
 
-def _divide_(d_logits: Tensor, entries: Tensor, lead: Tensor) -> Tensor:
-    """Divide the gradient of entries between logit and score of copying; return the score's.
+def _plus(total: Tensor | None, more: Tensor, dtype: torch.dtype) -> Tensor:
+    return more.to(dtype) if total is None else total.add_(more)
 
-    Args:
-        d_logits: [N, V]; at the entries [N, 1] the logit's own part is left.
-        lead: by how much the score is above the logit, [N, 1].
-    """
-    both = d_logits.gather(1, entries).to(lead.dtype)
-    d_logits.scatter_(1, entries, (both * torch.sigmoid(-lead)).to(d_logits.dtype))
-    return both * torch.sigmoid(lead)
+
+def _joined(chunks: Sequence[Tensor | None]) -> Tensor | None:
+    parts = [chunk for chunk in chunks if chunk is not None]
+    return torch.cat(parts) if len(parts) > 1 else parts[0] if parts else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, TypeVar
 
 import torch
@@ -17,13 +17,23 @@ from torch import Tensor, nn
 
 from newllm.config import ModelSettings
 from newllm.data.loader import IGNORED
+from newllm.device import send
 from newllm.model.counts import contexts
 from newllm.model.counts.layer import CountsLayer
 from newllm.model.counts.table import MOST_CONTEXT
-from newllm.model.kernels import EPSILON, Noise, active_kernel, add_norm, squared_relu
+from newllm.model.kernels import (
+    EPSILON,
+    Noise,
+    active_kernel,
+    add_norm,
+    embedding,
+    linear,
+    squared_relu,
+)  # fmt: skip
+from newllm.model.kernels.reference import let_copy_
 from newllm.model.loss import compute_dtype, sum_of_nats
 from newllm.model.recall import recall
-from newllm.model.recall.layer import RecallLayer, let_copy_
+from newllm.model.recall.layer import RecallLayer
 from newllm.model.recall.reference import LONGEST, ORDERS, WAYS
 from newllm.model.trunk import TokenScores, TrunkOutput
 
@@ -139,9 +149,17 @@ class FeedForward(nn.Module):
 
 def projection(inputs: int, outputs: int, zero: bool = False) -> nn.Linear:
     """A fresh matrix: it keeps unit variance, or (`zero`) adds nothing yet."""
-    linear = nn.Linear(inputs, outputs, bias=False)
+    linear = Projection(inputs, outputs, bias=False)
     nn.init.normal_(linear.weight, std=0.0 if zero else inputs**-0.5)
     return linear
+
+
+class Projection(nn.Linear):
+    """A matrix, whose product is the kernels' to choose."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., I] -> [..., O]."""
+        return linear(input, self.weight)
 
 
 class ResidualLM(nn.Module, Generic[BoundariesT]):
@@ -221,7 +239,8 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         all give the same values and gradients.
 
         Args:
-            ids: token ids, [B, T].
+            ids: token ids, [B, T]. They, and what of the state is made of tokens alone (integers),
+                may be on the CPU while the weights are on a GPU: then nothing is waited for.
             state: what an earlier call returned, or None for the start of a text.
             reset: True where a new document starts (nothing is carried over), [B, T].
             valid: False where a token is padding and leaves the state as it is, [B, T].
@@ -293,7 +312,9 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         if self.counts is not None:
             table, recent = self.counts.table, state["recent"]
             known, memory["recent"] = contexts(table, ids, tables, reset, lengths, recent)
-        boundaries = self._boundaries(ids, state, reset, lengths)
+        reset = None if reset is None else send(reset, embedded.device)
+        shaped = ids if ids.device == embedded.device else embedded[..., 0]
+        boundaries = self._boundaries(shaped, state, reset, lengths)
         hidden, after = self._run(embedded, state, boundaries, noise)
         after = {**after, **memory, **self._carried_on(ids, state, boundaries)}
         return hidden, matches, known, after
@@ -323,7 +344,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         """The residual stream through all blocks."""
         dtype = compute_dtype(self.embedding.weight)
         p = self.dropout if self.training else 0.0
-        noise = (noise or Noise.drawn()) if p else None
+        noise = replace(noise or Noise.drawn(), sites=2 * len(self.blocks) + 1) if p else None
         width = self.embedding_norm.shape
         x, site, parts = None, 0, []
         embedded = embedded.to(self.embedding_norm.dtype)
@@ -348,7 +369,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
 
     def _embed(self, ids: Tensor, state: State, reset: Tensor | None) -> Tensor:
         """What the tokens themselves bring into the stream, before its norm: [B, T, D]."""
-        return self.embedding(ids)
+        return embedding(self.embedding.weight, ids)
 
     def logits(self, hidden: Hidden) -> Tensor:
         """Scores of every next token, [..., D] -> [..., V]; the matrix is the embedding's."""
@@ -404,9 +425,10 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
     def loss(self, hidden: Hidden, targets: Tensor) -> Tensor:
         """Sum of nats over the scored targets; see :func:`newllm.model.loss.sum_of_nats`."""
         said = hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)
-        scored = targets != IGNORED
-        if not bool(scored.all()):
-            said, targets = said[scored], targets[scored]
+        if said.device.type == "cpu":
+            scored = targets != IGNORED
+            if not bool(scored.all()):
+                said, targets = said[scored], targets[scored]
         copying, mixing = self._copying(said), None
         if self.counts is not None and said.contexts is not None:
             mixing = self.counts.mixing(

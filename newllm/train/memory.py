@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import psutil
 import torch
 
 from newllm.data.loader import Batch
+from newllm.device import send
 from newllm.errors import UserError
 from newllm.model import LanguageModel
 
-TOKENS_AT_ONCE = {"cpu": 16_384, "T4": 65_536, "L4": 131_072, "A100": 262_144, "cuda": 65_536}
-"""Tokens computed at once, by device; halved until they fit."""
+TOKENS_AT_ONCE = {
+    "cpu": 16_384,
+    "cuda": 65_536,
+    "T4": 65_536,
+    "L4": 131_072,
+    "A100": 262_144,
+    "H100": 524_288,
+    "H200": 524_288,
+}
+"""Tokens computed at once, by device (other GPUs: "cuda"); halved until they fit."""
 
 Result = TypeVar("Result")
 
@@ -26,27 +37,56 @@ def preset_rows(device: torch.device, row_length: int) -> int:
     """Rows computed at once to begin with."""
     key = device.type
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        key = next((preset for preset in ("T4", "L4", "A100") if preset in name.split()), "cuda")
+        # "Tesla T4", "NVIDIA A100-SXM4-40GB"; "NVIDIA L40S" is none of them.
+        words = re.split(r"\W", torch.cuda.get_device_name(device))
+        key = next((word for word in words if word in TOKENS_AT_ONCE), key)
     return max(1, TOKENS_AT_ONCE[key] // row_length)
 
 
 def step_trial(
-    model: LanguageModel, batch: Batch, autocast: torch.autocast, device: torch.device
+    model: LanguageModel,
+    optimizers: Sequence[torch.optim.Optimizer],
+    batch: Batch,
+    autocast: torch.autocast,
+    device: torch.device,
 ) -> Callable[[int], int]:
-    """What `fit_rows` tries: forward, in this precision, and backward on a batch's first rows."""
+    """What `fit_rows` tries: a whole step, in this precision, on a batch's first rows.
+
+    The optimizers step at a rate of zero along gradients of zero, and forget it.
+    """
 
     def try_rows(rows: int) -> int:
         part = batch.select(slice(rows))
         with autocast:
-            hidden, _ = model(part.ids.to(device), None, part.reset.to(device))
-            loss = model.loss(hidden, part.targets.to(device))
+            hidden, _ = model(send(part.ids, device), None, send(part.reset, device))
+            loss = model.loss(hidden, part.targets)
         held = resident_bytes()
         loss.backward()
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+        for optimizer in optimizers:
+            _step_in_place(optimizer)
         model.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # what was only asked for takes time, too
         return held
 
     return try_rows
+
+
+def _step_in_place(optimizer: torch.optim.Optimizer) -> None:
+    """Spend a step's time and memory, and leave weights and moments as they are."""
+    moments, optimizer.state = optimizer.state, defaultdict(dict)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    try:
+        optimizer.step()
+    finally:
+        optimizer.state = moments
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def fit_rows(
@@ -62,8 +102,8 @@ def fit_rows(
     rows, and its growth tells how many fit.
 
     Args:
-        try_rows: forward and backward on so many rows, leaving no trace; returns the bytes the
-            process held when it held most.
+        try_rows: a step on so many rows, leaving no trace; returns the bytes the process held when
+            it held most.
         rows: the most rows that are wanted; where there are fewer, `note` prints a line.
         neighbours: processes on this machine that take memory alike, this one among them.
 

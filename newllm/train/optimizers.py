@@ -1,6 +1,7 @@
 """Muon for the weight matrices, AdamW for everything else; Adam as published for `original`.
 
-Also what surrounds their step: the scaler of fp16, entries that do not train, moments by name.
+Also what surrounds their step: numbers that are not finite, entries that do not train, moments by
+name.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from newllm.model import LanguageModel
 from newllm.model.growth import old_entries
 from newllm.model.residual import ResidualLM
 from newllm.model.spec import find_spec
+
+_torch: Any = torch
+"""Its functions on many tensors at once, which are named as private."""
 
 MUON_RATE = 10.0
 """Muon's rate as a multiple of the learning rate (an update of Muon has unit spectral norm)."""
@@ -56,11 +60,12 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     # Scaled in fp32 first: gradients may be too small for their squares.
-    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-20)).to(dtype)
+    x = _divided(x, torch.linalg.matrix_norm(x, keepdim=True).add_(1e-20), dtype)
     gram = x @ x.mT
     # In Frobenius norms, |X X^T|^(1/2) bounds the spectral norm from above, much closer than |X|.
-    bound = torch.linalg.matrix_norm(gram.float(), keepdim=True).sqrt() + 1e-20
-    x, gram = (x / bound).to(dtype), (gram / bound.square()).to(dtype)
+    norm = torch.linalg.vector_norm(gram, dim=(1, 2), keepdim=True, dtype=torch.float32)
+    bound = norm.sqrt_().add_(1e-20)
+    x, gram = _divided(x, bound, dtype), _divided(gram, bound.square(), dtype)
     for iteration, (a, b, c) in enumerate(_POLAR_EXPRESS):
         if iteration > 0:
             gram = x @ x.mT
@@ -68,20 +73,42 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return x.mT if tall else x
 
 
+def _divided(x: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
+    """x / by, computed in fp32 and rounded as it is written."""
+    return torch.div(x, by, out=torch.empty_like(x, dtype=dtype))
+
+
+def muon_dtype(device: torch.device) -> torch.dtype:
+    """Type in which Muon's iteration runs: half precision where there are units for it.
+
+    All numbers of the iteration are near one. fp16 holds them with three more bits than bf16.
+    """
+    if fast_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised: every direction of a matrix moves equally far.
 
     Equal to `torch.optim.Muon` (tested), besides three things: matrices of one shape are
     orthogonalised together, a matrix that is several stacked ones (`pieces` of its parameter
-    group) is treated as those, and the iteration runs in fp32 where bf16 is slow.
+    group) is treated as those, and the iteration runs in the type that is fast (`muon_dtype`).
+
+    On a GPU nothing is decided by the host: with `found_inf` (a number there, as torch's fused
+    optimizers take it) a step that is not finite leaves weights and momenta as they are.
 
     Args:
-        groups: parameter groups; each may set `pieces`, into how many equal parts along the first
-            dimension its matrices are split.
+        groups: parameter groups, which have one rate; each may set `pieces`, into how many equal
+            parts along the first dimension its matrices are split.
         lr: size of a step in units of spectral norm.
         momentum: decay of the (Nesterov) momentum.
         weight_decay: decoupled, times the rate.
     """
+
+    grad_scale: Tensor | None = None
+    """What the gradients are divided by first; both are set for a step by `step_unless`."""
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -92,42 +119,84 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "pieces": 1}
         super().__init__(groups, defaults)
+        self._momenta: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update all parameters that have a gradient; the gradients are overwritten."""
         assert closure is None
-        by_shape: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                momentum = state["momentum_buffer"]
-                momentum.lerp_(parameter.grad, 1 - group["momentum"])
-                # Nesterov: what the momentum will be if the gradient stays what it is.
-                update = parameter.grad.lerp_(momentum, group["momentum"])
-                for piece, change in zip(
-                    parameter.chunk(group["pieces"]), update.chunk(group["pieces"]), strict=True
-                ):
-                    key = (*piece.shape, piece.device)
-                    by_shape.setdefault(key, []).append((piece, change, group))
-        for (rows, columns, device), entries in by_shape.items():
-            dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
-            changes = orthogonalize(torch.stack([change for _, change, _ in entries]), dtype)
-            scale = max(1.0, rows / columns) ** 0.5
-            for (piece, _, group), change in zip(entries, changes, strict=True):
-                piece.mul_(1 - group["lr"] * group["weight_decay"])
-                piece.add_(change, alpha=-group["lr"] * scale)
+        trained = [
+            (parameter, group["pieces"])
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        if not trained:
+            return
+        updates = self._updates([parameter for parameter, _ in trained])
+        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        for (parameter, pieces), update in zip(trained, updates, strict=True):
+            for piece, change in zip(parameter.chunk(pieces), update.chunk(pieces), strict=True):
+                by_shape.setdefault(tuple(piece.shape), []).append((piece, change))
+        rate, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
+        for (rows, columns), entries in by_shape.items():
+            weights, changes = zip(*entries, strict=True)
+            dtype = muon_dtype(weights[0].device)
+            moved = orthogonalize(torch.stack(changes), dtype)
+            factor = -rate * max(1.0, rows / columns) ** 0.5
+            if self.found_inf is None:
+                _torch._foreach_mul_(weights, 1 - rate * decay)
+                _torch._foreach_add_(weights, moved.unbind(), alpha=factor)
+            else:
+                taken = 1 - self.found_inf.view(1, 1, 1)
+                _torch._foreach_mul_(weights, 1 - rate * decay * taken.view(()))
+                _torch._foreach_add_(weights, (moved * (factor * taken)).unbind())
+
+    def _updates(self, parameters: list[Tensor]) -> Sequence[Tensor]:
+        """Nesterov: what the momentum will be if the gradient stays what it is."""
+        keep = self.defaults["momentum"]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.found_inf is None:
+            momenta = [self._momentum(parameter) for parameter in parameters]
+            _torch._foreach_lerp_(momenta, gradients, 1 - keep)
+            _torch._foreach_lerp_(gradients, momenta, keep)
+            return gradients
+        # All of them as one: a launch costs as much as a matrix.
+        momentum = self._momentum_of_all(parameters)
+        gradient = torch.cat([gradient.flatten() for gradient in gradients])
+        if self.grad_scale is not None:
+            gradient.div_(self.grad_scale)
+        gradient = torch.where(self.found_inf > 0, momentum, gradient)
+        momentum.lerp_(gradient, 1 - keep)
+        parts = gradient.lerp_(momentum, keep).split([p.numel() for p in parameters])
+        return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]
+
+    def _momentum_of_all(self, parameters: list[Tensor]) -> Tensor:
+        """All momenta in one vector, of which those in the optimizer's state are views."""
+        momenta = [self._momentum(parameter) for parameter in parameters]
+        flat = self._momenta
+        if flat is None or any(momentum._base is not flat for momentum in momenta):
+            self._momenta = flat = torch.cat([momentum.flatten() for momentum in momenta])
+            parts = flat.split([momentum.numel() for momentum in momenta])
+            for parameter, part in zip(parameters, parts, strict=True):
+                self.state[parameter]["momentum_buffer"] = part.view_as(parameter)
+        return flat
 
 
 def make_optimizers(model: LanguageModel, settings: Settings) -> list[torch.optim.Optimizer]:
     """The optimizers of a run; each group remembers its peak rate as `peak_lr`."""
     if find_spec(settings.architecture).optimizer == "adam":
         adam = torch.optim.Adam(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            model.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=next(model.parameters()).device.type == "cuda",
         )
         optimizers: list[torch.optim.Optimizer] = [adam]
     else:
@@ -167,14 +236,34 @@ def _muon_and_adamw(model: ResidualLM, settings: Settings) -> list[torch.optim.O
     return [muon, adamw]
 
 
-def step_all(optimizers: Iterable[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> None:
-    """Step every optimizer through the scaler of fp16, whose scale then changes once for all.
+def loss_scale(scaler: torch.amp.GradScaler) -> Tensor | float:
+    """What the gradients were multiplied by, where it is known: on the device."""
+    if not scaler.is_enabled():
+        return 1.0
+    assert scaler._scale is not None  # since a loss was scaled
+    return scaler._scale
 
-    It skips an optimizer whose gradients (unscaled already) overflowed; disabled, it only steps.
+
+def step_unless(
+    optimizers: Iterable[torch.optim.Optimizer],
+    found_inf: Tensor,
+    grad_scale: Tensor,
+    scaler: torch.amp.GradScaler,
+) -> None:
+    """Step every optimizer where `found_inf` is 0, which a GPU knows alone: nobody waits for it.
+
+    Gradients are divided by `grad_scale` first (that is how torch's fused optimizers are told by
+    its scaler). The scale of fp16 then changes.
     """
     for optimizer in optimizers:
-        scaler.step(optimizer)
-    scaler.update()
+        optimizer.found_inf, optimizer.grad_scale = found_inf, grad_scale  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
+    if scaler.is_enabled():
+        _torch._amp_update_scale_(
+            scaler._scale, scaler._growth_tracker, found_inf, scaler.get_growth_factor(),
+            scaler.get_backoff_factor(), scaler.get_growth_interval(),
+        )  # fmt: skip
 
 
 def get_moments(
@@ -225,7 +314,7 @@ class Frozen:
     @torch.no_grad()
     def hold(self) -> None:
         """From now on the old entries are what they are at this moment."""
-        self._held = [parameter[old].clone() for parameter, old in self._partly]
+        self._held = [parameter.clone() for parameter, _ in self._partly]
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
@@ -238,4 +327,4 @@ class Frozen:
     def restore(self) -> None:
         """After a step: undo what momentum and weight decay did to the old entries."""
         for (parameter, old), held in zip(self._partly, self._held, strict=True):
-            parameter[old] = held
+            parameter.copy_(torch.where(old, held, parameter))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from newllm.config import Settings
 from newllm.model import LanguageModel
@@ -68,14 +69,21 @@ def set_dropout(model: LanguageModel, epoch: int) -> None:
     model.set_dropout(settings.dropout if drops else 0.0)
 
 
-def decay_pairs(model: LanguageModel, settings: Settings, epoch: int, rate_factor: float) -> None:
+def decay_pairs(
+    model: LanguageModel,
+    settings: Settings,
+    epoch: int,
+    rate_factor: float,
+    taken: Tensor | float = 1.0,
+) -> None:
     """Shrink the bigram hash embedding, decoupled from its gradient as in AdamW, from epoch 3 on.
 
-    `epoch` are finished; `rate_factor` is the schedule's at this step.
+    `epoch` are finished; `rate_factor` is the schedule's at this step, which is not `taken` where
+    that is 0.
     """
     if epoch < EPOCHS_UNREGULARISED:
         return
     rate = settings.learning_rate * VECTOR_RATE * rate_factor
     with torch.no_grad():
         for table in model.late_decaying():
-            table.mul_(max(0.0, 1 - rate * PAIR_DECAY))
+            table.mul_(1 - min(1.0, rate * PAIR_DECAY) * taken)

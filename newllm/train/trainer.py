@@ -8,6 +8,7 @@ count).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,14 +18,14 @@ import torch
 from torch import Tensor
 
 from newllm.config import ModelSettings, Settings
-from newllm.data.loader import Batch, EpochLoader, Mixture
+from newllm.data.loader import Batch, EpochLoader, Mixture, read_ahead
 from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
-from newllm.device import autocast, get_generators, pick_precision, set_generators
+from newllm.device import autocast, get_generators, pick_precision, send, set_generators
 from newllm.errors import UserError
 from newllm.evaluate.metrics import EVALUATION_BATCH_SIZE, evaluate
 from newllm.model import OwnBlock, State, build_model
-from newllm.model.kernels import Noise
+from newllm.model.kernels import HalfCopies, Noise
 from newllm.model.recall.reference import in_sets
 from newllm.model.residual import ResidualLM
 from newllm.model.spec import find_spec
@@ -34,7 +35,7 @@ from newllm.train.counting import Counts
 from newllm.train.distributed import Processes, StepFlags
 from newllm.train.log import EpochLog, describe_expectation, validation_line
 from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, step_trial
-from newllm.train.optimizers import Frozen, make_optimizers, step_all
+from newllm.train.optimizers import Frozen, loss_scale, make_optimizers, step_unless
 from newllm.train.schedule import Schedule, decay_pairs, set_dropout
 from newllm.train.signals import StopRequest
 
@@ -120,6 +121,7 @@ class Trainer:
         counts: Counts | None = None,
     ) -> None:
         self.settings, self.data, self.log, self.device = settings, data, log, device
+        self._on_gpu = device.type == "cuda"
         self._spec = find_spec(settings.architecture)
         self._save, self._finish_epoch = save, finish_epoch
         self._rehearsed = rehearsed
@@ -145,11 +147,24 @@ class Trainer:
         self.progress = Progress()
         sequences = self.processes.sequences(settings.batch_size)
         self._sequences = range(settings.batch_size)[sequences]
-        self.state: State = self.model.initial_state(len(self._sequences))
+        self.state = self._fresh_state()
+        self._halves: HalfCopies | None = None
+        self._unread: _Outcome | None = None
         self._one_document_per_row = self._spec.one_document_per_row
         """The published recipe of `original` counts its batch in documents."""
         self.micro_batch = 0
         """Rows computed at once; found when training starts, and part of the run from then on."""
+
+    def _fresh_state(self) -> State:
+        return self._placed(self.model.initial_state(len(self._sequences)))
+
+    def _placed(self, state: State) -> State:
+        """A state where it is used: what is made of tokens alone, integers, by the CPU."""
+        alone = isinstance(self.model, ResidualLM)
+        return {
+            name: part.to("cpu" if alone and not part.is_floating_point() else self.device)
+            for name, part in state.items()
+        }
 
     @property
     def parameters(self) -> int:
@@ -173,6 +188,10 @@ class Trainer:
             self._frozen.hold()
         if self.micro_batch == 0:
             self._find_micro_batch()
+        if self._on_gpu and self.precision != "fp32" and isinstance(self.model, ResidualLM):
+            matrices = [matrix for matrix, _ in self.model.matrices()]
+            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+            self._halves = HalfCopies([*matrices, self.model.embedding.weight], dtype)
         self._last_save = time.monotonic()
         while not progress.finished:
             loader = self._loader(progress.epoch)
@@ -180,18 +199,22 @@ class Trainer:
             self.log.start_epoch(
                 progress.epoch + 1, self.settings.epochs, progress.step / len(loader)
             )
-            for batch in loader.batches(progress.step):
+            batches = loader.batches(progress.step)
+            for batch in read_ahead(batches) if self._on_gpu else batches:
                 if self.schedule.finished(self._done(len(loader))):
                     break
                 self._timed_step(batch, len(loader))
                 flags = self._sync_flags(stop)
                 if flags.signal:
                     stop.signal = flags.signal
+                    self._read_outcome()
                     self._save(self)
                     return False
                 if flags.save_due:
+                    self._read_outcome()
                     self._save(self)
                     self._last_save = time.monotonic()
+            self._read_outcome()
             self._end_epoch(len(loader))
             self._last_save = time.monotonic()
         return True
@@ -201,7 +224,7 @@ class Trainer:
         settings = self.settings
         loader = self._loader(0)
         batch = loader.batch(0)
-        try_rows = step_trial(self.model, batch, self._autocast, self.device)
+        try_rows = step_trial(self.model, self.optimizers, batch, self._autocast, self.device)
         rows = settings.micro_batch_size or preset_rows(self.device, settings.max_seq_length)
         wanted = min(rows, len(self._sequences))
         self.model.train()
@@ -264,8 +287,13 @@ class Trainer:
         self._threads.after_step(seconds, batch.ids.numel())
 
     def _step(self, batch: Batch, rate_factor: float) -> float:
-        """One optimizer step over all micro-batches; returns nats per token."""
+        """One optimizer step over all micro-batches; returns nats per token.
+
+        On a GPU those of the step before: nobody waits for what this one will be.
+        """
         self.model.train()
+        if self._halves is not None:
+            self._halves.refresh()
         (nats, self.state), rows = halve_until_it_fits(
             lambda rows: self._gradients(batch, rows), self.micro_batch, self.device
         )
@@ -273,20 +301,21 @@ class Trainer:
             self.micro_batch = rows
             self.log.note(f"\n  Out of memory: {rows} rows at once from here on; the same batch.")
         self.processes.all_reduce_gradients(self.model.parameters(), nats)
-        self._update(nats, rate_factor)
-        mean = nats.item() / max(1, batch.scored)
-        if self.progress.skipped_in_a_row == 0:
-            self.progress.epoch_nats += nats.item()
-            self.progress.epoch_tokens += batch.scored
-            self.progress.trained_tokens += batch.scored
-        return mean
+        update = self._update_on_gpu if self._on_gpu else self._update
+        said, at = update(nats, rate_factor), self.progress
+        before, self._unread = self._unread, _Outcome(said, batch.scored, at.epoch, at.step)
+        if not self._on_gpu:
+            return self._read_outcome()
+        return 0.0 if before is None else self._account(before)
 
     def _gradients(self, batch: Batch, rows: int) -> tuple[Tensor, State]:
         """Accumulate the gradients of a batch, so many rows at once: (nats, states after it)."""
         self.model.zero_grad()  # what a try without enough memory left
-        nats = torch.zeros((), device=self.device)
+        total: Tensor | None = None
         states: list[State] = []
         order: list[slice | Tensor] = []
+        # Normalised by the tokens of the whole batch, however it is split.
+        share = torch.full((), 1 / max(1, batch.scored), device=self.device)
         for which, part in batch.micro_batches(rows, self._one_document_per_row):
             first_sequence = self._sequences.start + rows * len(order)
             noise = Noise(self.settings.seed, self.progress.total_steps, first_sequence)
@@ -294,63 +323,111 @@ class Trainer:
             state = {name: tensor[:, which] for name, tensor in self.state.items()}
             with self._autocast:
                 hidden, state = self.model(
-                    part.ids.to(self.device),
-                    state,
-                    part.reset.to(self.device),
+                    *self._inputs(part.ids, state, part.reset),
                     noise=noise,
                     **({} if part.tables is None else {"tables": part.tables}),
                 )
-                loss = self.model.loss(hidden, part.targets.to(self.device))
-            # Normalised by the tokens of the whole batch, however it is split.
-            self.scaler.scale(loss / max(1, batch.scored)).backward()
+                loss = self.model.loss(hidden, part.targets)
+            self.scaler.scale(loss).backward(share)
             states.append({name: tensor.detach() for name, tensor in state.items()})
-            nats += loss.detach()
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        if len(states) == 1 and not self._one_document_per_row:
+            return total, states[0]
         behind = {name: states[0][name].new_empty(old.shape) for name, old in self.state.items()}
         for which, state in zip(order, states, strict=True):
             for name, tensor in behind.items():
                 tensor[:, which] = state[name]
-        return nats, behind
+        return total, behind
 
-    def _update(self, nats: Tensor, rate_factor: float) -> None:
-        """Clip the gradients and step the optimizers, unless a number is not finite."""
+    def _inputs(self, ids: Tensor, state: State, reset: Tensor) -> tuple[Tensor, State, Tensor]:
+        """Tokens stay on the CPU, where what is made of them alone is made."""
+        if isinstance(self.model, ResidualLM):
+            return ids, state, reset
+        return send(ids, self.device), state, send(reset, self.device)
+
+    def _update(self, nats: Tensor, rate_factor: float) -> Tensor:
+        """Clip the gradients and step the optimizers, unless a number is not finite.
+
+        Returns:
+            the step's nats, and whether it was taken, [2].
+        """
         if self._frozen is not None:
             self._frozen.mask_gradients()
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self._spec.clip_norm(self.progress.epoch)
         )
         finite = all_finite(nats, norm)
-        # With fp16 the scaler must see an overflow to lower its scale; it skips the step itself.
-        if finite or self.scaler.is_enabled():
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak_lr"] * rate_factor
+        if finite:
+            self._set_rates(rate_factor)
             decay_pairs(self.model, self.settings, self.progress.epoch, rate_factor)
-            step_all(self.optimizers, self.scaler)
+            for optimizer in self.optimizers:
+                optimizer.step()
             if self._frozen is not None:
                 self._frozen.restore()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        if finite:
-            self.progress.skipped_in_a_row = 0
-        else:
-            self._count_skipped()
+        return torch.tensor([float(nats), float(finite)], dtype=torch.float64)
 
-    def _count_skipped(self) -> None:
-        """A step was not finite: begin with fresh states, and end the run after too many.
+    def _update_on_gpu(self, nats: Tensor, rate_factor: float) -> Tensor:
+        """The same where only the GPU knows whether the numbers are finite, and is not asked."""
+        if self._frozen is not None:
+            self._frozen.mask_gradients()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        scale = loss_scale(self.scaler)
+        norm = torch.nn.utils.get_total_norm(gradients) / scale
+        sum_ = norm + nats
+        found_inf = (sum_ - sum_ != 0).float()  # inf - inf is no number
+        clip = self._spec.clip_norm(self.progress.epoch)
+        self._set_rates(rate_factor)
+        epoch, taken = self.progress.epoch, 1 - found_inf
+        decay_pairs(self.model, self.settings, epoch, rate_factor, taken)
+        grad_scale = ((norm + 1e-6) / clip).clamp(min=1) * scale
+        step_unless(self.optimizers, found_inf, grad_scale, self.scaler)
+        if self._frozen is not None:
+            self._frozen.restore()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        return torch.stack([nats, taken])
+
+    def _set_rates(self, rate_factor: float) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * rate_factor
+
+    def _read_outcome(self) -> float:
+        """Count in the step that has not been yet, if there is one; returns its nats per token."""
+        unread, self._unread = self._unread, None
+        return 0.0 if unread is None else self._account(unread)
+
+    def _account(self, outcome: _Outcome) -> float:
+        nats, taken = outcome.read()
+        if taken:
+            self.progress.skipped_in_a_row = 0
+            self.progress.epoch_nats += nats
+            self.progress.epoch_tokens += outcome.scored
+            self.progress.trained_tokens += outcome.scored
+        else:
+            self._count_skipped(outcome, nats)
+        return nats / max(1, outcome.scored)
+
+    def _count_skipped(self, outcome: _Outcome, nats: float) -> None:
+        """A step was not finite: count it, and end the run after too many.
 
         Raises:
             UserError: so many in a row that the run has diverged.
         """
         progress = self.progress
-        # A non-finite number in a carried state would stay in its sequence for good.
-        self.state = self.model.initial_state(len(self._sequences))
+        if not math.isfinite(nats):
+            # A non-finite number in a carried state would stay in its sequence for good. (Where the
+            # gradients alone overflow, as fp16's do until their scale is found, the states are
+            # good.)
+            self.state = self._fresh_state()
         progress.skipped_steps += 1
         progress.skipped_in_a_row += 1
         if not self.scaler.is_enabled():
             self.log.note(
-                f"\n  Step {progress.step + 1} of epoch {progress.epoch + 1} skipped: "
+                f"\n  Step {outcome.step + 1} of epoch {outcome.epoch + 1} skipped: "
                 "loss or gradient is not finite; the weights are unchanged."
             )
         if progress.skipped_in_a_row >= MAX_NONFINITE_STEPS:
@@ -369,15 +446,18 @@ class Trainer:
         progress.seconds, progress.epoch_seconds = flags.seconds, flags.epoch_seconds
         return flags
 
-    def _end_epoch(self, steps_in_epoch: int) -> None:
+    def _evaluate(self) -> Metrics:
         split = self.data.splits["validation"]
         sequences = max(EVALUATION_BATCH_SIZE, self.processes.world)
-        metrics = evaluate(
+        return evaluate(
             self.model, split, self.data.tokenizer, self.device, sequences, self.processes
         )
+
+    def _end_epoch(self, steps_in_epoch: int) -> None:
+        metrics = self._evaluate()
         done = self._done(steps_in_epoch)
         record = self.progress.end_epoch(self.settings.epochs, metrics)
-        self.state = self.model.initial_state(len(self._sequences))
+        self.state = self._fresh_state()
         self.log.end_training(record)
         self.log.note(validation_line(record))
         self._decide(done)
@@ -430,7 +510,7 @@ class Trainer:
         carried = stored["carried_state"]
         if "recall" in carried:
             carried = {**carried, "recall": in_sets(carried["recall"])}
-        self.state = {name: part[:, own].to(self.device) for name, part in carried.items()}
+        self.state = self._placed({name: part[:, own] for name, part in carried.items()})
         generators = [stored["generators"], *stored.get("other_generators", [])]
         if self.processes.rank < len(generators):
             set_generators(generators[self.processes.rank], self.device)
@@ -444,6 +524,29 @@ class Trainer:
                     f"Resumed with {now} {what} instead of {before}: the run goes on, but not bit "
                     "for bit as it would have."
                 )
+
+
+class _Outcome:
+    """What a step was, read when it is asked for: on a GPU the copy comes on its own time."""
+
+    def __init__(self, said: Tensor, scored: int, epoch: int, step: int) -> None:
+        """`said` is its nats and whether it was taken, [2]; `scored` its targets that count."""
+        self.scored, self.epoch, self.step = scored, epoch, step
+        self._event = None
+        if said.device.type == "cuda":
+            self._said = torch.empty(2, dtype=said.dtype, pin_memory=True)
+            self._said.copy_(said, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._said = said
+
+    def read(self) -> tuple[float, bool]:
+        """Nats, and whether the step was taken."""
+        if self._event is not None:
+            self._event.synchronize()
+        nats, taken = self._said.tolist()
+        return nats, taken > 0
 
 
 def all_finite(loss: Tensor, gradient_norm: Tensor) -> bool:

@@ -18,7 +18,7 @@ def batch_of(lengths: list[int], columns: int) -> Batch:
         targets[sequence, :length] = sequence
     ids = torch.arange(len(lengths))[:, None].expand(shape)
     flags = torch.zeros(shape, dtype=torch.bool)
-    return Batch(ids, targets, flags, flags, sum(lengths))
+    return Batch(ids, targets, flags, sum(lengths), flags)
 
 
 def micro_batches_of(batch: Batch, rows: int, apart: bool) -> list[tuple[list[int], Batch]]:
@@ -40,6 +40,7 @@ def test_micro_batches_hold_every_target_once(lengths: list[int], rows: int, apa
     for sequences, part in micro_batches_of(batch, rows, apart):
         assert len(sequences) <= rows
         assert part.ids[:, 0].tolist() == sequences
+        assert part.assistant is not None
         assert part.targets.shape == part.ids.shape == part.reset.shape == part.assistant.shape
         for sequence, targets in zip(sequences, part.targets, strict=True):
             assert (targets == sequence).sum() == lengths[sequence]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,15 +15,29 @@ from newllm.data.loader import Mixture
 class Made:
     """Documents whose tokens tell where they come from."""
 
+    masked = False
+
     def __init__(self, mark: int, lengths: list[int]) -> None:
         self.lengths = np.array(lengths)
         self._mark = mark
 
-    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
-        return np.arange(start, stop) + 1000 * document + 100_000 * self._mark
+    def parts(
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
+    ) -> np.ndarray:
+        return np.concatenate(
+            [
+                np.arange(start, stop) % 2 == self._mark % 2
+                if assistant
+                else np.arange(start, stop) + 100 * document + 30_000 * self._mark
+                for document, start, stop in zip(documents, starts, stops, strict=True)
+            ]
+        ).astype(bool if assistant else np.int64)
 
-    def assistant(self, document: int, start: int, stop: int) -> np.ndarray:
-        return np.arange(start, stop) % 2 == self._mark % 2
+
+def first_tokens(mixture: Mixture, documents: Sequence[int]) -> np.ndarray:
+    """Of each document, which tells where it comes from."""
+    zeros = np.zeros(len(documents), np.int64)
+    return mixture.parts(np.array(documents, np.int64), zeros, zeros + 1)
 
 
 lengths = st.lists(st.integers(2, 60), min_size=1, max_size=30)
@@ -33,17 +49,15 @@ def test_everything_of_the_main_split_and_the_share_of_the_others(
 ) -> None:
     splits = [Made(0, main), Made(1, first), Made(2, second)]
     mixture = Mixture(splits[0], splits[1:], share, (0, 0))
-    marks = np.array([mixture.tokens(d, 0, 1)[0] // 100_000 for d in range(len(mixture.lengths))])
+    first_token = first_tokens(mixture, range(len(mixture.lengths)))
+    marks = first_token // 30_000
     assert mixture.lengths[: len(main)].tolist() == main
     assert (marks == 0).sum() == len(main)
     wanted = sum(main) * share / (1 - share) / 2
     for mark, split in ((1, first), (2, second)):
         drawn = mixture.lengths[marks == mark]
         assert wanted <= drawn.sum() < wanted + max(split) or (wanted == 0 and not len(drawn))
-        documents, times = np.unique(
-            [mixture.tokens(d, 0, 1)[0] for d in np.flatnonzero(marks == mark).tolist()],
-            return_counts=True,
-        )
+        documents, times = np.unique(first_token[marks == mark], return_counts=True)
         assert len(documents) <= len(split)
         if len(times):
             assert times.max() - (times.min() if len(documents) == len(split) else 0) <= 1
@@ -52,14 +66,16 @@ def test_everything_of_the_main_split_and_the_share_of_the_others(
 def test_tokens_and_masks_are_those_of_the_document() -> None:
     splits = [Made(0, [5, 6]), Made(1, [7, 8, 9])]
     mixture = Mixture(splits[0], splits[1:], 0.5, (3, 1))
-    for document, length in enumerate(mixture.lengths):
-        tokens = mixture.tokens(document, 0, int(length))
-        mark, source = tokens[0] // 100_000, tokens[0] % 100_000 // 1000
-        assert np.array_equal(tokens, splits[mark].tokens(source, 0, int(length)))
-        assert length == splits[mark].lengths[source]
-        assert np.array_equal(
-            mixture.assistant(document, 1, 4), splits[mark].assistant(source, 1, 4)
-        )
+    marks, sources = np.divmod(first_tokens(mixture, range(len(mixture.lengths))), 30_000)
+    documents, lengths = np.arange(len(mixture.lengths)), mixture.lengths
+    for starts, stops in ((0 * lengths, lengths), (0 * lengths + 1, lengths - 2)):
+        for assistant in (False, True):
+            read = mixture.parts(documents, starts, stops, assistant)
+            parts = np.split(read, np.cumsum(stops - starts)[:-1])
+            for document, part in enumerate(parts):
+                source, one = sources[document] // 100, slice(document, document + 1)
+                own = splits[marks[document]].parts([source], starts[one], stops[one], assistant)
+                assert np.array_equal(part, own)
 
 
 def test_epochs_draw_differently_and_repeatably() -> None:
@@ -67,7 +83,7 @@ def test_epochs_draw_differently_and_repeatably() -> None:
 
     def drawn(epoch: int) -> list[int]:
         mixture = Mixture(*splits, 0.3, (0, epoch))
-        return [int(mixture.tokens(d, 0, 1)[0]) for d in range(20, len(mixture.lengths))]
+        return first_tokens(mixture, range(20, len(mixture.lengths))).tolist()
 
     assert drawn(0) == drawn(0) != drawn(1)
 

@@ -24,7 +24,8 @@ import torch
 
 from newllm.chat import session_file
 from newllm.config import read_yaml
-from newllm.data.rows import Malformed, read_file
+from newllm.data.located import Malformed
+from newllm.data.rows import read_file
 from newllm.data.tokenizers import BPE, load_tokenizer
 from newllm.datasets import DATASETS
 from newllm.datasets.conversations import LeftOut

@@ -15,8 +15,8 @@ from torch import Tensor
 from newllm.config import ModelSettings
 from newllm.inference.decoder import Decoder, make_decoder
 from newllm.model import build_model
+from newllm.model.kernels.reference import let_copy_
 from newllm.model.recall import cpu, reference
-from newllm.model.recall.layer import let_copy_
 from newllm.model.recall.reference import (
     LONGEST,
     MOST_TIMES,

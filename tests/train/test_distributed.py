@@ -18,7 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newllm.data.loader import EpochLoader
+from newllm.data.encode import MASKED
+from newllm.data.loader import IGNORED, EpochLoader
 from newllm.errors import UserError
 from newllm.train import checkpoint
 from newllm.train.distributed import Processes, StepFlags, process_group, refuse_several
@@ -192,29 +193,37 @@ def test_sequences_are_shared_out(world: int, more: int) -> None:
 
 
 class _Counting:
-    """Documents of the given lengths; every token is its own number."""
+    """Documents of the given lengths; every token is its own number, every third is not scored."""
+
+    masked = True
 
     def __init__(self, *lengths: int) -> None:
         self.lengths = np.array(lengths)
         self._first = np.cumsum(self.lengths) - self.lengths
 
-    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
-        return self._first[document] + np.arange(start, stop)
-
-    def assistant(self, document: int, start: int, stop: int) -> np.ndarray:
-        return self.tokens(document, start, stop) % 2 == 0
+    def parts(
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
+    ) -> np.ndarray:
+        first = self._first[documents]
+        ranges = [np.arange(*ends) for ends in zip(first + starts, first + stops, strict=True)]
+        tokens = np.concatenate(ranges)
+        return tokens % 3 if assistant else tokens
 
 
 def test_parts_of_a_batch_are_the_batch() -> None:
     documents = _Counting(*range(2, 40))
-    whole = EpochLoader(documents, 16, 5, (0, 0))
-    parts = [EpochLoader(documents, 16, 5, (0, 0), part=part) for part in (slice(2), slice(2, 5))]
+    whole = EpochLoader(documents, 16, 5, (0, 0), assistant=True)
+    parts = [
+        EpochLoader(documents, 16, 5, (0, 0), part=part, assistant=True)
+        for part in (slice(2), slice(2, 5))
+    ]
     for batch, *own in zip(whole.batches(), *(part.batches() for part in parts), strict=True):
         for name in ("ids", "targets", "reset", "assistant"):
             together = torch.cat([getattr(part, name) for part in own])
             assert torch.equal(together, getattr(batch, name)), name
         assert [part.scored for part in own] == [batch.scored] * 2
-        assert batch.scored == batch.select(slice(5)).scored
+        assert batch.scored == int((batch.targets != IGNORED).sum())
+        assert (batch.targets[batch.targets != IGNORED] % 3 != MASKED).all()
 
 
 def test_alone_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from newllm.model import build_model
 from newllm.settings import resolve
+from newllm.train import optimizers
 from newllm.train.optimizers import (
     MUON_RATE,
     VECTOR_RATE,
     Muon,
+    loss_scale,
     make_optimizers,
     orthogonalize,
-    step_all,
+    step_unless,
 )
 
 
@@ -124,26 +128,63 @@ def test_original_takes_adam_as_published() -> None:
     assert adam.param_groups[0]["weight_decay"] == 0
 
 
-def test_the_scaler_of_fp16_unscales_each_gradient_once() -> None:
-    """Two optimizers, one of which could take the scale itself (fused), and one scaler."""
+def _both(matrices: list[Tensor], vector: Tensor) -> list[torch.optim.Optimizer]:
+    """Muon of these matrices, the first of which is three; and AdamW, as a GPU has it."""
+    first, *others = [nn.Parameter(matrix.clone()) for matrix in matrices]
+    groups = [{"params": [first], "pieces": 3}, {"params": others}]
+    adamw = torch.optim.AdamW([nn.Parameter(vector.clone())], lr=0.02, eps=0.1, fused=True)
+    return [Muon(groups, lr=0.02), adamw]
+
+
+def _parameters(optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:
+    return [p for o in optimizers for group in o.param_groups for p in group["params"]]
+
+
+def test_a_step_that_nobody_waits_for() -> None:
+    """Scaled gradients and no decision of the host: the same weights and momenta, also resumed; a
+    step that is not finite leaves all of them as they are.
+    """
     torch.manual_seed(0)
-    matrix, vector = torch.randn(8, 8), torch.randn(8)
-    moved = []
-    for scaler in (
-        torch.amp.GradScaler("cpu", enabled=False),
-        torch.amp.GradScaler("cpu", init_scale=1024.0),
-    ):
-        parameters = [nn.Parameter(matrix.clone()), nn.Parameter(vector.clone())]
-        optimizers = [
-            Muon([{"params": parameters[:1]}], lr=0.02),
-            torch.optim.AdamW(parameters[1:], lr=0.02, eps=0.1, fused=True),
-        ]
-        loss = sum((parameter**2).sum() for parameter in parameters)
-        scaler.scale(loss).backward()  # type: ignore[union-attr, arg-type]
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)  # as before clipping
-        step_all(optimizers, scaler)
-        moved.append([parameter.detach() for parameter in parameters])
-    for ours, expected in zip(moved[1], moved[0], strict=True):
-        torch.testing.assert_close(ours, expected)
-    assert scaler.state_dict()["_growth_tracker"] == 1
+    matrices, vector = [torch.randn(24, 8), torch.randn(8, 8), torch.randn(8, 12)], torch.randn(8)
+    usual, fast = _both(matrices, vector), _both(matrices, vector)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(5):
+        for a, b in zip(_parameters(usual), _parameters(fast), strict=True):
+            gradient = torch.randn(a.shape)
+            a.grad, b.grad = gradient.clone(), scaler.scale(gradient)
+        scale = float(loss_scale(scaler))
+        broken = step == 3
+        if broken:
+            _parameters(fast)[1].grad[0, 0] = torch.inf  # type: ignore[index]
+            _parameters(fast)[3].grad[:] = torch.nan  # type: ignore[index]
+        else:
+            for optimizer in usual:
+                optimizer.step()
+        step_unless(fast, torch.tensor(float(broken)), torch.tensor(scale), scaler)
+        assert float(loss_scale(scaler)) == (512 if step >= 3 else 1024)
+        for a, b in zip(_parameters(usual), _parameters(fast), strict=True):
+            torch.testing.assert_close(a, b)
+        if step == 1:
+            resumed = _both(
+                [p.detach() for p in _parameters(fast)[:3]], _parameters(fast)[3].detach()
+            )
+            for old, new in zip(fast, resumed, strict=True):
+                new.load_state_dict(copy.deepcopy(old.state_dict()))
+            fast = resumed
+    momenta = [usual[0].state[p]["momentum_buffer"] for p in _parameters(usual[:1])]
+    for a, parameter in zip(momenta, _parameters(fast[:1]), strict=True):
+        torch.testing.assert_close(a, fast[0].state[parameter]["momentum_buffer"])
+
+
+def test_muon_in_half_precision_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, device, dtype in (
+        (True, "cuda", torch.bfloat16), (False, "cuda", torch.float16),
+        (True, "cpu", torch.bfloat16), (False, "cpu", torch.float32),
+    ):  # fmt: skip
+        monkeypatch.setattr(optimizers, "fast_bf16", lambda _, fast=fast: fast)
+        assert optimizers.muon_dtype(torch.device(device)) == dtype
+    values = torch.linalg.svdvals(
+        orthogonalize(1e-9 * torch.randn(2, 64, 96), torch.float16).float()
+    )
+    assert values.min() > 0.75
+    assert values.max() < 1.25

@@ -275,6 +275,46 @@ def test_non_finite_steps_never_reach_the_weights(flags, monkeypatch, capsys) ->
     assert final["train_loss"] > 0
 
 
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train on the CPU by the loop that a GPU has: nothing of a step is known before the next."""
+    original = Trainer.__init__
+
+    def made(self: Trainer, *arguments: Any, **named: Any) -> None:
+        original(self, *arguments, **named)
+        self._on_gpu = True
+
+    monkeypatch.setattr(Trainer, "__init__", made)
+
+
+def test_the_loop_of_gpus_trains_the_same_and_resumes_exactly(flags, tmp_path, monkeypatch) -> None:
+    """Of fp32 products; the numbers of a step are added in another order."""
+    flags |= {"precision": "fp32"}
+    usual = train("dolly", {**flags, "out": str(tmp_path / "usual")})
+    as_on_a_gpu(monkeypatch)
+    whole = train("dolly", {**flags, "out": str(tmp_path / "whole")})
+    for name, tensor in weights(usual).items():
+        torch.testing.assert_close(weights(whole)[name], tensor, rtol=0.05, atol=0.02)
+    pairs = zip(records(tmp_path / "whole", NAME), records(tmp_path / "usual", NAME), strict=True)
+    for one, other in pairs:
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+        assert one["trained_tokens"] == other["trained_tokens"]
+    with monkeypatch.context() as patch:
+        stop_after(7, patch)
+        with pytest.raises(Stopped):
+            train("dolly", flags)
+    parts = train("dolly", flags, resume=True)
+    assert all(torch.equal(weights(parts)[name], tensor) for name, tensor in weights(whole).items())
+    assert records(Path(flags["out"]), NAME) == records(tmp_path / "whole", NAME)
+
+
+def test_the_loop_of_gpus_skips_steps_that_are_not_finite(flags, monkeypatch, capsys) -> None:
+    as_on_a_gpu(monkeypatch)
+    test_non_finite_steps_never_reach_the_weights(flags, monkeypatch, capsys)
+    monkeypatch.setattr(Trainer, "_gradients", lambda *_: (torch.tensor(torch.nan), {}))
+    with pytest.raises(UserError, match=f"{MAX_NONFINITE_STEPS} steps in a row"):
+        train("dolly", {**flags, "epochs": 50})
+
+
 def test_divergence_ends_with_one_line(flags, monkeypatch) -> None:
     monkeypatch.setattr(loop, "all_finite", lambda *_: False)
     with pytest.raises(UserError, match=f"{MAX_NONFINITE_STEPS} steps in a row"):

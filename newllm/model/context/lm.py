@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings
 from newllm.model.context import CONV_TAPS, context_read, group_size
+from newllm.model.kernels import embedding
 from newllm.model.residual import (
     EMBEDDING_STD,
     Block,
@@ -111,7 +111,7 @@ class ContextLM(ResidualLM[Boundaries]):
             yield self.pairs.table
 
     def _embed(self, ids: Tensor, state: State, reset: Tensor | None) -> Tensor:
-        embedded = self.embedding(ids)
+        embedded = embedding(self.embedding.weight, ids)
         if self.pairs is None:
             return embedded
         return embedded + self.pairs(ids, previous_tokens(ids, state["previous"][0], reset))
@@ -153,8 +153,12 @@ class BigramHashEmbedding(nn.Module):
         Nothing is added where there is no previous token.
         """
         mixed = previous * PREVIOUS_FACTOR + ids * TOKEN_FACTOR
-        rows = F.embedding((mixed >> HASH_SHIFT) % len(self.table), self.table)
-        return (rows * (previous > 0)[:, :, None]) @ self.widen
+        index = (mixed >> HASH_SHIFT) % len(self.table)
+        if index.device != self.table.device:
+            rows = embedding(self.table, index.masked_fill(previous == 0, -1))
+        else:
+            rows = embedding(self.table, index) * (previous > 0)[:, :, None]
+        return rows @ self.widen
 
 
 def previous_tokens(ids: Tensor, before: Tensor, reset: Tensor | None) -> Tensor:
@@ -165,7 +169,7 @@ def previous_tokens(ids: Tensor, before: Tensor, reset: Tensor | None) -> Tensor
         before: that of the first one, [B].
         reset: True where a document starts, [B, T], or None for nowhere.
     """
-    previous = torch.cat([before[:, None], ids[:, :-1] + 1], dim=1)
+    previous = torch.cat([before.to(ids.device)[:, None], ids[:, :-1] + 1], dim=1)
     return previous if reset is None else previous.masked_fill(reset, 0)
 
 

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from newllm.device import send
 from newllm.model.counts import followed
 from newllm.model.counts.reference import followers
 from newllm.model.counts.table import CONFIDENCES, MOST_CONTEXT, CountTable, StoredTable
+from newllm.model.kernels import embedding
 
 
 class CountsLayer(nn.Module):
@@ -82,7 +84,7 @@ class CountsLayer(nn.Module):
             targets: ids, [N].
         """
         trust, kept = self.trust(hidden, contexts)
-        said = trust * followed(self.table, contexts, targets)
+        said = trust * send(followed(self.table, contexts, targets), trust.device)
         counted, left = torch.zeros_like(said[:, 0]), torch.ones_like(said[:, 0])
         for order in range(MOST_CONTEXT):
             counted = said[:, order] + kept[:, order] * counted
@@ -116,13 +118,16 @@ class CountsLayer(nn.Module):
 
     def trust(self, hidden: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
         """trust (0 where a context is unknown) and 1 - trust (1 - rest), [N, K] both."""
-        where, known = contexts.numpy(), (contexts >= 0).to(hidden.device)
         if len(self.table) == 0:
-            return torch.zeros_like(known, dtype=torch.float32), torch.ones_like(known).float()
+            none = torch.zeros(contexts.shape, device=hidden.device)
+            return none, torch.ones_like(none)
+        where = contexts.numpy()
         gates = F.linear(hidden, self.gate.to(hidden.dtype))
         gates = gates.to(torch.promote_types(hidden.dtype, torch.float32))
         confidence = torch.from_numpy(self.table.confidence[where].astype(np.int64))
-        bias = self.bias[torch.arange(MOST_CONTEXT), confidence.to(hidden.device)]
-        trust = torch.sigmoid(gates + bias).masked_fill(~known, 0.0)
-        covered = torch.from_numpy(1 - self.table.rest[where]).to(trust)
-        return trust, 1 - trust * covered
+        rows = torch.arange(MOST_CONTEXT) * CONFIDENCES + confidence
+        bias = embedding(self.bias.view(-1, 1), rows)[..., 0]
+        unknown = send(contexts < 0, hidden.device)
+        trust = torch.sigmoid(gates + bias).masked_fill(unknown, 0.0)
+        covered = send(torch.from_numpy(1 - self.table.rest[where]), hidden.device)
+        return trust, 1 - trust * covered.to(trust.dtype)

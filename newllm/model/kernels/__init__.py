@@ -2,8 +2,8 @@
 
 `reference.py` defines them in plain torch that anyone can read; `cpu.py` (numba) is the same maths
 in one pass over memory, with hand-written backwards. Every implementation has the signature of the
-reference, and the tests hold them equal in outputs and gradients. The operation of `ContextLM`
-itself is in `model/context/`, built alike, with a kernel for CUDA GPUs (Triton) too.
+reference, and the tests hold them equal in outputs and gradients; `gpu.py` (Triton) the same for
+CUDA GPUs. The operation of `ContextLM` itself is in `model/context/`, built alike.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from newllm.device import send
 from newllm.errors import UserError
 from newllm.model.dropout import Noise
 from newllm.model.kernels import reference
-from newllm.model.kernels.reference import EPSILON
+from newllm.model.kernels.half import HalfCopies, half_copy, linear, wide_product
+from newllm.model.kernels.reference import EPSILON, NatsGradients
 
 __all__ = [
-    "EPSILON", "KERNEL_VARIABLE", "Noise", "active_kernel", "add_norm", "choose",
-    "softmax_gradient_", "squared_relu", "triton_is_installed",
+    "EPSILON", "KERNEL_VARIABLE", "HalfCopies", "Noise", "active_kernel", "add_norm", "choose",
+    "embedding", "half_copy", "linear", "make_lookup", "nats_gradient_", "squared_relu",
+    "triton_is_installed", "wide_product",
 ]  # fmt: skip
 
 KERNEL_VARIABLE = "NEWLLM_KERNEL"
@@ -85,18 +88,56 @@ def add_norm(
     site: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`newllm.model.kernels.reference.add_norm`."""
-    implementation = choose(branch, reference, numba=_cpu)
+    implementation = choose(branch, reference, numba=_cpu, triton=_gpu)
     return implementation.add_norm(stream, branch, weight, dtype, p, noise, site)
 
 
 def squared_relu(x: Tensor) -> Tensor:
     """See :func:`newllm.model.kernels.reference.squared_relu`."""
-    return choose(x, reference, numba=_cpu).squared_relu(x)
+    return choose(x, reference, numba=_cpu, triton=_gpu).squared_relu(x)
 
 
-def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
-    """See :func:`newllm.model.kernels.reference.softmax_gradient_`."""
-    return choose(logits, reference, numba=_cpu).softmax_gradient_(logits, targets)
+def nats_gradient_(
+    logits: Tensor,
+    targets: Tensor,
+    copying: tuple[Tensor, Tensor] | None = None,
+    mixing: tuple[Tensor, Tensor] | None = None,
+) -> NatsGradients:
+    """See :func:`newllm.model.kernels.reference.nats_gradient_`."""
+    implementation = choose(logits, reference, numba=_cpu, triton=_gpu)
+    return implementation.nats_gradient_(logits, targets, copying, mixing)
+
+
+def embedding(table: Tensor, index: Tensor) -> Tensor:
+    """See :func:`newllm.model.kernels.reference.embedding`.
+
+    An index on the CPU for a table on a GPU, which may be -1 for zeros, is sorted on its way there:
+    the rows' gradients are then sums in a fixed order, without a wait.
+    """
+    if index.device == table.device:
+        return reference.embedding(table, index)
+    if choose(table, reference, triton=_gpu) is reference:
+        moved = send(index, table.device)
+        return reference.embedding(table, moved.clamp(min=0)) * (moved >= 0)[..., None]
+    lookup = send(make_lookup(index.flatten()), table.device)
+    return _gpu().embedding(table, lookup).view(*index.shape, table.shape[1])
+
+
+def make_lookup(index: Tensor) -> Tensor:
+    """An index [N] as the kernel of :func:`embedding` reads it, int32 [4, N].
+
+    The index itself; the positions in the order of their rows; the row of each of these; and how
+    often it comes, at its first position, else (and for row -1) 0.
+    """
+    order = index.argsort(stable=True)
+    row = index[order]
+    first = torch.ones_like(row, dtype=torch.bool)
+    first[1:] = row[1:] != row[:-1]
+    begins = first.nonzero()[:, 0]
+    times = torch.zeros_like(row)
+    times[begins] = torch.diff(begins, append=torch.tensor([len(row)]))
+    times[row < 0] = 0
+    return torch.stack([index, order, row, times]).int()
 
 
 def choose(x: Tensor, reference: ModuleType, **modules: Callable[[], ModuleType]) -> ModuleType:
@@ -118,3 +159,9 @@ def _cpu() -> ModuleType:
     from newllm.model.kernels import cpu
 
     return cpu
+
+
+def _gpu() -> ModuleType:
+    from newllm.model.kernels import gpu
+
+    return gpu

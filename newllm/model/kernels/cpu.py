@@ -6,6 +6,7 @@ Equal to `reference.py` in outputs and gradients (tested).
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numba
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from newllm.model.dropout import Noise, keep_scale, threshold
+from newllm.model.kernels import reference
 from newllm.model.kernels.numerics import (
     ONE,
     ZERO,
@@ -233,3 +235,7 @@ def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
     arrays = (as_array(x) for x in (logits, targets, logits.amax(dim=1), nats))
     _softmax_gradient(*arrays)
     return nats
+
+
+nats_gradient_ = functools.partial(reference.nats_gradient_, softmax=softmax_gradient_)
+"""See :func:`newllm.model.kernels.reference.nats_gradient_`."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from newllm.data.loader import IGNORED
 from newllm.model.dropout import Noise, dropout
 
 EPSILON = 1e-5
 """Added to the variance by every norm."""
+
+LEAST = 1e-37
+"""Probabilities are taken for no less, so that their ratios and logarithms are finite."""
 
 
 def add_norm(
@@ -45,6 +52,16 @@ def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T: [..., I] and [O, I] -> [..., O]."""
+    return F.linear(x, weight)
+
+
+def embedding(table: Tensor, index: Tensor) -> Tensor:
+    """Rows [..., D] of a table [R, D]."""
+    return F.embedding(index, table)
+
+
 def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
     """Turn logits, in place, into the gradient of their cross-entropy: softmax minus one-hot.
 
@@ -62,3 +79,95 @@ def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
     gradient[torch.arange(len(targets), device=targets.device), targets] -= 1
     logits.copy_(gradient)
     return nats
+
+
+@dataclass(frozen=True)
+class NatsGradients:
+    """What :func:`nats_gradient_` says of N positions, besides the gradient of their logits."""
+
+    nats: Tensor
+    """-ln p(target), fp32 [N]; 0 where nothing is scored."""
+    d_scores: Tensor | None = None
+    """Gradients of the scores of copying, of `counted` and of `left`, [N]."""
+    d_counted: Tensor | None = None
+    d_left: Tensor | None = None
+
+
+def nats_gradient_(
+    logits: Tensor,
+    targets: Tensor,
+    copying: tuple[Tensor, Tensor] | None = None,
+    mixing: tuple[Tensor, Tensor] | None = None,
+    softmax: Callable[[Tensor, Tensor], Tensor] = softmax_gradient_,
+) -> NatsGradients:
+    """Turn logits, in place, into the gradient of their loss: see `model.loss.sum_of_nats`.
+
+    Args:
+        logits: of the network alone, [N, V].
+        targets: [N]; `IGNORED` has no nats and no gradients.
+        copying: an entry of each position and the score of copying it, [N] both.
+        mixing: counted and left, [N] both.
+        softmax: what stands for :func:`softmax_gradient_`.
+    """
+    scored = targets != IGNORED
+    wanted = targets.clamp(min=0)
+    own, entries, scores = None, None, None
+    if copying is not None:
+        entries, scores = copying[0][:, None], copying[1][:, None]
+        own = let_copy_(logits, entries, scores)
+    of_target = logits.gather(1, wanted[:, None])[:, 0].float()
+    nats = of_network = softmax(logits, wanted)
+    d_logits = logits  # what they have become
+    d_scores, d_counted, d_left = None, None, None
+    if own is not None and entries is not None and scores is not None:
+        d_scores = _divide_(d_logits, entries, scores - own)[:, 0]
+    if mixing is not None:
+        counted, left = mixing
+        p = torch.exp(-of_network).clamp(min=LEAST)
+        copied, by_copying = torch.zeros_like(p), torch.zeros_like(p)
+        if copying is not None:
+            copied = torch.exp(copying[1] - of_target - of_network)
+            by_copying = (copying[0] == targets) * copied
+        alone = (p - by_copying).clamp(min=0)  # what the network has without copying
+        mixture = (1 - copied) * counted + left * alone + by_copying
+        mixture = mixture.clamp(min=LEAST)
+        nats = -mixture.log()
+        d_counted, d_left = (copied - 1) / mixture, -alone / mixture
+        # -ln mixture = ln Z' - ln(counted Z + left exp(logit) + exp(score) where the target is
+        # copied), Z' = Z + exp(score); its gradient is added.
+        more = 1 - counted / mixture
+        d_logits *= (1 + more)[:, None].to(logits.dtype)
+        of_wanted = alone * (more / p - left / mixture)
+        d_logits.scatter_add_(1, wanted[:, None], of_wanted[:, None].to(logits.dtype))
+    if logits.device.type != "cpu" or not bool(scored.all()):  # a GPU is not asked: that waits
+        d_logits *= scored[:, None]
+        nats = nats * scored
+        d_scores, d_counted, d_left = (
+            None if part is None else part * scored for part in (d_scores, d_counted, d_left)
+        )
+    return NatsGradients(nats, d_scores, d_counted, d_left)
+
+
+def let_copy_(logits: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
+    """Give candidates [N, 1] the entry of copying besides their own in logits [N, V], in place.
+
+    Returns:
+        what their logits were, [N, 1], in the type of the scores.
+    """
+    rows = torch.arange(len(logits), device=logits.device)[:, None]
+    # Not `gather`: its backward would need the logits as they were.
+    own = logits[rows, candidates].to(scores.dtype)
+    logits.scatter_(1, candidates, torch.logaddexp(own, scores).to(logits.dtype))
+    return own
+
+
+def _divide_(d_logits: Tensor, entries: Tensor, lead: Tensor) -> Tensor:
+    """Divide the gradient of entries between logit and score of copying; return the score's.
+
+    Args:
+        d_logits: [N, V]; at the entries [N, 1] the logit's own part is left.
+        lead: by how much the score is above the logit, [N, 1].
+    """
+    both = d_logits.gather(1, entries).to(lead.dtype)
+    d_logits.scatter_(1, entries, (both * torch.sigmoid(-lead)).to(d_logits.dtype))
+    return both * torch.sigmoid(lead)

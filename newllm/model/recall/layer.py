@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from newllm.device import send
+from newllm.model import kernels
+from newllm.model.kernels import linear
 from newllm.model.recall.reference import MOST_TIMES, ORDER_UNIT, ORDERS, TIMES_UNIT
 
 FIRST_SCORE = -2.0
@@ -40,6 +43,8 @@ class RecallLayer(nn.Module):
 
     def added(self, matches: Tensor, embedding: Tensor) -> Tensor:
         """What is added to the embeddings [V, D] of tokens with these matches: [..., D]."""
+        if matches.device != embedding.device:
+            return self._added_at_all(matches, embedding)
         found = matches > 0
         candidate, order, times = _parts(matches[found])
         # Each candidate is projected once, however often it is found.
@@ -48,26 +53,23 @@ class RecallLayer(nn.Module):
         rows = rows + F.embedding(order, self.order) + F.embedding(times, self.times)
         return rows.new_zeros(*found.shape, rows.shape[-1]).index_put((found,), rows)
 
+    def _added_at_all(self, matches: Tensor, embedding: Tensor) -> Tensor:
+        """The same of matches on the CPU for a GPU, whose work must not depend on how many are."""
+        none = matches == 0
+        candidate, order, times = (part.masked_fill(none, -1) for part in _parts(matches))
+        projected = linear(embedding, self.project)
+        rows = kernels.embedding(projected, candidate) + kernels.embedding(self.order, order)
+        return rows + kernels.embedding(self.times, times)
+
     def copying(self, hidden: Tensor, matches: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates, and the score of copying them, [..., 1] both: -inf where none was found."""
         candidate, order, times = _parts(matches)
+        bias = kernels.embedding(self.bias.view(-1, 1), order * (MOST_TIMES + 1) + times)
+        candidate, order, none = (send(x, hidden.device) for x in (candidate, order, matches == 0))
         gates = F.linear(hidden, self.gate.to(hidden.dtype))
         gates = gates.to(torch.promote_types(hidden.dtype, torch.float32))
-        score = gates.gather(-1, order[..., None]) + self.bias[order, times][..., None]
-        return candidate[..., None], score.masked_fill((matches == 0)[..., None], -torch.inf)
-
-
-def let_copy_(logits: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
-    """Give candidates [N, 1] the entry of copying besides their own in logits [N, V], in place.
-
-    Returns:
-        what their logits were, [N, 1], in the type of the scores.
-    """
-    rows = torch.arange(len(logits), device=logits.device)[:, None]
-    # Not `gather`: its backward would need the logits as they were.
-    own = logits[rows, candidates].to(scores.dtype)
-    logits.scatter_(1, candidates, torch.logaddexp(own, scores).to(logits.dtype))
-    return own
+        score = gates.gather(-1, order[..., None]) + bias
+        return candidate[..., None], score.masked_fill(none[..., None], -torch.inf)
 
 
 def _parts(matches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
