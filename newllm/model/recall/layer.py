@@ -58,8 +58,8 @@ class RecallLayer(nn.Module):
         none = matches == 0
         candidate, order, times = (part.masked_fill(none, -1) for part in _parts(matches))
         projected = linear(embedding, self.project)
-        rows = kernels.embedding(projected, candidate) + kernels.embedding(self.order, order)
-        return rows + kernels.embedding(self.times, times)
+        rows = kernels.embedding(projected, candidate)
+        return kernels.embedding(self.times, times, kernels.embedding(self.order, order, rows))
 
     def copying(self, hidden: Tensor, matches: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates, and the score of copying them, [..., 1] both: -inf where none was found."""
