@@ -30,8 +30,8 @@ from benchmarks.full_size import full_size
 from benchmarks.measure import PeakMemory, Report, Row, report_options, rounds, setting_options
 from newllm.config import Settings
 from newllm.data.loader import EpochLoader
+from newllm.data.located import Item, Located
 from newllm.data.prepare import Encoded, Encoding, prepare_training
-from newllm.data.rows import Item, Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE, Tokenizer, replace_surrogates
 from newllm.datasets import DATASETS, find_dataset

@@ -26,8 +26,8 @@ from benchmarks.probe_plot import save_plot
 from benchmarks.probe_training import Lesson, train_on
 from newllm.config import ARCHITECTURES
 from newllm.data.loader import IGNORED
+from newllm.data.located import Located
 from newllm.data.render import ChatRenderer
-from newllm.data.rows import Located
 from newllm.data.sources import open_source
 from newllm.datasets import DATASETS, find_dataset
 from newllm.datasets.conversations import Conversation

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import click
 
 from benchmarks.measure import Report, Row, progress, report_options
-from newllm.data.rows import Located
+from newllm.data.located import Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import never_written
 from newllm.datasets import find_dataset

@@ -19,7 +19,7 @@ import click
 import torch
 
 from benchmarks.measure import Report, Row, progress, report_options
-from newllm.data.rows import Located
+from newllm.data.located import Located
 from newllm.data.sources import open_source
 from newllm.datasets import find_dataset
 from newllm.datasets.conversations import Conversation

@@ -28,7 +28,11 @@ class DataSettings(_Settings):
     """What is read and how it becomes tokens."""
 
     dataset: str = Field(description="name of the data set")
-    data: str = Field("hub", description="where the rows are: hub, sample, or a file or folder")
+    data: str = Field(
+        "hub",
+        description="where the rows are: hub, sample, a file or folder, or any set of the Hub as "
+        "hub:ORG/NAME[:CONFIG][@REVISION]",
+    )
     tokenizer: Literal["bpe", "word1000"] = Field(
         "bpe", description="lossless byte-level BPE, or the published 1,000 whitespace words"
     )
@@ -41,6 +45,19 @@ class DataSettings(_Settings):
         description="tokens a training row holds; longer documents go on in the next",
     )
     max_samples: int | None = Field(None, ge=1, description="use at most so many training rows")
+    columns: list[str] = Field(
+        [],
+        description="what fields of the rows are called, as OURS=THEIRS: instruction=question "
+        "response=output",
+    )
+    splits: list[str] = Field(
+        [],
+        description="what splits of the rows are called, as train=THEIRS validation=THEIRS; the "
+        "others are not read",
+    )
+    decontaminate: bool = Field(
+        False, description="leave validation rows out that stand in training too"
+    )
     subset: str = Field("all", description="part of the rows: helpful, harmless (HH-RLHF) or all")
     tokenizer_file: str | None = Field(
         None, description="BPE to use instead of one trained on the rows (newllm tokenizer train)"

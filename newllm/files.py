@@ -8,17 +8,33 @@ import hashlib
 import os
 import platform
 import shutil
+import tempfile
 from pathlib import Path
+
+from newllm.errors import UserError
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 """What a full, read-only or forbidden disk says: for the user to mend."""
 
-PATH_ERRORS = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+PATH_ERRORS = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
 """What is said of a path where no file can be: for the user to mend as well."""
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, tidy: bool = True) -> None:
     """Replace `path` atomically: write beside it, flush, fsync, rename, fsync the folder.
+
+    Args:
+        path: of the file.
+        content: of the file.
+        tidy: remove what earlier writers left beside it when they were killed, which looks through
+            the whole folder.
 
     Raises:
         OSError: the disk is full or the folder is not writable; the old file is untouched.
@@ -40,12 +56,14 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error  # say which file
         raise
     sync_folder(path.parent)
-    remove_abandoned(path)
+    if tidy:
+        remove_abandoned(path)
 
 
 def write_text(path: Path, content: str) -> None:
-    """`write_bytes` for UTF-8 text."""
-    write_bytes(path, content.encode("utf-8"))
+    """`write_bytes` for UTF-8 text; a byte of a path that is no text is written as JSON and YAML
+    escape it."""
+    write_bytes(path, content.encode("utf-8", errors="backslashreplace"))
 
 
 def sha256(path: Path) -> str:
@@ -59,10 +77,47 @@ def sha256(path: Path) -> str:
 
 def cache_folder() -> Path:
     """Where encoded data and measured marks live: `NEWLLM_CACHE`, else `~/.cache/newllm` (or its
-    XDG equivalent)."""
-    if "NEWLLM_CACHE" in os.environ:
-        return Path(os.environ["NEWLLM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "newllm"
+    XDG equivalent).
+
+    Raises:
+        UserError: there is no home, and neither variable is set.
+    """
+    if given := os.environ.get("NEWLLM_CACHE"):
+        return Path(given)
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "newllm"
+    try:
+        return Path.home() / ".cache" / "newllm"
+    except RuntimeError:
+        raise UserError(f"there is no home folder; {_SET_CACHE}") from None
+
+
+_SET_CACHE = "set NEWLLM_CACHE to a folder for encoded rows"
+
+
+def writable_folder(folder: Path, remedy: str) -> None:
+    """Make a folder, and see that files can be written there.
+
+    Raises:
+        UserError: they cannot; the message ends with the remedy.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: no folder to write in ({error.strerror}); {remedy}") from None
+
+
+def make_cache_folder(name: str) -> Path:
+    """The folder of that name in the cache, there and writable.
+
+    Raises:
+        UserError: it is not.
+    """
+    folder = cache_folder() / name
+    writable_folder(folder, _SET_CACHE)
+    return folder
 
 
 def previous_path(path: Path) -> Path:

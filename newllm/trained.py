@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -166,8 +166,13 @@ class TrainedModel:
         dataset: str | None = None,
         subset: str | None = None,
         batch_size: int = EVALUATION_BATCH_SIZE,
+        columns: Sequence[str] | None = None,
+        splits: Sequence[str] | None = None,
     ) -> dict[str, Any]:
         """Score the validation rows found at `data` (all rows, if it is one file).
+
+        `columns` and `splits` are what fields and splits are called there (OURS=THEIRS); None: as
+        in the training, where the data set is the same.
 
         Returns:
             dataset, tokenizer, protocol, rows, tokens, nats, loss, ppl, accuracy, unk_share, bpb,
@@ -177,7 +182,7 @@ class TrainedModel:
             UserError: unknown data set or unusable rows.
         """
         dataset = dataset or self.settings.dataset
-        split = self.validation_rows(data, dataset, subset)
+        split = self.validation_rows(data, dataset, subset, columns, splits)
         metrics = evaluate(self.model, split, self.tokenizer, self.device, batch_size)
         trained_on = self._training_rows()
         baseline = ngram_baseline(trained_on, split) if trained_on else None
@@ -192,7 +197,12 @@ class TrainedModel:
         }
 
     def validation_rows(
-        self, data: str, dataset: str | None = None, subset: str | None = None
+        self,
+        data: str,
+        dataset: str | None = None,
+        subset: str | None = None,
+        columns: Sequence[str] | None = None,
+        splits: Sequence[str] | None = None,
     ) -> EncodedSplit:
         """The validation rows found at `data` (all, if it is one file), in this model's tokens.
 
@@ -200,7 +210,7 @@ class TrainedModel:
             UserError: unknown data set or unusable rows.
         """
         dataset = dataset or self.settings.dataset
-        source = self._open(data, dataset, subset)
+        source = self._open(data, dataset, subset, columns, splits)
         length = find_dataset(dataset).protocol_length
         encoding = Encoding(dataset, self.tokenizer.kind, self.tokenizer.vocab_size, length)
         return prepare_evaluation(source, encoding, self.tokenizer).splits["validation"]
@@ -212,6 +222,8 @@ class TrainedModel:
         subset: str | None = None,
         rows: int = SKILL_ROWS,
         run_code: bool = False,
+        columns: Sequence[str] | None = None,
+        splits: Sequence[str] | None = None,
     ) -> dict[str, Any]:
         """What the model can do on the validation rows at `data`: code, results, preferences.
 
@@ -222,14 +234,25 @@ class TrainedModel:
             UserError: unknown data set or unusable rows; a package or a protection is missing.
         """
         dataset = dataset or self.settings.dataset
-        source = self._open(data, dataset, subset)
+        source = self._open(data, dataset, subset, columns, splits)
         return skill_check(self.model, self.tokenizer, dataset, source, rows, run_code)
 
-    def _open(self, data: str, dataset: str, subset: str | None) -> Source:
-        rows_of = find_dataset(dataset)
+    def _open(
+        self,
+        data: str,
+        dataset: str,
+        subset: str | None,
+        columns: Sequence[str] | None,
+        splits: Sequence[str] | None,
+    ) -> Source:
+        same = dataset == self.settings.dataset
         if subset is None:
-            subset = self.settings.subset if dataset == self.settings.dataset else "all"
-        return open_source(rows_of, data, subset)
+            subset = self.settings.subset if same else "all"
+        if columns is None:
+            columns = self.settings.columns if same else ()
+        if splits is None:
+            splits = self.settings.splits if same else ()
+        return open_source(find_dataset(dataset), data, subset, columns=columns, splits=splits)
 
     def _training_rows(self) -> Encoded | None:
         """The encoded training rows, if they are still in the cache (the n-gram counts them)."""

@@ -17,7 +17,8 @@ PACKAGE = Path(newllm.__file__).parent
 ROOT = PACKAGE.parent
 
 LAYERS = [
-    {"cores", "errors", "files"},
+    {"errors"},
+    {"cores", "files"},
     {"config", "device", "threads"},
     {"datasets"},
     {"data"},

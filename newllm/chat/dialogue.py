@@ -23,6 +23,12 @@ UNDO_TURNS, UNDO_BYTES = 16, 2**20
 MESSAGE_BYTES = 64
 """What a message counts for besides its content: many empty ones are bounded as well."""
 
+MOST_COUNTED = 2**44
+"""Tokens read and messages of a conversation, in a file; a turn begins below half of it.
+
+A model reads some thousand tokens a second: no real conversation comes near.
+"""
+
 TRANSCRIPT_BYTES = 2**16
 """The transcript keeps the last messages that fit; the state was made by all of them."""
 
@@ -73,7 +79,14 @@ class Dialogue:
         return self.next_turn.messages - len(self.transcript)
 
     def prompt(self, renderer: Renderer, text: str) -> list[int]:
-        """The tokens to read, from where the next turn starts on, before the answer to a text."""
+        """The tokens to read, from where the next turn starts on, before the answer to a text.
+
+        Raises:
+            UserError: the conversation claims to be longer than any can be (a forged file).
+        """
+        turn = self.next_turn
+        if max(turn.snapshot.tokens_read, turn.messages) >= MOST_COUNTED // 2:
+            raise UserError("this conversation says that it is longer than any can be")
         return prompt_ids(renderer, self._messages(text), self.next_turn.snapshot)
 
     def add_turn(self, text: str, answer: str, snapshot: Snapshot, rng_state: RngState) -> None:
@@ -109,12 +122,18 @@ class Dialogue:
         if self.sampling.seed is None:
             self.next_turn = replace(self.next_turn, rng_state=rng_state)
 
+    def copy(self) -> Dialogue:
+        """The same conversation, which does not change when this one goes on."""
+        other = Dialogue(self.sampling, self.system)
+        other.next_turn, other.past_turns = self.next_turn, list(self.past_turns)
+        other.transcript = list(self.transcript)
+        return other
+
     def fork(self) -> Dialogue:
         """A second conversation that goes on from here; with a seed, with the same answers."""
-        other = Dialogue(self.sampling, self.system)
-        seeded = self.sampling.seed is not None
-        other.next_turn = self.next_turn if seeded else replace(self.next_turn, rng_state=None)
-        other.past_turns, other.transcript = list(self.past_turns), list(self.transcript)
+        other = self.copy()
+        if self.sampling.seed is None:
+            other.next_turn = replace(self.next_turn, rng_state=None)
         return other
 
     def export(self) -> str:

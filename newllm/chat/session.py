@@ -95,7 +95,8 @@ class ChatSession:
         An answer that reaches its limit, or whose reader stops reading, is closed as it is.
 
         Raises:
-            UserError: the text is empty, and this model's form of a turn adds nothing to it.
+            UserError: the text is empty, and this model's form of a turn adds nothing to it; or
+                the answer is given up because the model's scores are not finite.
         """
         dialogue, started, before = self.dialogue, time.perf_counter(), self.tokens_read
         tokenizer = self.renderer.tokenizer
@@ -106,7 +107,7 @@ class ChatSession:
         if not prompt:
             raise UserError("nothing was said: the text is empty")
         stream.read(prompt)
-        answer = AnswerText(tokenizer)
+        answer, spoilt = AnswerText(tokenizer), False
         try:
             for token in write_tokens(
                 stream, sampler, tokenizer.end, max_new_tokens, min_new_tokens
@@ -115,9 +116,13 @@ class ChatSession:
                     yield piece
             if piece := answer.finish():
                 yield piece
+        except FloatingPointError as error:
+            spoilt = True
+            raise UserError(f"{error}; the conversation is as it was before") from None
         finally:
             answer.finish()
-            dialogue.add_turn(text, answer.text, stream.snapshot, sampler.rng_state)
+            if not spoilt and stream.snapshot.is_finite:
+                dialogue.add_turn(text, answer.text, stream.snapshot, sampler.rng_state)
             self.recalled_tokens = stream.recalled
             self.tokens_per_second = (self.tokens_read - before) / (time.perf_counter() - started)
 

@@ -17,9 +17,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from stat import S_ISREG
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from newllm import __version__
 from newllm.chat.dialogue import (
+    MOST_COUNTED,
     TRANSCRIPT_BYTES,
     UNDO_TURNS,
     Dialogue,
@@ -48,6 +50,7 @@ _LARGEST_HEADER = 2**20
 _Layout = list[tuple[str, np.dtype, list[int]]]
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]
+_Length = Annotated[int, Field(ge=0, lt=MOST_COUNTED)]
 _Wide = Annotated[int, Field(ge=0, lt=2**128)]
 
 
@@ -63,9 +66,9 @@ class _RngState(_Part):
 
 
 class _TurnStart(_Part):
-    tokens_read: Count
+    tokens_read: _Length
     last_token: Count | None
-    messages: Count
+    messages: _Length
     draws: _RngState | None
 
 
@@ -74,6 +77,10 @@ class _Sampling(_Part):
     top_p: float = Field(gt=0, le=1)
     seed: Count | None
     repetition_penalty: float = Field(ge=1, allow_inf_nan=False)
+    top_k: Count = 0
+    min_p: float = Field(0, ge=0, le=1)
+    frequency_penalty: float = Field(0, allow_inf_nan=False)
+    presence_penalty: float = Field(0, allow_inf_nan=False)
 
 
 class _Message(_Part):
@@ -140,7 +147,7 @@ def encode(
             }
             for turn in turns
         ],
-        "sampling": asdict(dialogue.sampling),
+        "sampling": _stored(dialogue.sampling),
         "system": dialogue.system,
         "transcript": dialogue.transcript,
     }
@@ -153,6 +160,12 @@ def encode(
     return bytes(content) + hashlib.sha256(content).digest()
 
 
+def _stored(sampling: Sampling) -> dict[str, Any]:
+    """Without what came after format 1 and asks for nothing: earlier programs read the rest."""
+    later = ("top_k", "min_p", "frequency_penalty", "presence_penalty")
+    return {name: x for name, x in asdict(sampling).items() if x or name not in later}
+
+
 def read(
     path: Path, model: LanguageModel, renderer: Renderer, fingerprint: str | None = None
 ) -> Dialogue:
@@ -161,14 +174,71 @@ def read(
     Raises:
         UserError: missing, damaged, edited, or of another model.
     """
+    content = _content(path, largest_file(model) + 1)
+    return decode(content, model, renderer, str(path), fingerprint)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the header of a file says of its conversation."""
+
+    model: str
+    """Fingerprint of the model it is with."""
+    transcript: Conversation
+    tokens_read: int
+    messages: int
+    undo_turns: int
+
+
+def summary(path: Path) -> Summary:
+    """What a file says of its conversation, without its states and without proof by the digest.
+
+    Raises:
+        UserError: missing, or damaged as far as its header tells.
+    """
+    header = _header(_content(path, len(MAGIC) + _SIZE_BYTES + _LARGEST_HEADER), str(path))
+    last = header.places[-1]
+    transcript: Conversation = [{"role": m.role, "content": m.content} for m in header.transcript]
+    undo = len(header.places) - 1
+    return Summary(header.model, transcript, last.tokens_read, last.messages, undo)
+
+
+def model_of(content: bytes, where: str) -> str:
+    """Fingerprint of the model that the content of a file is with.
+
+    Raises:
+        UserError: it is none, as far as its header tells.
+    """
+    return _header(content, where).model
+
+
+def _content(path: Path, most: int) -> bytes:
+    """The first bytes of a file that is one: a named pipe would be waited for without end."""
     try:
+        if not S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path}: cannot be read (not a regular file)")
         with path.open("rb") as file:
-            content = file.read(largest_file(model) + 1)
+            return file.read(most)
     except FileNotFoundError:
         raise UserError(f"{path}: no such session file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return decode(content, model, renderer, str(path), fingerprint)
+
+
+def _damaged(where: str) -> UserError:
+    return UserError(f"{where}: damaged or edited; use another copy of it")
+
+
+def _header(content: bytes, where: str) -> _Header:
+    """Raises UserError if the content does not begin with one."""
+    if not content.startswith(MAGIC):
+        raise UserError(f"{where}: not a New-LLM session (or one of another format version)")
+    start = len(MAGIC) + _SIZE_BYTES
+    size = int.from_bytes(content[len(MAGIC) : start], "little")
+    try:
+        return _Header.model_validate_json(content[start : start + size])
+    except ValidationError:
+        raise _damaged(where) from None
 
 
 def largest_file(model: LanguageModel) -> int:
@@ -198,16 +268,13 @@ def decode(
     """
     if not content.startswith(MAGIC):
         raise UserError(f"{where}: not a New-LLM session (or one of another format version)")
-    damaged = UserError(f"{where}: damaged or edited; use another copy of it")
+    damaged = _damaged(where)
     body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     start = len(MAGIC) + _SIZE_BYTES
     if len(content) > largest_file(model) or hashlib.sha256(body).digest() != digest:
         raise damaged
     size = int.from_bytes(body[len(MAGIC) : start], "little")
-    try:
-        header = _Header.model_validate_json(body[start : start + size])
-    except ValidationError:
-        raise damaged from None
+    header = _header(body, where)
     if header.model != (fingerprint or model_fingerprint(model, renderer)):
         raise UserError(
             f"{where}: this conversation was with another model (or other --weights); "

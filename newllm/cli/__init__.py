@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,10 @@ import click
 
 import newllm
 from newllm import __version__
-from newllm.cli import exchange, help_pages, planning, progression, report, talk
+from newllm.cli import exchange, help_pages, planning, practice, progression, report, talk
 from newllm.cli.options import (
+    DatasetOrHub,
+    SeveralWords,
     architecture_option,
     dataset_argument,
     file_argument,
@@ -26,6 +29,7 @@ from newllm.cli.options import (
     setting_options,
     weights_option,
 )
+from newllm.cli.surroundings import prepare_streams, refuse_variables
 from newllm.config import read_yaml
 from newllm.datasets import DATASETS
 from newllm.errors import Stopped, UserError
@@ -49,12 +53,12 @@ def cli() -> None:
     """Small language models without attention: train them level by level, and talk to them."""
 
 
-@cli.command()
+@cli.command(cls=SeveralWords)
 @dataset_argument
 @setting_options()
 @params_option(
     "Size of the model: sets its depth and widths, as `newllm plan` does. With auto it is what "
-    "learns most in --minutes on this machine.",
+    "learns most in --minutes on this machine, or in --epochs of the rows.",
     auto=True,
 )
 @click.option("--resume", is_flag=True, help="Go on where the run of this name stopped.")
@@ -84,9 +88,9 @@ def train(
     run(dataset, flags, file, resume, params)
 
 
-@cli.command(name="eval")
+@cli.command(name="eval", cls=SeveralWords)
 @file_argument
-@setting_options("data", "subset", default="what FILE was trained on")
+@setting_options("data", "columns", "splits", "subset", default="what FILE was trained on")
 @setting_options("device")
 @click.option(
     "--dataset", type=click.Choice(list(DATASETS)), metavar="DATASET",
@@ -107,6 +111,8 @@ def train(
 def evaluate(
     file: str,
     data: str | None,
+    columns: tuple[str, ...] | None,
+    splits: tuple[str, ...] | None,
     subset: str | None,
     device: str | None,
     dataset: str | None,
@@ -133,10 +139,11 @@ def evaluate(
         require_skills(dataset or model.settings.dataset, run_code)
     size = {} if batch_size is None else {"batch_size": batch_size}
     place = data or model.settings.data
-    result = model.evaluate(place, dataset, subset, **size)
+    names = {"columns": columns, "splits": splits}
+    result = model.evaluate(place, dataset, subset, **size, **names)
     if skills:
         count = {} if skill_rows is None else {"rows": skill_rows}
-        result["skills"] = model.skills(place, dataset, subset, run_code=run_code, **count)
+        result["skills"] = model.skills(place, dataset, subset, run_code=run_code, **count, **names)
     click.echo(json.dumps(result) if as_json else evaluation_table(result))
 
 
@@ -154,19 +161,26 @@ def info(file: str, as_json: bool) -> None:
     click.echo(json.dumps(facts) if as_json else facts_table(facts))
 
 
-@cli.command()
-@dataset_argument
+@cli.command(cls=SeveralWords)
+@click.argument("dataset", type=DatasetOrHub(), metavar="DATASET|hub:ORG/NAME")
 @setting_options(
-    "data", "subset", "tokenizer", "vocab_size", "max_samples", "max_seq_length", "seed"
-)
+    "data", "columns", "splits", "decontaminate", "subset", "tokenizer", "vocab_size",
+    "max_samples", "max_seq_length", "seed",
+)  # fmt: skip
 @json_option
 def data(dataset: str, as_json: bool, **settings: Any) -> None:
     """Show what DATASET's rows become: counts, malformed rows, a rendered example.
+
+    A set of the Hub, hub:ORG/NAME, is read as rows of your own (chat).
 
     Example: newllm data dolly --data my_folder --tokenizer word1000
     """
     from newllm.report.tables import data_facts, data_table
 
+    if dataset.startswith("hub:"):
+        if settings["data"] is not None:
+            raise UserError(f"{dataset} says where the rows are; omit --data")
+        dataset, settings["data"] = "chat", dataset
     facts = data_facts(dataset, {name: v for name, v in settings.items() if v is not None})
     click.echo(json.dumps(facts) if as_json else data_table(facts))
 
@@ -226,14 +240,16 @@ def bench(name: str | None, arguments: tuple[str, ...]) -> None:
         command.invoke(context)
 
 
-for module in (talk, progression, report, exchange, planning, help_pages):
+for module in (talk, progression, practice, report, exchange, planning, help_pages):
     for verb in module.COMMANDS:
         cli.add_command(verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (docs/ARCHITECTURE.md lists them)."""
+    prepare_streams()
     try:
+        refuse_variables()
         result = cli.main(args=arguments, prog_name="newllm", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -244,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error))
     except Stopped as stop:
-        click.echo(str(stop), err=True)
+        with suppress(OSError):  # the terminal may be gone
+            click.echo(str(stop), err=True)
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("", err=True)
@@ -259,7 +276,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno in PATH_ERRORS:
             return _complain(f"{where}give another path")
         again = "give the command again"
-        if (sys.argv[1:] if arguments is None else arguments)[0] in ("train", "climb", "compare"):
+        if (sys.argv[1:] if arguments is None else arguments)[0] in (
+            "train",
+            "climb",
+            "compare",
+            "prefer",
+            "practise",
+        ):
             again = "go on with --resume (or begin in another --out)"
         return _complain(f"{where}nothing written before is lost: free space there, then {again}")
 

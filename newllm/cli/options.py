@@ -23,6 +23,9 @@ from newllm.settings import resolve
 _PATHS = {"data", "tokenizer_file", "out", "init_from"}
 """Settings that may name a file or folder: shells complete them."""
 
+SEVERAL = ("columns", "splits")
+"""Settings whose option takes several words, in a command of the class `SeveralWords`."""
+
 _FOLLOWING = {"embed_dim", "hidden_dim", "pair_rows"}
 """Settings that `settings.resolve` makes of others."""
 
@@ -80,7 +83,8 @@ def _setting_option(field: str, several: bool, default: str) -> Callable[[Any], 
     said = f"{_sentence(info.description)}{default and f'  [default: {default}]'}"
     options: dict[str, Any] = {"help": said, "default": None}
     if repeated:  # None, not an empty list, where it is not given
-        options |= {"multiple": True, "callback": lambda _context, _option, values: values or None}
+        options |= {"callback": lambda _context, _option, values: values or None}
+        options |= {"cls": SeveralWordsOption} if field in SEVERAL else {"multiple": True}
     if kind is bool:
         options["is_flag"] = True
     elif field == "architecture":
@@ -194,6 +198,23 @@ class Architecture(click.ParamType):
         return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
 
+class DatasetOrHub(click.Choice):
+    """A data set's name, or any set of the Hub."""
+
+    def __init__(self) -> None:
+        super().__init__(list(DATASETS))
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """The name as it is.
+
+        Raises:
+            BadParameter: no data set has it, and it is no hub:ORG/NAME.
+        """
+        return str(value) if str(value).startswith("hub:") else super().convert(value, param, ctx)
+
+
 dataset_argument = click.argument("dataset", type=click.Choice(list(DATASETS)), metavar="DATASET")
 file_argument = click.argument("file", type=click.Path(), metavar="FILE")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -239,11 +260,22 @@ serving_options = _together(
                  help="Key that clients must send (or the variable NEWLLM_API_KEY)."),
     click.option("--sessions-dir", metavar="DIR",
                  help="Folder for conversations that memory has no room for, and for all "
-                 "when the server stops."),
+                 "as they are said, so that nothing is lost when the server stops."),
     click.option("--max-requests", default=64, show_default=True,
                  type=click.IntRange(min=1), help="Answers written at the same time."),
+    click.option("--queue", default=256, show_default=True, type=click.IntRange(min=0),
+                 help="Answers that wait their turn besides; further ones are refused (429)."),
     click.option("--max-sessions", default=256, show_default=True,
                  type=click.IntRange(min=1), help="Conversations kept in memory."),
+    click.option("--alias", "aliases", metavar="NAME[=MODEL]", multiple=True,
+                 help="Another name of a model (the first); may be given several times."),
+    click.option("--allow-host", "allow_hosts", metavar="NAME", multiple=True,
+                 help="Another host name to answer under, as host.docker.internal; *: any."),
+    click.option("--allow-origin", "allow_origins", metavar="ORIGIN", multiple=True,
+                 help="Pages that may use the server, as https://chat.example; *: any."),
+    click.option("--log-level", default="warning", show_default=True,
+                 type=click.Choice(["error", "warning", "info", "debug"]),
+                 help="How much is logged; with info, a line a request, without texts or keys."),
 )  # fmt: skip
 """Options of the server."""
 

@@ -18,10 +18,11 @@ from newllm.cli.options import (
     weights_option,
 )
 from newllm.config import option_name
-from newllm.errors import UserError, require_packages
+from newllm.errors import UserError, did_you_mean, require_packages
 
 if TYPE_CHECKING:
     from newllm.model.quantize import WeightFormat
+    from newllm.trained import TrainedModel
 
 
 @click.command(cls=Command)
@@ -91,35 +92,71 @@ def chat(
 
 
 @click.command(cls=Command)
-@file_argument
+@click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
 @serving_options
 @setting_options("device")
 @weights_option
 @architecture_option
 def serve(
-    file: str,
+    files: tuple[str, ...],
     host: str,
     port: int,
     api_key: str | None,
     sessions_dir: str | None,
     max_requests: int,
+    queue: int,
     max_sessions: int,
+    aliases: tuple[str, ...],
+    allow_hosts: tuple[str, ...],
+    allow_origins: tuple[str, ...],
+    log_level: str,
     device: str | None,
     weights: WeightFormat,
     architecture: str | None,
 ) -> None:
     """Serve checkpoint FILE over HTTP: OpenAI's API, and conversations kept as their state.
 
+    Several files are several models, each with its name.
+
     Example: newllm serve checkpoints/best_new_llm_dolly_layers1_bpe.pt --port 8000
     """
     require_packages("serve", "anyio", "prometheus_client", "starlette", "uvicorn", extra="serve")
     from newllm.serve import app
+    from newllm.serve.protect import Access
     from newllm.serve.service import Limits
     from newllm.trained import TrainedModel
 
-    model = TrainedModel.load(file, device or "auto", weights, architecture)
-    limits = Limits(requests=max_requests, sessions=max_sessions)
-    app.serve(model, host, port, api_key, limits, Path(sessions_dir) if sessions_dir else None)
+    models: dict[str, TrainedModel] = {}
+    for file in files:
+        model = TrainedModel.load(file, device or "auto", weights, architecture)
+        same = [m for name, m in models.items()
+                if name == model.path.stem or m.fingerprint == model.fingerprint]  # fmt: skip
+        if same:
+            raise UserError(f"{file}: the same name or model as {same[0].path}; serve one of them")
+        models[model.path.stem] = model
+    app.serve(
+        models,
+        port,
+        Access(host, api_key, allow_hosts, allow_origins),
+        Limits(requests=max_requests, queue=queue, sessions=max_sessions),
+        Path(sessions_dir) if sessions_dir else None,
+        _names(aliases, models),
+        log_level,
+    )
+
+
+def _names(aliases: tuple[str, ...], models: dict[str, TrainedModel]) -> dict[str, str]:
+    """What each alias means; raises UserError if that is no model, or one has the name."""
+    meant: dict[str, str] = {}
+    for alias in aliases:
+        name, _, model = alias.partition("=")
+        model = model or next(iter(models))
+        if not name or name in models or name in meant:
+            raise UserError(f"--alias {alias}: the name is taken or empty")
+        if model not in models:
+            raise UserError(f"--alias {alias}: {model} is not served{did_you_mean(model, models)}")
+        meant[name] = model
+    return meant
 
 
 COMMANDS = (generate, chat, serve)

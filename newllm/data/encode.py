@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 
 from newllm.cores import usable_cores
+from newllm.data.located import Item, Malformed, Repeated
 from newllm.data.render import ChatRenderer, Document, make_renderer, render_rows
-from newllm.data.rows import Item, Malformed
 from newllm.data.tokenizers import Tokenizer, Word1000, from_dict
 from newllm.datasets import find_dataset
-from newllm.datasets.conversations import LeftOut
+from newllm.datasets.conversations import LeftOut, tool_calls
 from newllm.errors import UserError
 
 BLOCK_ROWS = 512
@@ -40,6 +40,9 @@ BLOCK_ROWS = 512
 
 ALONE_BLOCKS = 32
 """Blocks after which workers are worth their start: seconds of work, over a start's second."""
+
+ANSWERED, MASKED = 1, 2
+"""Marks of tokens: an assistant has to produce it; it is read, not scored. All others have 0."""
 
 _MALFORMED_SHOWN = 20
 
@@ -62,6 +65,12 @@ class Accounting:
     content_bytes: int = 0
     assistant_bytes: int = 0
     replaced_surrogates: int = 0
+    masked_tokens: int = 0
+    """Tokens of answers with weight 0, read but not scored."""
+    tool_calls: int = 0
+    """Messages that call a tool, or are what a tool says: left out."""
+    repeated: int = 0
+    """Validation rows that stand in training too."""
     malformed_examples: list[str] = field(default_factory=list)
 
     def complain(self, item: Malformed) -> None:
@@ -69,6 +78,23 @@ class Accounting:
         self.malformed += 1
         if len(self.malformed_examples) < _MALFORMED_SHOWN:
             self.malformed_examples.append(f"{item.where}: {item.reason}")
+
+    def exceptions(self, split: str, decontaminated: bool) -> dict[str, str]:
+        """What became of rows and messages that were not just read, as name -> words."""
+        told = {}
+        if self.left_out:
+            told[f"{split} rows not used by the protocol"] = f"{self.left_out:,}"
+        if self.masked_tokens:
+            told[f"{split} answers of weight 0"] = f"{self.masked_tokens:,} tokens, not scored"
+        if self.tool_calls:
+            told[f"{split} tool calls and results"] = f"{self.tool_calls:,} messages left out"
+        if self.repeated:
+            told[f"{split} rows that stand in training too"] = f"{self.repeated:,}, " + (
+                "left out" if decontaminated else "scored all the same: --decontaminate"
+            )
+        if self.replaced_surrogates:
+            told[f"{split} lone surrogates"] = f"{self.replaced_surrogates:,} replaced"
+        return told
 
     def __iadd__(self, later: Accounting) -> Accounting:
         for item in fields(self):
@@ -84,7 +110,7 @@ class Block:
     tokens: np.ndarray
     """Ids of all documents, one after the other, [N] uint16."""
     assistant: np.ndarray
-    """Tokens an assistant has to produce, [N] bool."""
+    """`ANSWERED`, `MASKED` or 0 of each, [N] uint8."""
     documents: np.ndarray
     """Tokens, content bytes and assistant bytes of each, [D, 3] int64."""
     accounting: Accounting
@@ -94,10 +120,15 @@ class Block:
         """Put documents one after the other."""
         table = [(len(d.ids), d.content_bytes, d.assistant_bytes) for d in documents]
         size = sum(length for length, _, _ in table)
-        masks = chain.from_iterable(document.assistant for document in documents)
+        marks = np.fromiter(chain.from_iterable(d.assistant for d in documents), np.uint8, size)
+        start = 0
+        for document in documents:
+            for part in document.masked:
+                marks[start + part.start : start + part.stop] = MASKED
+            start += len(document.ids)
         return cls(
             np.fromiter(chain.from_iterable(d.ids for d in documents), np.uint16, size),
-            np.fromiter(masks, bool, size),
+            marks,
             np.array(table, np.dtype("<i8")).reshape(-1, 3),
             accounting,
         )
@@ -121,7 +152,9 @@ class Encoder:
         block = Block.of(documents, counts)
         counts.documents = len(documents)
         counts.tokens = len(block.tokens)
-        counts.scored_tokens = counts.tokens - counts.documents
+        counts.masked_tokens = int((block.assistant == MASKED).sum())
+        counts.scored_tokens = counts.tokens - counts.documents - counts.masked_tokens
+        counts.tool_calls = sum(map(tool_calls, rows))
         counts.content_bytes, counts.assistant_bytes = block.documents[:, 1:].sum(0).tolist()
         for document in documents:
             counts.cut_rows += document.cut_tokens > 0
@@ -140,6 +173,9 @@ def usable_rows(
         accounting.rows += 1
         if isinstance(item, Malformed):
             accounting.complain(item)
+            continue
+        if isinstance(item, Repeated):
+            accounting.repeated += 1
             continue
         try:
             read(item.row)

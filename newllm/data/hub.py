@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, product
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from newllm.data.rows import Item, Located, Rows, split_name
+from newllm.data.layout import split_name
+from newllm.data.located import Item, Located, Rows
 from newllm.datasets.base import HubRepository
 from newllm.errors import UserError
 from newllm.files import sha256
 
 if TYPE_CHECKING:
     import datasets
+
+
+_LEAST_HELD_OUT = 1000
+"""Validation rows that are read of a stream, at least."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,35 @@ class HubRows:
     """Rows of each split, where the repository's card says so and they were not all fetched."""
 
 
-def open_hub(repository: HubRepository, folders: list[str], head: bool) -> HubRows:
+_NAMED = re.compile(r"hub:(?P<id>[^:@]+)(:(?P<config>[^:@]+))?(@(?P<revision>[^:@]+))?")
+
+
+def named_repository(name: str) -> HubRepository:
+    """The repository of `hub:ORG/NAME[:CONFIG][@REVISION]`; a folder laid out like one may stand
+    for ORG/NAME.
+
+    Raises:
+        UserError: it is no such name.
+    """
+    if Path(name.removeprefix("hub:")).is_dir():  # a path may have a colon, as C:\\ has
+        return HubRepository(name.removeprefix("hub:"))
+    found = _NAMED.fullmatch(name)
+    if found is None or not (
+        Path(found["id"]).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", found["id"])
+    ):
+        raise UserError(f"--data {name}: expected hub:ORG/NAME[:CONFIG][@REVISION]")
+    configurations = () if found["config"] is None else (found["config"],)
+    return HubRepository(found["id"], configurations, revision=found["revision"])
+
+
+def open_hub(
+    repository: HubRepository, folders: list[str], head: bool, most: int | None = None
+) -> HubRows:
     """Open a repository, or some folders of it (none: all).
 
     With `head` only the first rows of each split will be read: a file is fetched when its first row
-    is wanted, and the files after the last row never.
+    is wanted, and the files after the last row never. With `most`, so many training rows are read
+    as a stream, and no file is stored.
 
     Raises:
         Exception: dozens of kinds, when it cannot be had.
@@ -45,9 +75,15 @@ def open_hub(repository: HubRepository, folders: list[str], head: bool) -> HubRo
     revision, is_folder = None, Path(repository.id).is_dir()
     if not is_folder:  # a folder laid out like a repository has no revision
         try:
-            revision = huggingface_hub.HfApi().dataset_info(repository.id).sha
+            revision = (
+                huggingface_hub.HfApi()
+                .dataset_info(repository.id, revision=repository.revision)
+                .sha
+            )
         except (OSError, huggingface_hub.errors.OfflineModeIsEnabled):
             revision = None  # offline: `datasets` may still have all of it in its cache
+    if most is not None and (revision or is_folder):
+        return _streamed(repository, folders, revision, most)
     if head and (revision or is_folder):
         return _by_file(repository, folders, revision)
     return _whole(repository, folders, revision)
@@ -78,6 +114,37 @@ def _whole(repository: HubRepository, folders: list[str], revision: str | None) 
     identity = revision or "-".join(t._fingerprint for tables in parts.values() for t in tables)
     splits = {name: rows(tables, name) for name, tables in parts.items()}
     return HubRows(splits, identity, revision)
+
+
+def _streamed(
+    repository: HubRepository, folders: list[str], revision: str | None, most: int
+) -> HubRows:
+    import datasets
+
+    parts: dict[str, list[Any]] = {}
+    files: list[str] = []
+    for configuration, folder in product(repository.configurations or [None], folders or [None]):
+        arguments = (repository.id, configuration)
+        more: dict[str, Any] = {"data_dir": folder, "revision": revision}
+        for name, part in datasets.load_dataset(*arguments, **more, streaming=True).items():
+            if split := _our_split(repository, str(name)):
+                parts.setdefault(split, []).append(part)
+        if revision is None:
+            places = datasets.load_dataset_builder(*arguments, **more).config.data_files or {}
+            files += [str(place) for found in places.values() for place in found]
+    # Where rows have to be set aside, they are a tenth of what is read.
+    alone = not parts.keys() & {"validation", "test"}
+    limits = {split: max(_LEAST_HELD_OUT, most // 10) for split in ("validation", "test")}
+    first = -(-most * 10 // 9) if alone else most
+
+    def rows(split: str) -> Rows:
+        tables = chain.from_iterable
+        return lambda: islice(
+            _located(f"{repository.id} {split}", tables(parts[split])), limits.get(split, first)
+        )
+
+    identity = revision or "-".join(sha256(Path(file)) for file in files)
+    return HubRows({split: rows(split) for split in parts}, f"{identity}:{first}", revision)
 
 
 def _by_file(repository: HubRepository, folders: list[str], revision: str | None) -> HubRows:

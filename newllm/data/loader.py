@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from newllm.data.encode import ANSWERED, MASKED
 from newllm.data.packing import Plan, plan_epoch
 from newllm.data.shards import Documents
 
@@ -111,10 +112,6 @@ class EpochLoader:
         tables = None if self.tables is None else np.zeros(shape, np.uint8)
         here = self.plan.segments(step, self.part)
         lengths = here.stop - here.start
-        scored = int(lengths.sum())
-        if self.batch_size < self.plan.batch_size:
-            everywhere = self.plan.segments(step)
-            scored = int((everywhere.stop - everywhere.start).sum())
         if len(lengths):
             ends = np.cumsum(lengths)
             sequence = here.sequence - range(self.plan.batch_size)[self.part].start
@@ -128,8 +125,11 @@ class EpochLoader:
                 np.repeat(np.arange(len(ends)), lengths) + count,
             )
             ids.reshape(-1)[place], targets.reshape(-1)[place] = tokens[input_], tokens[input_ + 1]
-            if assistant is not None:
-                assistant.reshape(-1)[place] = self.split.parts(*read, assistant=True)[input_ + 1]
+            if assistant is not None or self.split.masked:
+                marks = self.split.parts(*read, assistant=True)[input_ + 1]
+                if assistant is not None:
+                    assistant.reshape(-1)[place] = marks == ANSWERED
+                targets.reshape(-1)[place[marks == MASKED]] = IGNORED
             if tables is not None and self.tables is not None:
                 tables.reshape(-1)[place] = np.repeat(self.tables[here.document], lengths)
             starts = reset.reshape(-1)
@@ -144,8 +144,18 @@ class EpochLoader:
             reset=torch.from_numpy(reset),
             tables=None if tables is None else torch.from_numpy(tables),
             assistant=None if assistant is None else torch.from_numpy(assistant),
-            scored=scored,
+            scored=self._scored(step, targets),
         )
+
+    def _scored(self, step: int, targets: np.ndarray) -> int:
+        """Targets of a step that count, in all its sequences: these and other processes'."""
+        if self.batch_size == self.plan.batch_size:
+            return int((targets != IGNORED).sum())
+        everywhere = self.plan.segments(step)
+        if not self.split.masked:
+            return int((everywhere.stop - everywhere.start).sum())
+        read = everywhere.document, everywhere.start + 1, everywhere.stop + 1
+        return int((self.split.parts(*read, assistant=True) != MASKED).sum())
 
 
 def read_ahead(batches: Iterator[Batch], count: int = 2) -> Iterator[Batch]:
@@ -212,6 +222,7 @@ class Mixture:
         lengths = [s.lengths[part] for s, part in zip(self._splits, chosen, strict=True)]
         self.lengths: np.ndarray = np.concatenate(lengths)
         """Tokens of each document, [D] int64."""
+        self.masked = any(split.masked for split in self._splits)
 
     def select(self, of_each: Sequence[np.ndarray]) -> np.ndarray:
         """What is known of each document of each split, for the documents of the mixture."""
@@ -223,7 +234,7 @@ class Mixture:
     ) -> np.ndarray:
         """See :class:`newllm.data.shards.Documents`."""
         lengths = stops - starts
-        read = np.empty(lengths.sum(), bool if assistant else np.uint16)
+        read = np.empty(lengths.sum(), np.uint8 if assistant else np.uint16)
         part = np.repeat(np.arange(len(lengths)), lengths)
         of_split = self._split[documents]
         for number in np.unique(of_split).tolist():

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 
 from newllm.config import Settings
 from newllm.data.encode import Accounting, Encoder, encode_blocks, usable_rows
-from newllm.data.rows import Located, Rows
+from newllm.data.located import Item, Located, Repeated, Rows
 from newllm.data.shards import (
     SHARD_TOKENS,
     EncodedSplit,
@@ -47,7 +48,7 @@ from newllm.data.tokenizers import (
 )
 from newllm.datasets import find_dataset
 from newllm.errors import UserError
-from newllm.files import DISK_ERRORS, cache_folder, write_text
+from newllm.files import DISK_ERRORS, cache_folder, make_cache_folder, write_text
 
 ENCODING_VERSION = 1
 """Part of the cache key: raise it when rendering or the shard format changes."""
@@ -75,6 +76,8 @@ class Encoded:
     source: str
     revision: str | None
     folder: Path
+    notes: tuple[str, ...] = ()
+    """What a person should know of where the rows are from."""
     rows: str = ""
     """Identifies the rows alone, whatever the tokenizer; unknown ("") for data found by its
     fingerprint."""
@@ -95,6 +98,8 @@ class Encoding:
     """Tokens a word-1000 row is cut at (BPE rows are never cut)."""
     max_samples: int | None = None
     seed: int = 0
+    decontaminate: bool = False
+    """Leave validation rows out that stand in training too."""
 
     def __post_init__(self) -> None:
         find_dataset(self.dataset).refuse_unfit(self.tokenizer)
@@ -109,6 +114,7 @@ class Encoding:
             settings.max_seq_length,
             settings.max_samples,
             settings.seed,
+            settings.decontaminate,
         )
 
     @property
@@ -169,10 +175,14 @@ def _prepare(
     }
     if encoding.max_samples is None:
         del identity["seed"]  # it decides nothing but which rows are sampled
+    if not encoding.decontaminate:
+        del identity["decontaminate"]
+    if (reading := find_dataset(encoding.dataset).reading) > 1:
+        identity["reading"] = reading
     # Nor does a cut that is not made, or the size of a vocabulary that is fixed.
     del identity["length" if encoding.tokenizer == "bpe" else "vocab_size"]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-    folder = cache_folder() / "encoded" / key
+    folder = make_cache_folder("encoded") / key
     rows = source.fingerprint
     if encoding.max_samples is not None:
         rows += f":{encoding.max_samples}:{encoding.seed}"
@@ -187,19 +197,27 @@ def _prepare(
     if encoded is None:
         raise OSError(f"{folder}: written, but cannot be read back")
     # Equal rows may have been encoded from another place.
-    return replace(encoded, source=source.description, revision=source.revision, rows=rows)
+    return replace(
+        encoded,
+        source=source.description,
+        revision=source.revision,
+        notes=source.notes,
+        rows=rows,
+    )
 
 
 def _open(folder: Path, check: bool = True) -> Encoded | None:
     manifest = read_manifest(folder, check)
     if manifest is None:
         return None
+    accounting = {name: Accounting(**facts) for name, facts in manifest["accounting"].items()}
     return Encoded(
         tokenizer=load_tokenizer(folder / "tokenizer.json"),
         splits={
-            name: EncodedSplit(folder, name, count) for name, count in manifest["shards"].items()
+            name: EncodedSplit(folder, name, count, accounting[name].masked_tokens > 0)
+            for name, count in manifest["shards"].items()
         },
-        accounting={name: Accounting(**facts) for name, facts in manifest["accounting"].items()},
+        accounting=accounting,
         fingerprint=folder.name,
         source=manifest["source"],
         revision=manifest["revision"],
@@ -217,10 +235,18 @@ def _encode(
 ) -> None:
     vocabulary = partial.tokenizer(lambda: tokenizer or _train_tokenizer(splits["train"], encoding))
     protocol_length = find_dataset(encoding.dataset).protocol_length
+    trained: frozenset[bytes] = frozenset()
     for name, rows in splits.items():
         length = encoding.length if name == "train" else protocol_length
         encoder = Encoder(vocabulary, encoding.dataset, length)
+        if encoding.decontaminate and name != "train":
+            rows = _without(rows, encoder, trained)
         accounting = _encode_split(rows, encoder, partial, name, workers)
+        documents = EncodedSplit(partial.folder, name, partial.splits[name].shards)
+        if name == "train":
+            trained = frozenset(_digests(documents))
+        elif not encoding.decontaminate and trained:
+            accounting.repeated = sum(digest in trained for digest in _digests(documents))
         if not accounting.documents:
             partial.discard()
             raise UserError(_nothing_left(source, name, accounting))
@@ -238,9 +264,32 @@ def _nothing_left(source: Source, split: str, accounting: Accounting) -> str:
     if not accounting.rows:
         return f"{source.description}: no {split} rows (empty)"
     examples = accounting.malformed_examples
+    if accounting.repeated == accounting.rows:
+        return f"{source.description}: all {split} rows stand in training too; give others"
     return f"{source.description}: none of {accounting.rows} {split} rows can be used; " + (
         f"first: {examples[0]}" if examples else "the data set's form leaves all of them out"
     )
+
+
+def _digests(documents: EncodedSplit) -> Iterator[bytes]:
+    """What tells each document of a split from all others: equal tokens, equal digest."""
+    for number, length in enumerate(documents.lengths.tolist()):
+        yield _digest(documents.tokens(number, 0, length))
+
+
+def _digest(tokens: np.ndarray) -> bytes:
+    return hashlib.blake2b(tokens.tobytes(), digest_size=8).digest()
+
+
+def _without(rows: Rows, encoder: Encoder, trained: frozenset[bytes]) -> Rows:
+    """Rows, those whose documents all stand in training marked as such."""
+
+    def known(item: Item) -> bool:
+        block = encoder([item])
+        parts = np.split(block.tokens, np.cumsum(block.documents[:, 0])[:-1])
+        return len(block.documents) > 0 and all(_digest(part) in trained for part in parts)
+
+    return lambda: (Repeated(item.where) if known(item) else item for item in rows())
 
 
 def _encode_split(

@@ -23,9 +23,11 @@ class Document:
     assistant: list[bool]
     """True for the tokens an assistant has to produce: its content and the end of its turn."""
     content_bytes: int
-    """UTF-8 bytes of all messages' contents, special tokens not counted."""
+    """UTF-8 bytes of the contents that are scored, special tokens not counted."""
     assistant_bytes: int
     cut_tokens: int = 0
+    masked: tuple[slice, ...] = ()
+    """Tokens that are read but not scored: answers with weight 0, and the end of their turns."""
     replaced_surrogates: int = 0
 
 
@@ -49,18 +51,27 @@ class ChatRenderer:
         documents = []
         for conversation, surrogates in zip(rows, replaced, strict=True):
             ids, assistant, content_bytes, assistant_bytes = [self.tokenizer.bos], [False], 0, 0
+            masked = []
             for message in conversation:
                 text, content = next(encoded)
-                answers = message["role"] == "assistant"
+                learnt = message.get("weight") != 0
+                answers = learnt and message["role"] == "assistant"
                 role = self.tokenizer.roles.get(message["role"])
                 ids += [*([] if role is None else [role]), *content, self.tokenizer.end]
                 assistant += [*([] if role is None else [False]), *[answers] * (len(content) + 1)]
-                size = len(text.encode())
+                if not learnt:
+                    masked.append(slice(len(ids) - len(content) - 1, len(ids)))
+                size = len(text.encode()) * learnt
                 content_bytes += size
                 assistant_bytes += size * answers
             documents.append(
                 Document(
-                    ids, assistant, content_bytes, assistant_bytes, replaced_surrogates=surrogates
+                    ids,
+                    assistant,
+                    content_bytes,
+                    assistant_bytes,
+                    masked=tuple(masked),
+                    replaced_surrogates=surrogates,
                 )
             )
         return documents

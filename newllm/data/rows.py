@@ -1,173 +1,160 @@
-"""Rows of local files, each with the place where it stands.
-
-A broken line is a `Malformed` item that is counted and shown later, never an exception.
-"""
+"""Rows of one file, each with where it stands: which formats there are, and who reads them."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import re
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import io
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Literal, TextIO
 
+from newllm.data.containers import (
+    COMPRESSIONS,
+    DAMAGED,
+    NOT_UTF8,
+    RowFile,
+    badly_encoded,
+    open_bytes,
+    open_text,
+)
+from newllm.data.json_rows import LARGEST_WHOLE, read_json
+from newllm.data.located import Item, Located, Malformed
+from newllm.data.tables import read_arrow, read_csv, read_parquet
 from newllm.errors import UserError
 
-READABLE = re.compile(r"\.(jsonl?|ndjson)(\.gz)?$|\.parquet$", re.IGNORECASE)
-"""Names of files that rows can be read from."""
+Kind = Literal["json", "csv", "text", "parquet", "arrow"]
 
-_WHOLE = re.compile(r"\.json(\.gz)?$", re.IGNORECASE)
+Division = Literal["file", "block", "line"]
+"""What is one document of plain text: a whole file, what blank lines part, or a line."""
 
-
-LARGEST_LINE, LARGEST_WHOLE = 2**26, 2**30
-"""Bytes of one line, and of one JSON array, at most: a small .gz can hold more than any memory."""
-
-
-@dataclass(frozen=True)
-class Located:
-    """A row and where it stands (`file:line`)."""
-
-    where: str
-    row: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Malformed:
-    """Something that should have been a row."""
-
-    where: str
-    reason: str
-
-
-Item = Located | Malformed
-Rows = Callable[[], Iterator[Item]]
-"""Starts a new pass over the rows; passes are equal."""
-
-
-_SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "eval": "validation", "test": "test",
+KINDS: dict[str, Kind] = {
+    ".jsonl": "json", ".json": "json", ".ndjson": "json", ".jl": "json",
+    ".csv": "csv", ".tsv": "csv",
+    ".txt": "text",
+    ".parquet": "parquet", ".pq": "parquet",
+    ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
+"""How names end -> what is in the file; each may be compressed (`COMPRESSIONS`), or in a `.zip`."""
+
+EXPECTED = "rows as .jsonl, .json, .csv, .tsv, .txt, .parquet or .arrow, each also as .gz, .bz2, .xz, .zst or in a .zip"  # noqa: E501
+
+_NOT_READ = {
+    "a spreadsheet; save it as CSV UTF-8": ".xlsx .xls .ods",
+    "a text processor's document; save it as plain text": ".docx .doc .odt .rtf .epub",
+    "PDF; convert it to text (pdftotext)": ".pdf",
+    "a pickle, which may run code; write rows as JSON lines": ".pkl .pickle .pt .pth .joblib",
+    "numbers; write rows as JSON lines": ".npy .npz .bin .h5 .hdf5 .tfrecord",
+    "a database; write rows as CSV": ".db .sqlite .sqlite3 .duckdb",
+    "another kind of table; write rows as Parquet": ".orc .avro",
+    "a markup language; write rows as JSON lines": ".xml .html .htm .yaml .yml .toml",
+    "an archive; unpack it and give the folder": ".tar .tgz .tbz2 .txz .7z .rar",
+}
+CONVERSIONS = {ending: what for what, endings in _NOT_READ.items() for ending in endings.split()}
+"""How names of files that may hold rows, but are not read, end -> what they are, what to do."""
 
 
-def split_name(file_name: str) -> str | None:
-    """The split that a name tells: `train-00000-of-00001.parquet` -> train."""
-    words = re.split(r"[^a-z]+", file_name.lower(), maxsplit=1)
-    return _SPLIT_NAMES.get(words[0])
+def suffixes(name: str) -> tuple[str, str, str]:
+    """(stem, ending, compression) of a name: `train.jsonl.gz` -> train, .jsonl, .gz."""
+    stem, compression = name, ""
+    ending = Path(stem).suffix
+    if ending.lower() in COMPRESSIONS:
+        stem, compression = stem[: -len(ending)], ending.lower()
+        ending = Path(stem).suffix
+    return stem[: len(stem) - len(ending)], ending.lower(), compression
 
 
-def read_file(path: Path) -> Iterator[Item]:
-    """All rows of one file: JSON lines, a JSON array, either gzipped, or Parquet.
+def kind_of(name: str) -> Kind | None:
+    """What a file of that name holds; None where that is no rows."""
+    return KINDS.get(suffixes(name)[1])
+
+
+def refusal_of(name: str) -> str | None:
+    """Why a file whose name says that it holds rows is not read; None for all others."""
+    return CONVERSIONS.get(suffixes(name)[1])
+
+
+def read_file(file: RowFile | Path, division: Division = "block") -> Iterator[Item]:
+    """All rows of one file, whatever its format.
+
+    Args:
+        file: where they are.
+        division: what is one row of plain text.
 
     Raises:
-        UserError: the file has gone, or its disk cannot be read.
+        UserError: the file has gone, or its disk cannot be read; it is encrypted.
     """
+    file = RowFile(file) if isinstance(file, Path) else file
+    name = str(file)
+    kind = kind_of(file.name) or sniffed(file)
     try:
-        if path.name.lower().endswith(".parquet"):
-            yield from _read_parquet(path)
-        else:
-            open_file = gzip.open if path.name.lower().endswith(".gz") else open
-            with cast(IO[bytes], open_file(path, "rb")) as stream:
-                yield from _read_json(stream, path)
-    except (OSError, EOFError, zlib.error) as error:
+        if kind in ("parquet", "arrow"):
+            with open_bytes(file) as stream:
+                read = read_parquet if kind == "parquet" else read_arrow
+                yield from read(_seekable(stream), name)
+            return
+        with open_text(file) as text:
+            if kind == "csv":
+                yield from read_csv(text, name)
+            elif kind == "text":
+                yield from _read_text(text, name, division)
+            else:
+                yield from read_json(text, name, file.part)
+    except DAMAGED as error:
         if isinstance(error, OSError) and error.errno is not None:  # not what the file holds
             raise UserError(
-                f"{path}: cannot be read any more ({error.strerror}); bring it back and give the "
+                f"{name}: cannot be read any more ({error.strerror}); bring it back and give the "
                 "same command again: what was encoded is kept"
             ) from None
-        yield Malformed(str(path), f"unreadable from here on ({error})")
+        yield Malformed(name, f"unreadable from here on ({error})")
 
 
-def _read_json(stream: IO[bytes], path: Path) -> Iterator[Item]:
-    """JSON lines; or, in a `.json` file, one JSON array of rows or one row over several lines."""
-    lines = enumerate(_lines(stream), start=1)
-    for number, (line, whole) in lines:
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if whole and not line.strip():
-            continue
-        if line.lstrip()[:1] == b"[" or (_WHOLE.search(path.name) and not _is_json(line)):
-            text = line + stream.read(LARGEST_WHOLE)
-            if len(text) > LARGEST_WHOLE:
-                reason = f"JSON of more than {LARGEST_WHOLE:,} bytes in one: write one row a line"
-                yield Malformed(f"{path}:{number}", reason)
-            else:
-                yield from _read_whole(text, path, number)
-            return
-        yield _parse(line, whole, f"{path}:{number}")
-        break
-    for number, (line, whole) in lines:
-        if line.strip():
-            yield _parse(line, whole, f"{path}:{number}")
+def _seekable(stream: io.BufferedReader) -> io.BufferedIOBase:
+    """A stream that can seek: of what is compressed or in an archive, a copy in memory."""
+    return stream if isinstance(stream.raw, io.FileIO) else io.BytesIO(stream.read(LARGEST_WHOLE))
 
 
-def _lines(stream: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """The lines, and whether each is whole; the rest of one that is too long is thrown away."""
-    while line := stream.readline(LARGEST_LINE):
-        whole = len(line) < LARGEST_LINE or line.endswith(b"\n")
-        yield line, whole
-        while not whole:
-            line = stream.readline(LARGEST_LINE)
-            whole = not line or line.endswith(b"\n")
-
-
-def _read_whole(text: bytes, path: Path, first_line: int) -> Iterator[Item]:
+def sniffed(file: RowFile) -> Kind | None:
+    """What a file seems to hold whose name does not say so."""
     try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        lines = enumerate(text.split(b"\n"), start=first_line)
-        items = [_parse(line, True, f"{path}:{number}") for number, line in lines if line.strip()]
-        if any(isinstance(item, Located) for item in items):  # lines after all, the first broken
-            yield from items
-            return
-        place = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        yield Malformed(f"{path}{place}", "not valid JSON")
-        return
-    if not isinstance(rows, list):
-        yield _located(rows, str(path))
-        return
-    for number, row in enumerate(rows, start=1):
-        yield _located(row, f"{path} row {number}")
+        with open_bytes(file) as stream:
+            begins = stream.peek(8)
+        if begins.startswith(b"PAR1"):
+            return "parquet"
+        if begins.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+            return "arrow"
+        with open_text(file) as text:
+            return "json" if text.read(4096).lstrip()[:1] in ("{", "[") else None
+    except DAMAGED:
+        return None
 
 
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
+def _read_text(text: TextIO, name: str, division: Division) -> Iterator[Item]:
+    """Plain text, a row each: whole, by blocks between blank lines, or by lines."""
+    block: list[str] = []
+    size = start = 0
 
-
-def _parse(line: bytes, whole: bool, where: str) -> Item:
-    if not whole:
-        return Malformed(where, f"a line of more than {LARGEST_LINE:,} bytes")
-    try:
-        return _located(json.loads(line.decode("utf-8")), where)
-    except UnicodeDecodeError:
-        return Malformed(where, "not UTF-8 text")
-    except (ValueError, RecursionError):
-        return Malformed(where, "not valid JSON")
-
-
-def _located(row: Any, where: str) -> Item:
-    if isinstance(row, dict):
-        return Located(where, row)
-    return Malformed(where, f"a {type(row).__name__}, expected an object with fields")
-
-
-def _read_parquet(path: Path) -> Iterator[Item]:
-    import pyarrow.parquet
+    def finished() -> Item:
+        content = "".join(block).strip("\n")
+        where = name if division == "file" else f"{name}:{start}"
+        if badly_encoded(content):
+            return Malformed(where, NOT_UTF8)
+        if "\0" in content:
+            return Malformed(where, "not text but bytes")
+        if size > LARGEST_WHOLE:
+            return Malformed(where, f"a document of more than {LARGEST_WHOLE:,} characters")
+        return Located(where, {"text": content})
 
     number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Located(f"{path} row {number}", row)
-    except Exception as error:  # of a damaged file, pyarrow raises far more than its own
-        reason = str(error).split("\n")[0]
-        yield Malformed(f"{path} row {number + 1}", f"unreadable from here on ({reason})")
+    while line := text.readline(LARGEST_WHOLE):
+        number += 1
+        blank = not line.strip()
+        if block and (division == "line" or (blank and division == "block")):
+            yield finished()
+            block, size = [], 0
+        if blank and not (block and division == "file"):
+            continue
+        start = start if block else number
+        size += len(line)
+        if size <= LARGEST_WHOLE:
+            block.append(line)
+    if block:
+        yield finished()

@@ -5,7 +5,7 @@ A folder holds one data set encoded once::
     manifest.json                 counts, malformed rows, size and SHA-256 of every file
     tokenizer.json
     train-00000.tokens.npy        uint16 [N]     ids of all documents, one after the other
-    train-00000.assistant.npy     bool   [N]     tokens an assistant has to produce
+    train-00000.assistant.npy     uint8  [N]     1: an assistant has to produce it; 2: not scored
     train-00000.documents.npy     int64  [D, 3]  tokens, content bytes, assistant bytes of each
 
 It is written under another name and renamed when complete, so a folder that exists is whole. What a
@@ -23,14 +23,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from newllm.data.encode import Block
+from newllm.data.encode import MASKED, Block
 from newllm.errors import UserError
 from newllm.files import sha256
 
 SHARD_TOKENS = 16 * 1024 * 1024
 """Tokens after which a new shard begins: bounds the memory that preparing needs."""
 
-_PARTS = {"tokens": np.dtype(np.uint16), "assistant": np.dtype(bool), "documents": np.dtype("<i8")}
+_PARTS = {
+    "tokens": np.dtype(np.uint16),
+    "assistant": np.dtype(np.uint8),
+    "documents": np.dtype("<i8"),
+}
 
 _OPEN_FILES = 64
 """Files of one kind that are held open; systems allow a process 256 or more."""
@@ -41,13 +45,15 @@ class Documents(Protocol):
 
     lengths: np.ndarray
     """Tokens of each document, [D] int64."""
+    masked: bool
+    """Whether there are tokens that are not scored."""
 
     def parts(
         self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
     ) -> np.ndarray:
         """Tokens starts..stops of documents, [S] each, one part after the other: uint16 [N].
 
-        With `assistant`: which of them an assistant has to produce, bool [N].
+        With `assistant`: their marks, `ANSWERED`, `MASKED` or 0, uint8 [N].
         """
         ...
 
@@ -55,7 +61,9 @@ class Documents(Protocol):
 class EncodedSplit:
     """The documents of one split."""
 
-    def __init__(self, folder: Path, split: str, shards: int) -> None:
+    def __init__(self, folder: Path, split: str, shards: int, masked: bool = False) -> None:
+        self.masked = masked
+        """Whether there are tokens that are not scored."""
         paths = {part: [_path(folder, split, n, part) for n in range(shards)] for part in _PARTS}
         self._tokens = _Arrays(paths["tokens"], _PARTS["tokens"])
         self._assistant = _Arrays(paths["assistant"], _PARTS["assistant"])
@@ -77,7 +85,7 @@ class EncodedSplit:
         return self._slice(self._tokens, document, start, stop)
 
     def assistant(self, document: int, start: int, stop: int) -> np.ndarray:
-        """Which of those tokens an assistant has to produce, bool."""
+        """Their marks, `ANSWERED`, `MASKED` or 0, uint8."""
         return self._slice(self._assistant, document, start, stop)
 
     def parts(
@@ -93,22 +101,39 @@ class EncodedSplit:
         """(ids [N], offsets [D + 1]) of the whole split, in memory: for small ones."""
         return next(self.iter_chunks(int(self.lengths.sum())))
 
-    def iter_chunks(self, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def scored_runs(self, document: int) -> list[np.ndarray]:
+        """A document's tokens without those that are not scored: runs, of each of which the first
+        token is what the next is predicted from, and never predicted itself; uint16."""
+        length = int(self.lengths[document])
+        tokens = self.tokens(document, 0, length)
+        masked = self.assistant(document, 0, length) == MASKED
+        if not masked.any():
+            return [tokens]
+        edges = np.flatnonzero(np.diff(masked, prepend=True, append=True))  # of what is scored
+        return [tokens[max(0, a - 1) : b] for a, b in edges.reshape(-1, 2).tolist()]
+
+    def iter_chunks(
+        self, most: int, scored: bool = False
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The whole split, as (ids [N], offsets [D + 1]) of documents that follow each other.
 
-        A chunk has `most` tokens at most; a longer document is one by itself.
+        A chunk has `most` tokens at most; a longer document is one by itself. With `scored`, a
+        document is cut into its `scored_runs`.
         """
         ends = np.cumsum(self.lengths)
         begin = before = 0
         while begin < len(self):
             end = max(begin + 1, int(np.searchsorted(ends, before + most, side="right")))
-            lengths = self.lengths[begin:end]
-            offsets = np.concatenate([[0], np.cumsum(lengths)])
-            tokens = np.empty(int(offsets[-1]), np.uint16)
-            for number, length in enumerate(lengths.tolist()):
-                place = slice(int(offsets[number]), int(offsets[number + 1]))
-                tokens[place] = self.tokens(begin + number, 0, length)
-            yield tokens, offsets
+            parts = [
+                part
+                for number in range(begin, end)
+                for part in (
+                    self.scored_runs(number)
+                    if scored
+                    else [self.tokens(number, 0, int(self.lengths[number]))]
+                )
+            ]
+            yield np.concatenate(parts), np.cumsum([0, *map(len, parts)])
             begin, before = end, int(ends[end - 1])
 
     def _slice(self, files: _Arrays, document: int, start: int, stop: int) -> np.ndarray:

@@ -8,17 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from newllm.data.hub import open_hub
-from newllm.data.rows import READABLE, Item, Located, Rows, read_file, split_name
+from newllm.config import Settings
+from newllm.data.containers import RowFile
+from newllm.data.hub import named_repository, open_hub
+from newllm.data.layout import find_rows
+from newllm.data.located import Item, Located, Malformed, Rows
+from newllm.data.rows import kind_of, read_file
+from newllm.datasets import find_dataset
 from newllm.datasets.base import Dataset
-from newllm.errors import UserError
+from newllm.errors import UserError, did_you_mean
 from newllm.files import sha256
 
 SAMPLES = Path(__file__).parents[1] / "datasets" / "samples"
@@ -42,6 +47,8 @@ class Source:
     """Commit of the Hub repository, if it came from there."""
     counts: dict[str, int] = field(default_factory=dict, repr=False)
     """Rows of each split, where that is known without reading them."""
+    notes: tuple[str, ...] = field(default=(), repr=False)
+    """What a person should know: files that were not read."""
 
     def training_splits(self) -> tuple[Rows, Rows]:
         """(train, validation); lacking the latter, test rows; lacking those, 90/10 by seed 42."""
@@ -55,12 +62,36 @@ class Source:
         return _split(train, self.description, self.counts.get(name))
 
     def evaluation_split(self) -> Rows:
-        """Validation rows; of a single file, all rows."""
-        return self.splits.get("all") or self.training_splits()[1]
+        """Validation rows, lacking those test rows; of a single file, all rows."""
+        for name in ("all", "validation", "test"):
+            if name in self.splits:
+                return self.splits[name]
+        return self.training_splits()[1]
 
 
-def open_source(level: Dataset, data: str, subset: str = "all", head: bool = False) -> Source:
-    """Open `data`: "hub", "sample", or a path to a file or folder.
+def open_chosen(settings: Settings) -> Source:
+    """The rows that the settings of a run ask for; see :func:`open_source`."""
+    return open_source(
+        find_dataset(settings.dataset),
+        settings.data,
+        settings.subset,
+        head=settings.max_samples is not None and settings.tokenizer == "word1000",
+        columns=settings.columns,
+        splits=settings.splits,
+        most=settings.max_samples,
+    )
+
+
+def open_source(
+    level: Dataset,
+    data: str,
+    subset: str = "all",
+    head: bool = False,
+    columns: Sequence[str] = (),
+    splits: Sequence[str] = (),
+    most: int | None = None,
+) -> Source:
+    """Open `data`: "hub", "sample", hub:ORG/NAME, or a path to a file or folder.
 
     Args:
         level: the data set; says where it is on the Hub and which parts it has.
@@ -68,6 +99,9 @@ def open_source(level: Dataset, data: str, subset: str = "all", head: bool = Fal
         subset: the part that is wanted ("all": every one that the level names).
         head: whether only the first rows of each split will be read; of the Hub's files, those
             that hold no such row are not fetched.
+        columns: OURS=THEIRS, what the fields that the data set is read from are called there.
+        splits: OURS=THEIRS, what the splits are called there; the others are not read.
+        most: training rows that will be read at most; hub:ORG/NAME is then read as a stream.
 
     Raises:
         UserError: nothing can be read there, with what to do instead.
@@ -75,10 +109,68 @@ def open_source(level: Dataset, data: str, subset: str = "all", head: bool = Fal
     if subset != "all" and subset not in level.subsets:
         known = ", ".join(level.subsets) or "none"
         raise UserError(f"--subset {subset}: {level.name} has no such part (its parts: {known})")
-    if data == "hub":
-        return _hub(level, subset, head)
-    source = _sample(level.name) if data == "sample" else _local(Path(data), level)
-    return source if subset == "all" else _only(source, subset, level)
+    names, ours = _pairs("--columns", columns, level.fields), ("train", "validation", "test")
+    own_splits = {theirs: name for name, theirs in _pairs("--splits", splits, ours).items()}
+    if data == "hub" or data.startswith("hub:"):
+        if data != "hub":
+            parts = {} if subset == "all" else level.subsets  # this set need not have them
+            level = replace(level, hub=(named_repository(data),), subsets=parts)
+        if own_splits:
+            level = replace(level, hub=tuple(replace(r, splits=own_splits) for r in level.hub))
+        source = _hub(level, subset, head, most if data != "hub" else None)
+    elif data == "sample":
+        source = _sample(level.name)
+    else:
+        source = _local(Path(data), level, own_splits)
+        source = source if subset == "all" else _only(source, subset, level)
+    return _renamed(source, names, level.forms) if names else source
+
+
+def _pairs(option: str, words: Sequence[str], ours: Collection[str]) -> dict[str, str]:
+    """OURS=THEIRS as a dictionary.
+
+    Raises:
+        UserError: a word is none, names what is not ours, or names it twice.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, theirs = word.partition("=")
+        if not equals or not theirs:
+            raise UserError(f"{option} {word}: expected OURS=THEIRS")
+        if name not in ours:
+            raise UserError(f"{option} {word}: there is no {name}{did_you_mean(name, ours)}")
+        if name in found:
+            raise UserError(f"{option} {word}: {name} was {found[name]} already")
+        found[name] = theirs
+    return found
+
+
+def _renamed(source: Source, names: Mapping[str, str], alone: bool) -> Source:
+    """Rows whose fields have our names; `alone`: no others."""
+
+    def renamed(rows: Rows) -> Rows:
+        def with_our_names() -> Iterator[Item]:
+            for item in rows():
+                if not isinstance(item, Located):
+                    yield item
+                    continue
+                row = {ours: item.row.get(theirs) for ours, theirs in names.items()}
+                if all(value is None for value in row.values()):
+                    has = ", ".join(map(str, item.row)) or "none"
+                    wanted = " or ".join(names.values())
+                    yield Malformed(item.where, f"no field {wanted}; the row has {has}")
+                    continue
+                kept = {} if alone else {k: v for k, v in item.row.items() if k not in row}
+                yield Located(item.where, {**kept, **row})
+
+        return with_our_names
+
+    identity = json.dumps([source.fingerprint, *sorted(names.items())])
+    return replace(
+        source,
+        fingerprint=hashlib.sha256(identity.encode(errors="replace")).hexdigest(),
+        splits={name: renamed(rows) for name, rows in source.splits.items()},
+    )
 
 
 def _only(source: Source, subset: str, level: Dataset) -> Source:
@@ -88,7 +180,7 @@ def _only(source: Source, subset: str, level: Dataset) -> Source:
     def part(rows: Rows) -> Rows:
         def chosen() -> Iterator[Item]:
             for item in rows():
-                belongs = _part_of(item, folder, level)
+                belongs = part_of(item, folder, level)
                 if belongs is None:
                     raise UserError(
                         f"--subset {subset}: {item.where} does not say which part it belongs to "
@@ -104,10 +196,11 @@ def _only(source: Source, subset: str, level: Dataset) -> Source:
         fingerprint=hashlib.sha256(f"{source.fingerprint}/{subset}".encode()).hexdigest(),
         splits={name: part(rows) for name, rows in source.splits.items()},
         revision=source.revision,
+        notes=source.notes,
     )
 
 
-def _part_of(item: Item, folder: str, level: Dataset) -> bool | None:
+def part_of(item: Item, folder: str, level: Dataset) -> bool | None:
     """Whether an item belongs to the part; None where nothing tells."""
     if isinstance(item, Located) and isinstance(item.row.get("subset"), str):
         return item.row["subset"] == folder
@@ -122,6 +215,9 @@ def _split(rows: Rows, description: str, count: int | None) -> tuple[Rows, Rows]
     def held_out() -> np.ndarray:
         total = sum(1 for _ in rows()) if count is None else count
         if total < 2:
+            wrong = next((i for i in rows() if isinstance(i, Malformed)), None)
+            if wrong is not None:
+                raise UserError(f"{wrong.where}: {wrong.reason}")
             raise UserError(f"{description}: {total} row(s), too few to set validation rows aside")
         # The very rows that `datasets`' train_test_split(test_size=0.1, seed=42) sets aside, which
         # the published numbers were measured on.
@@ -144,6 +240,10 @@ def _split(rows: Rows, description: str, count: int | None) -> tuple[Rows, Rows]
         return chosen
 
     return part(False), part(True)
+
+
+def _has_sample(dataset: str) -> bool:
+    return (SAMPLES / dataset).is_dir()
 
 
 def _sample(dataset: str) -> Source:
@@ -170,16 +270,18 @@ def _sample(dataset: str) -> Source:
     )
 
 
-def _hub(level: Dataset, subset: str, head: bool) -> Source:
+def _hub(level: Dataset, subset: str, head: bool, most: int | None) -> Source:
     if not level.hub:
         raise UserError(f"{level.name} is made of your own rows: give them with --data PATH")
     failure = ""
     for repository in level.hub:
         folders = list(level.subsets.values() if subset == "all" else [level.subsets[subset]])
         try:
-            found = open_hub(repository, folders, head)
+            found = open_hub(repository, folders, head, most)
+        except UserError:
+            raise
         except Exception as error:  # the libraries raise dozens of kinds for "not to be had"
-            failure = failure or str(error).strip().split("\n")[0]
+            failure = failure or " ".join(str(error).split())[:400]
             continue
         identity = json.dumps([repository.id, found.identity, folders])
         return Source(
@@ -189,53 +291,40 @@ def _hub(level: Dataset, subset: str, head: bool) -> Source:
             revision=found.revision,
             counts=found.counts,
         )
+    sample = ", or use the built-in rows with --data sample" if _has_sample(level.name) else ""
     raise UserError(
         f"{level.hub[0].id} cannot be had from the Hub ({failure}); give your copy with "
-        "--data PATH, or use the built-in rows with --data sample"
+        f"--data PATH{sample}"
     )
 
 
 # -- local files ---------------------------------------------------------------------------------
 
 
-def _local(path: Path, level: Dataset) -> Source:
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such file or folder; --data takes a path, hub, or sample (built-in rows)"
-        )
-    if path.is_file():
-        files = {"all": [path]}
-        if not READABLE.search(path.name):
-            raise UserError(
-                f"{path}: unknown kind of file; expected .jsonl, .json, .gz or .parquet"
-            )
-    else:
-        found = sorted(p for p in path.rglob("*") if p.is_file() and READABLE.search(p.name))
-        # Laid out like the Hub repository, the folder may hold parts that the level does not use.
-        named = [p for p in found if set(p.relative_to(path).parts) & set(level.subsets.values())]
-        found = named or found
-        if not found:
-            raise UserError(f"{path}: no .jsonl, .json, .gz or .parquet file in this folder")
-        files: dict[str, list[Path]] = {}
-        for file in found:
-            names = [split_name(part) for part in reversed(file.relative_to(path).parts)]
-            if any(names):
-                files.setdefault(next(filter(None, names)), []).append(file)
-        if "train" not in files and "validation" not in files:
-            files = {"train": found}
+def _local(path: Path, level: Dataset, own_splits: Mapping[str, str]) -> Source:
+    if not own_splits:
+        own_splits = {name: ours for place in level.hub for name, ours in place.splits.items()}
+    layout = find_rows(path, own_splits, level.subsets.values())
     digest = hashlib.sha256()
-    for name, paths in sorted(files.items()):
-        for file in paths:
+    sha256_of = cache(sha256)  # of an archive once, whatever is in it
+    for name, files in sorted(layout.files.items()):
+        for file in files:
             try:
-                digest.update(f"{name}:{sha256(file)}\n".encode())
+                content = sha256_of(file.path)
             except OSError as error:
                 raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+            # What JSON and Parquet are is told by their bytes, the others by their names.
+            kind = kind_of(file.name)
+            how = [kind] if kind in ("csv", "text", "arrow") else []
+            where = [part for part in (file.member, file.part) if part]
+            digest.update(f"{':'.join([name, content, *how, *where])}\n".encode(errors="replace"))
 
-    def rows(paths: list[Path]) -> Rows:
-        return lambda: (item for file in paths for item in read_file(file))
+    def rows(files: list[RowFile]) -> Rows:
+        return lambda: (item for file in files for item in read_file(file))
 
     return Source(
         description=str(path),
         fingerprint=digest.hexdigest(),
-        splits={name: rows(paths) for name, paths in files.items()},
+        splits={name: rows(files) for name, files in layout.files.items()},
+        notes=tuple(layout.notes),
     )

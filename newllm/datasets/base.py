@@ -26,6 +26,8 @@ class HubRepository:
     """Configurations that together are the data set (none: the default one)."""
     splits: Mapping[str, str] = field(default_factory=dict)
     """The repository's names of splits -> ours, the others unread; none: by their names."""
+    revision: str | None = None
+    """Branch, tag or commit; None: the newest."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,12 @@ class Dataset:
     """Parts that --subset chooses -> their folders in the repository."""
 
     # -- from a row to text
+    fields: tuple[str, ...]
+    """Fields that rows are read from: what `--columns` may name."""
+    forms: bool = False
+    """Whether the fields of a row tell its form: of columns that are mapped it has those alone."""
+    reading: int = 1
+    """Raised when the same rows are read otherwise than before: part of the cache's key."""
     conversation: Callable[[Row], Conversation]
     """The turns of a row: what BPE models learn. White space and case are kept."""
     plain_text: bool = False

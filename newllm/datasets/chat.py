@@ -1,23 +1,101 @@
-"""Rows of one's own, beside the levels: a list of `messages`, or a plain `text`."""
+"""Rows of one's own, beside the levels: conversations, questions with answers, or plain text.
+
+Which of these a row is, its fields tell (`FORMS`); nothing has to be renamed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from newllm.datasets.base import Dataset
 from newllm.datasets.conversations import (
+    TURN_FIELDS,
     Conversation,
     Row,
     flat_text,
-    messages_conversation,
+    question_and_answer,
     text_field,
+    turns_conversation,
 )
+from newllm.datasets.hh_rlhf import hh_rlhf_conversation
+
+_QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "user", "input")
+_MORE = ("input", "context")
+_ANSWERS = ("output", "response", "completion", "solution", "answer", "assistant", "reply",
+            "chosen", "target")  # fmt: skip
+"""Fields of questions, of what goes with them, and of answers; the first that is there is taken."""
+
+_HINT = "--columns question=THEIR_NAME answer=THEIR_NAME says which they are"
+
+
+def _turns(row: Row) -> Conversation | None:
+    field = next((name for name in TURN_FIELDS if name in row), None)
+    return None if field is None else turns_conversation(row[field], field)
+
+
+def _pair(row: Row) -> Conversation | None:
+    question = next((name for name in _QUESTIONS if name in row), None)
+    answer = next((name for name in _ANSWERS if name in row and name != question), None)
+    if question is None or answer is None:
+        return None
+    if isinstance(row[question], list) or isinstance(row[answer], list):  # of turns, as TRL has it
+        return turns_conversation([*_as_turns(row[question], "user"),
+                                   *_as_turns(row[answer], "assistant")], answer)  # fmt: skip
+    more = next(
+        (text_field(row, n, optional=True) for n in _MORE if n in row and n != question), ""
+    )
+    said = question_and_answer(text_field(row, question), more, text_field(row, answer))
+    return [*_history(row), *said]
+
+
+def _as_turns(value: Any, role: str) -> list[Any]:
+    return value if isinstance(value, list) else [{"role": role, "content": value}]
+
+
+def _history(row: Row) -> Conversation:
+    """Earlier turns of a question, as pairs in the field `history`."""
+    earlier: Conversation = []
+    for pair in row.get("history") or []:
+        if not isinstance(pair, (list, tuple)) or not all(isinstance(t, str) for t in pair):
+            raise ValueError("field 'history' is no list of questions with answers")
+        earlier += question_and_answer(pair[0], "", pair[1]) if len(pair) == 2 else []
+    return earlier
+
+
+def _preferred(row: Row) -> Conversation | None:
+    if "chosen" not in row:
+        return None
+    if isinstance(row["chosen"], list):
+        return turns_conversation(row["chosen"], "chosen")
+    return hh_rlhf_conversation(row)
+
+
+def _text(row: Row) -> Conversation | None:
+    return [{"role": "text", "content": text_field(row, "text")}] if "text" in row else None
+
+
+FORMS: Mapping[str, Callable[[Row], Conversation | None]] = {
+    "a list of messages": _turns,
+    "question and answer": _pair,
+    "the preferred dialogue": _preferred,
+    "plain text": _text,
+}
+"""The forms of rows, the first that fits is taken; each gives None for a row of another form."""
 
 
 def _conversation(row: Row) -> Conversation:
-    if "messages" in row:
-        return messages_conversation(row)
-    if "text" not in row:
-        raise ValueError("neither field 'messages' nor field 'text' is there")
-    return [{"role": "text", "content": text_field(row, "text")}]
+    given = {str(name).strip().lower(): value for name, value in row.items() if value is not None}
+    for read in FORMS.values():
+        if (conversation := read(given)) is not None:
+            break
+    else:
+        has = ", ".join(map(str, row)) or "no field"
+        raise ValueError(f"no messages, no question with an answer, no text: it has {has}; {_HINT}")
+    system = given.get("system")
+    if isinstance(system, str) and system.strip() and conversation[0]["role"] == "user":
+        return [{"role": "system", "content": system}, *conversation]
+    return conversation
 
 
 DATASET = Dataset(
@@ -25,6 +103,9 @@ DATASET = Dataset(
     title="your own rows",
     title_ja="自分の行",
     licence="unknown here: these are rows of your own",
+    fields=(*TURN_FIELDS, *_QUESTIONS, *_MORE[1:], *_ANSWERS, "system", "history", "text"),
+    forms=True,
+    reading=2,
     conversation=_conversation,
     protocol_text=lambda row: flat_text(_conversation(row)),
     vocabulary_text=lambda row: flat_text(_conversation(row)),

@@ -26,6 +26,7 @@ DATASET = Dataset(
     title_ja="CodeAlpaca: コードを書く、説明する、直す",
     licence="CC BY 4.0 on the Hub, CC BY-NC 4.0 in its source repository",
     hub=(HubRepository("sahil2801/CodeAlpaca-20k"),),
+    fields=("instruction", "input", "output"),
     conversation=lambda row: question_and_answer(*_fields(row)),
     protocol_text=_protocol_text,
     vocabulary_text=lambda row: " ".join(_fields(row)),

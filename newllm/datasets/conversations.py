@@ -5,8 +5,11 @@ The functions raise ValueError for a malformed row, with what is wrong in it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
+
+from typing_extensions import NotRequired
 
 Role = Literal["system", "user", "assistant", "text"]
 """Who speaks; `text` is plain text that nobody says, and has no role token."""
@@ -19,6 +22,8 @@ class Message(TypedDict):
 
     role: Role
     content: str
+    weight: NotRequired[int]
+    """0: an answer that is read but not learnt (as OpenAI's format for fine-tuning has it)."""
 
 
 Conversation = list[Message]
@@ -37,8 +42,9 @@ def text_field(row: Row, name: str, optional: bool = False) -> str:
     value = row.get(name)
     if optional and value is None:
         return ""
-    if name not in row:
-        raise ValueError(f"field {name!r} is missing")
+    if value is None:
+        has = ", ".join(str(field) for field in row if row[field] is not None)
+        raise ValueError(f"field {name!r} is missing; the row has {has or 'none'}")
     if not isinstance(value, str):
         raise ValueError(f"field {name!r} is {type(value).__name__}, expected text")
     if not optional and not value.strip():
@@ -57,28 +63,119 @@ def labelled(*parts: tuple[str, str]) -> str:
     return " ".join(f"{label}: {text}" for label, text in parts if text.strip())
 
 
-def _checked_message(message: Any, number: int) -> Message:
-    if not isinstance(message, dict) or not message.keys() >= {"role", "content"}:
-        raise ValueError(f"message {number} is no object with 'role' and 'content'")
-    role, content = message["role"], message["content"]
-    if role not in ("system", "user", "assistant"):
-        raise ValueError(f"message {number}: role {role!r}, expected system, user or assistant")
-    if not isinstance(content, str) or not content.strip():
-        raise ValueError(f"message {number} has no text")
-    return {"role": role, "content": content}
+TURN_FIELDS = ("messages", "conversations", "conversation", "turns", "dialogue", "dialog", "chat")
+"""Names under which rows have a list of turns."""
+
+_ROLES: Mapping[str, Role] = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
+    "model": "assistant", "bard": "assistant", "bing": "assistant",
+}  # fmt: skip
+_TOOL_ROLES = ("tool", "function", "function_call", "function_response", "observation", "ipython")
+
+
+def is_turns(value: Any) -> bool:
+    """Whether a value is a list of turns: {role, content}, or ShareGPT's {from, value}."""
+    return isinstance(value, list) and bool(value) and all(
+        isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value
+    )  # fmt: skip
+
+
+def content_text(content: Any) -> str:
+    """A message's text: a string, or the texts of its parts one after the other.
+
+    Raises:
+        ValueError: a part is no text, an image, say.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise ValueError(f"its content is {type(content).__name__}, expected text")
+    texts = []
+    for part in content:
+        text = (
+            part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
+        )
+        if not isinstance(text, str):
+            kind = part.get("type", "no text") if isinstance(part, dict) else type(part).__name__
+            raise ValueError(f"a part of it is {kind}; only text can be learnt")
+        texts.append(text)
+    return "".join(texts)
+
+
+def turns_conversation(turns: Any, field: str) -> Conversation:
+    """The messages of a list of turns, with at least one answer that is learnt.
+
+    Calls of tools and what tools say are left out (`tool_calls` counts them), and so are empty
+    system messages. An answer with `weight` 0 is read, not learnt.
+
+    Raises:
+        ValueError: what is wrong, and in which turn.
+    """
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # of a table's cell
+        try:
+            turns = json.loads(turns)
+        except ValueError:
+            raise ValueError(f"field {field!r} is no valid JSON") from None
+    if not isinstance(turns, list):
+        raise ValueError(f"field {field!r} is {type(turns).__name__}, expected a list of messages")
+    conversation: Conversation = []
+    for number, turn in enumerate(turns, start=1):
+        try:
+            message = _message(turn)
+        except ValueError as error:
+            raise ValueError(f"message {number}: {error}") from None
+        if message is not None:
+            conversation.append(message)
+    if not any(m["role"] == "assistant" and m.get("weight") != 0 for m in conversation):
+        weights = any(m["role"] == "assistant" for m in conversation)
+        raise ValueError("no answer has a weight above 0" if weights else "no assistant message")
+    return conversation
+
+
+def _message(turn: Any) -> Message | None:
+    """One turn; None for one that says nothing that is learnt."""
+    if not isinstance(turn, dict):
+        raise ValueError(f"a {type(turn).__name__}, expected an object with role and content")
+    said_by = turn.get("role") or turn.get("from") or turn.get("speaker")
+    content = next((turn[n] for n in ("content", "value", "text") if turn.get(n) is not None), None)
+    if said_by is None or not turn.keys() & {"content", "value", "text", "tool_calls"}:
+        raise ValueError(f"no 'role' and 'content' among {', '.join(map(str, turn))}")
+    if said_by in _TOOL_ROLES:
+        return None
+    role = _ROLES.get(said_by.lower()) if isinstance(said_by, str) else None
+    if role is None:
+        raise ValueError(f"role {said_by!r}, expected system, user or assistant")
+    text = content_text(content)
+    if not text.strip():
+        if role == "system" or turn.get("tool_calls"):
+            return None
+        raise ValueError("has no text")
+    weight = turn.get("weight")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise ValueError(f"weight {weight!r}, expected 0 or 1")
+    if weight == 0 and role == "assistant":
+        return {"role": role, "content": text, "weight": 0}
+    return {"role": role, "content": text}
+
+
+def tool_calls(row: Row) -> int:
+    """Turns of a row that call a tool or are what a tool says, which no conversation has."""
+    turns = next((row[f] for f in TURN_FIELDS if isinstance(row.get(f), list)), [])
+    return sum(
+        isinstance(turn, dict)
+        and (bool(turn.get("tool_calls")) or (turn.get("role") or turn.get("from")) in _TOOL_ROLES)
+        for turn in turns
+    )
 
 
 def messages_conversation(row: Row) -> Conversation:
     """Field `messages`: a list of {role, content} with at least one answer."""
-    messages = row.get("messages")
-    if not isinstance(messages, list):
-        raise ValueError("field 'messages' is no list")
-    conversation = [_checked_message(m, number) for number, m in enumerate(messages, start=1)]
-    if not any(message["role"] == "assistant" for message in conversation):
-        raise ValueError("no assistant message")
-    return conversation
+    return turns_conversation(row.get("messages"), "messages")
 
 
 def flat_text(conversation: Conversation) -> str:
-    """What is said, in one line without who says it."""
-    return " ".join(" ".join(message["content"].split()) for message in conversation)
+    """What is said, in one line without who says it, and without what is not to be learnt."""
+    learnt = [message["content"] for message in conversation if message.get("weight") != 0]
+    return " ".join(" ".join(content.split()) for content in learnt)

@@ -32,6 +32,7 @@ DATASET = Dataset(
     title_ja="Dolly-15k: 一問一答",
     licence="CC BY-SA 3.0",
     hub=(HubRepository("databricks/databricks-dolly-15k"),),
+    fields=("instruction", "context", "response"),
     conversation=lambda row: question_and_answer(*_fields(row)),
     protocol_text=_protocol_text,
     vocabulary_text=lambda row: " ".join(_fields(row)),

@@ -22,6 +22,7 @@ DATASET = Dataset(
     title_ja="日本語の Dolly-15k: 一問一答",
     licence="CC BY-SA 3.0",
     hub=(HubRepository("kunishou/databricks-dolly-15k-ja"),),
+    fields=("instruction", "input", "output"),
     conversation=lambda row: question_and_answer(*_fields(row)),
     protocol_text=_labelled,
     vocabulary_text=lambda row: " ".join(_fields(row)),

@@ -54,6 +54,7 @@ DATASET = Dataset(
     licence="MIT",
     hub=(HubRepository("Anthropic/hh-rlhf"),),
     subsets={"helpful": "helpful-base", "harmless": "harmless-base"},
+    fields=("chosen", "rejected"),
     conversation=hh_rlhf_conversation,
     protocol_text=_protocol_text,
     vocabulary_text=_protocol_text,

@@ -39,6 +39,7 @@ DATASET = Dataset(
             ),
         ),
     ),
+    fields=("problem", "solution", "level", "type"),
     conversation=lambda row: question_and_answer(_fields(row)[0], "", _fields(row)[1]),
     protocol_text=_protocol_text,
     vocabulary_text=lambda row: " ".join(_fields(row)),

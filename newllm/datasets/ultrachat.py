@@ -15,7 +15,7 @@ from newllm.datasets.conversations import (
 
 def _conversation(row: Row) -> Conversation:
     """The original repository has `data`, the filtered copy `messages`."""
-    if "messages" in row:
+    if row.get("messages") is not None:
         return messages_conversation(row)
     turns = row.get("data")
     if not isinstance(turns, list):
@@ -50,6 +50,8 @@ DATASET = Dataset(
             splits={"train_sft": "train", "test_sft": "test"},
         ),
     ),
+    fields=("messages", "data"),
+    reading=2,
     conversation=_conversation,
     protocol_text=lambda row: flat_text(_conversation(row)),
     vocabulary_text=lambda row: flat_text(_conversation(row)),

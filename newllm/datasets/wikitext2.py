@@ -28,6 +28,7 @@ DATASET = Dataset(
     title_ja="WikiText-2: 自然な文章。層数の比較用",
     licence="CC BY-SA 3.0 and GFDL",
     hub=(HubRepository("Salesforce/wikitext", configurations=("wikitext-2-raw-v1",)),),
+    fields=("text",),
     conversation=lambda row: [{"role": "text", "content": _line(row)}],
     plain_text=True,
     protocol_text=_protocol_text,

@@ -124,14 +124,15 @@ def ngram_baseline(trained_on: Encoded, split: EncodedSplit | None = None) -> Ng
     tokenizer = trained_on.tokenizer
     order = ORDERS[tokenizer.kind]
     table = NgramTable.fit(
-        *next(trained_on.splits["train"].iter_chunks(_COUNTED_TOKENS)),
+        *next(trained_on.splits["train"].iter_chunks(_COUNTED_TOKENS, scored=True)),
         order=order,
         vocab_size=tokenizer.vocab_size,
         never_predicted=(PAD, tokenizer.bos),
     )
-    parts = scored.iter_chunks(_SCORED_AT_ONCE)
-    nats = sum(float(table.nats(*part).sum()) for part in parts)
-    tokens = int(scored.lengths.sum()) - len(scored)
+    nats, tokens = 0.0, 0
+    for ids, offsets in scored.iter_chunks(_SCORED_AT_ONCE, scored=True):
+        nats += float(table.nats(ids, offsets).sum())
+        tokens += len(ids) - (len(offsets) - 1)
     content = int(scored.content_bytes.sum())
     bpb = bits_per_byte(nats, content) if tokenizer.kind == "bpe" else None
     baseline = NgramBaseline(order, perplexity(nats / tokens), bpb)

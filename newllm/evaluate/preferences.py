@@ -52,6 +52,62 @@ def preference_pair(row: Mapping[str, Any]) -> Pair | None:
     return Pair(chosen, rejected, alike)
 
 
+@dataclass(frozen=True)
+class Side:
+    """One of the two dialogues of a pair, in tokens."""
+
+    ids: list[int]
+    scored: list[bool]
+    """True for the tokens that are compared: the answers that only this side has."""
+    size: int
+    """UTF-8 bytes of these answers."""
+
+
+def pair_sides(renderer: ChatRenderer, pairs: Sequence[Pair]) -> list[tuple[Side, Side]]:
+    """Chosen and rejected of each pair, in tokens."""
+    dialogues = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+    alike = [pair.chosen[: pair.alike] for pair in pairs]
+    whole, before = renderer.documents(dialogues), renderer.documents(alike)
+    sides = []
+    for number, document in enumerate(whole):
+        shared = before[number // 2]
+        start = len(shared.ids)
+        scored = [False] * start + document.assistant[start:]
+        size = document.assistant_bytes - shared.assistant_bytes
+        sides.append(Side(document.ids, scored, size))
+    return list(zip(sides[::2], sides[1::2], strict=True))
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What a model says of P pairs; all arrays are [P, 2], chosen first."""
+
+    nats: np.ndarray
+    sizes: np.ndarray
+    """UTF-8 bytes."""
+
+    @property
+    def prefers_chosen(self) -> np.ndarray:
+        """Where chosen costs fewer nats a byte, bool [P]."""
+        chosen, rejected = (self.nats / self.sizes).T
+        return chosen < rejected
+
+    @property
+    def longer_chosen(self) -> np.ndarray:
+        """Where chosen has more bytes, bool [P]."""
+        return self.sizes[:, 0] > self.sizes[:, 1]
+
+
+def pair_scores(
+    model: LanguageModel, pairs: Sequence[tuple[Side, Side]], at_once: int = DIALOGUES_AT_ONCE
+) -> PairScores:
+    """What a model in evaluation mode says of pairs, `at_once` dialogues read side by side."""
+    sides = [side for pair in pairs for side in pair]
+    nats = answer_nats(model, sides, at_once)
+    sizes = np.array([side.size for side in sides], np.int64)
+    return PairScores(nats.reshape(-1, 2), sizes.reshape(-1, 2))
+
+
 def score_preferences(
     model: LanguageModel,
     renderer: ChatRenderer,
@@ -67,50 +123,69 @@ def score_preferences(
         pairs whose chosen side has more bytes: what a preference for length alone would reach),
         chosen_nats_per_byte, rejected_nats_per_byte (all nats over all bytes).
     """
-    dialogues = [(pair.chosen, pair.alike) for pair in pairs]
-    dialogues += [(pair.rejected, pair.alike) for pair in pairs]
-    nats, sizes = _score(model, renderer, dialogues, at_once)
-    (chosen, rejected), (long, short) = np.split(nats, 2), np.split(sizes, 2)
-    share = float(np.mean(chosen / long < rejected / short))
+    scores = pair_scores(model, pair_sides(renderer, pairs), at_once)
+    share = float(scores.prefers_chosen.mean())
+    chosen, rejected = scores.nats.sum(axis=0) / scores.sizes.sum(axis=0)
     return {
         "prefers_chosen": share,
         "standard_error": float((share * (1 - share) / len(pairs)) ** 0.5),
-        "longer_chosen": float(np.mean(long > short)),
-        "chosen_nats_per_byte": float(chosen.sum() / long.sum()),
-        "rejected_nats_per_byte": float(rejected.sum() / short.sum()),
+        "longer_chosen": float(scores.longer_chosen.mean()),
+        "chosen_nats_per_byte": float(chosen),
+        "rejected_nats_per_byte": float(rejected),
     }
 
 
+RESAMPLES = 10_000
+
+
+def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95% interval of the mean of values [P] (Efron's percentile bootstrap over the pairs).
+
+    Of differences, give each pair's: what two models find of the same pairs is not independent.
+    """
+    rng = np.random.default_rng(seed)
+    values = values.astype(np.float64)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
 @torch.inference_mode()
-def _score(
+def answer_nats(
     model: LanguageModel,
-    renderer: ChatRenderer,
-    dialogues: Sequence[tuple[Conversation, int]],
-    at_once: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Nats and bytes, float64 and int64 [N], of the answers from message `alike` on."""
+    sides: Sequence[Side],
+    at_once: int = DIALOGUES_AT_ONCE,
+    tables: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Nats of the compared answers of N dialogues, float64 [N]; the model in evaluation mode.
+
+    `tables` says, of a model with counts, from which table each dialogue is predicted (default: 0,
+    that of all rows).
+    """
     device = next(model.parameters()).device
-    documents = renderer.documents([dialogue for dialogue, _ in dialogues])
-    before = renderer.documents([dialogue[:alike] for dialogue, alike in dialogues])
-    sizes = [d.assistant_bytes - b.assistant_bytes for d, b in zip(documents, before, strict=True)]
-    nats = np.zeros(len(documents))
-    by_length = sorted(range(len(documents)), key=lambda index: len(documents[index].ids))
+    nats = np.zeros(len(sides))
+    by_length = sorted(range(len(sides)), key=lambda index: len(sides[index].ids))
     for start in range(0, len(by_length), at_once):
         chosen = by_length[start : start + at_once]
-        longest = len(documents[chosen[-1]].ids)
+        longest = len(sides[chosen[-1]].ids)
         ids = torch.zeros(len(chosen), longest, dtype=torch.long)
         scored = torch.zeros(len(chosen), longest, dtype=torch.bool)
         for sequence, index in enumerate(chosen):
-            document, shared = documents[index], len(before[index].ids)
-            ids[sequence, : len(document.ids)] = torch.tensor(document.ids)
-            scored[sequence, shared : len(document.ids)] = torch.tensor(document.assistant[shared:])
+            side = sides[index]
+            ids[sequence, : len(side.ids)] = torch.tensor(side.ids)
+            scored[sequence, : len(side.ids)] = torch.tensor(side.scored)
+        of_table = {}
+        if tables is not None:
+            numbers = torch.tensor([tables[index] for index in chosen], dtype=torch.uint8)
+            of_table = {"tables": numbers[:, None]}
         state = None
         for first in range(0, longest - 1, _READ_AT_ONCE):
             stop = min(first + _READ_AT_ONCE, longest - 1)
-            hidden, state = model(ids[:, first:stop].to(device), state)
+            part = {name: n.expand(-1, stop - first).contiguous() for name, n in of_table.items()}
+            hidden, state = model(ids[:, first:stop].to(device), state, **part)
             wanted = scored[:, first + 1 : stop + 1]
             logits = model.logits(hidden[wanted.to(device)]).float()
             targets = ids[:, first + 1 : stop + 1][wanted].to(device)
             parts = F.cross_entropy(logits, targets, reduction="none").double().numpy(force=True)
             np.add.at(nats, np.array(chosen)[wanted.nonzero()[:, 0].numpy()], parts)
-    return nats, np.array(sizes)
+    return nats

@@ -9,8 +9,8 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from newllm.data.located import Located
 from newllm.data.render import ChatRenderer
-from newllm.data.rows import Located
 from newllm.data.sources import Source
 from newllm.data.tokenizers import BPE, Tokenizer
 from newllm.datasets import find_dataset

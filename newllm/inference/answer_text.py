@@ -35,6 +35,11 @@ class AnswerText:
         """All pieces so far."""
         return self._said.decode()
 
+    @property
+    def text_if_cut(self) -> str:
+        """What the text is if nothing follows; unlike :meth:`finish` this changes nothing."""
+        return self.text + self._held
+
     def tokens(self) -> list[int]:
         """What the text is when it is read."""
         return self._tokenizer.encode_batch([self.text])[0]

@@ -131,6 +131,19 @@ class Decoder:
         return self._read(slots, texts, chunk, answering=False)
 
     @torch.inference_mode()
+    def read_scored(self, slot: int, ids: Sequence[int]) -> np.ndarray:
+        """Read some tokens of one text at once, with the module.
+
+        Returns:
+            scores after each of them, fp32 [len(ids), V].
+        """
+        logits = np.empty((0, self.model.vocab_size), np.float32)
+        for _, hidden, state in read_chunks(self.model, (ids,), self._join((slot,)), len(ids)):
+            logits = self.model.logits(hidden[0]).float().numpy(force=True)
+            self._split((slot,), state)
+        return logits
+
+    @torch.inference_mode()
     def _read(
         self, slots: Sequence[int], texts: Sequence[Sequence[int]], chunk: int, answering: bool
     ) -> np.ndarray:
@@ -278,6 +291,11 @@ class Snapshot:
     last_token: int | None = None
     tokens_read: int = 0
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers of the state are; one that is not spoils whatever follows."""
+        return all(bool(part.isfinite().all()) for part in (self.state or {}).values())
+
 
 START = Snapshot()
 """Nothing is read yet."""
@@ -329,6 +347,16 @@ class Stream:
             self.logits = self._decoder.step(self._slots, ids)[0]
         else:
             self.logits = self._decoder.read(self._slots, (ids,))[0]
+        self._has_read(ids)
+
+    def read_scored(self, ids: Sequence[int]) -> np.ndarray:
+        """The same for at least one token, with the scores after each, fp32 [len(ids), V]."""
+        scores = self._decoder.read_scored(self._slots[0], ids)
+        self.logits = scores[-1]
+        self._has_read(ids)
+        return scores
+
+    def _has_read(self, ids: Sequence[int]) -> None:
         self.tokens_read += len(ids)
         self.last_token = ids[-1]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from queue import SimpleQueue
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from newllm.inference.answer_text import AnswerText
 from newllm.inference.decoder import Decoder, Snapshot, Stream
@@ -28,6 +30,9 @@ from newllm.threads import FreeThreads
 
 PREFILL_TOKENS = 256
 """Prompt tokens read in a round: how long other answers wait for a prompt."""
+
+INTERIM_SECONDS = 1.0
+"""How often an answer on its way tells where it stands, to those who keep that."""
 
 _PICTURE_NUMBERS = 64
 """Numbers of each layer in a picture of the state."""
@@ -65,6 +70,17 @@ class Piece:
     recalled: bool = False
     """Whether recall proposed the token; only looked at where pictures are asked for."""
     picture: Picture | None = None
+    ended: bool = False
+    """Whether it is the token that ends the answer, which has no text."""
+
+
+@dataclass(frozen=True)
+class Interim:
+    """Where an answer on its way stands: what there is of it if it ends here."""
+
+    text: str
+    snapshot: Snapshot
+    rng_state: RngState
 
 
 @dataclass(eq=False)
@@ -83,22 +99,32 @@ class Job:
     answer: AnswerText
     """Collects its text."""
     max_tokens: int
+    """0: only the prompt is read."""
     min_tokens: int = 0
     """Tokens before it may end."""
     top_logprobs: int | None = None
     """Tell the log-probabilities of each token and so many others."""
     pictures: bool = False
     """Tell what the state looks like."""
+    prompt_logprobs: bool = False
+    """Tell the log-probabilities of the prompt's tokens as well, `top_logprobs` being set."""
+    keep: bool = False
+    """Tell each second where the answer stands."""
     cancelled: bool = field(default=False, init=False)
     """Set by whoever asked, from any thread: the answer ends where it is."""
     news: Callable[[], None] = field(default=lambda: None, init=False)
     """Called, by the function that the engine notifies, when something below has changed."""
     pieces: deque[Piece] = field(default_factory=deque, init=False)
     """What was written and not yet taken by whoever asked."""
+    prompt: list[Chosen | None] = field(default_factory=list, init=False)
+    """How likely the tokens of `ids` were; None for one that nothing stands before."""
+    interim: Interim | None = field(default=None, init=False)
+    """Where the answer stood a moment ago."""
     written: int = field(default=0, init=False)
     """Tokens of the answer so far."""
     snapshot: Snapshot | None = field(default=None, init=False)
-    """Where the text stands after the answer; None if the prompt was not read to its end."""
+    """Where the text stands after the answer; None if the prompt was not read to its end, or the
+    answer was given up."""
     reason: FinishReason | None = field(default=None, init=False)
     """How the answer ended; None while it has not."""
 
@@ -120,13 +146,28 @@ class _Running:
         self.slot, self.last_token = -1, -1
         self.logits: np.ndarray | None = None
         """Scores of the next token, fp32 [V]."""
+        self.told = time.monotonic()
+        """When it was told where the answer stands."""
+
+    def snapshot(self, decoder: Decoder) -> Snapshot:
+        """Where the text stands while the answer is written."""
+        written = self.job.written
+        if not written:
+            return self.stream.snapshot
+        state = decoder.state(self.slot)
+        return Snapshot(state, self.last_token, self.stream.tokens_read + written)
 
 
 class Engine:
     """Writes the answers of all jobs on one thread, together."""
 
     def __init__(
-        self, decoder: Decoder, end: int, max_jobs: int, notify: Callable[[list[Job]], None]
+        self,
+        decoder: Decoder,
+        end: int,
+        max_jobs: int,
+        notify: Callable[[list[Job]], None],
+        queue: int = 0,
     ) -> None:
         """An engine that is not running yet.
 
@@ -135,8 +176,15 @@ class Engine:
             end: the token that ends an answer.
             max_jobs: jobs at the same time.
             notify: is told on the engine's thread, once a round, which jobs have news.
+            queue: jobs that wait besides, in the order in which they came.
         """
         self._decoder, self._end, self._max_jobs, self._notify = decoder, end, max_jobs, notify
+        self.room = max_jobs + queue
+        """Jobs that are accepted at the same time."""
+        self.seconds_per_job = 0.0
+        """Between the ends of two jobs while there is work, of late."""
+        self._last_end = time.monotonic()
+        self._waiting: deque[Job] = deque()
         self._arrivals: SimpleQueue[Job | None] = SimpleQueue()
         self._count, self._lock = 0, threading.Lock()
         self._news: list[Job] = []
@@ -148,6 +196,11 @@ class Engine:
         """Answers that are waiting or being written."""
         return self._count
 
+    @property
+    def waiting(self) -> int:
+        """Those of them that wait for one to end."""
+        return max(0, self._count - self._max_jobs)
+
     def start(self) -> None:
         """Begin."""
         self._thread.start()
@@ -155,15 +208,17 @@ class Engine:
     def stop(self) -> None:
         """End all answers where they are, and the thread; returns when it has ended."""
         self._arrivals.put(None)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
-    def submit(self, job: Job) -> bool:
-        """Accept a job; False if there are too many already."""
+    def submit(self, *jobs: Job) -> bool:
+        """Accept some jobs, or none of them: False if there are too many already."""
         with self._lock:
-            if self._count >= self._max_jobs:
+            if self._count + len(jobs) > self.room:
                 return False
-            self._count += 1
-        self._arrivals.put(job)
+            self._count += len(jobs)
+        for job in jobs:
+            self._arrivals.put(job)
         return True
 
     def _run(self) -> None:
@@ -179,7 +234,9 @@ class Engine:
             self._tell()
         while not self._arrivals.empty():
             if job := self._arrivals.get():
-                self._finish(job, "cancelled", None)
+                self._waiting.append(job)
+        while self._waiting:
+            self._finish(self._waiting.popleft(), "cancelled", None)
         for running in self._reading:
             self._finish(running.job, "cancelled", None)
         for running in list(self._writing):
@@ -199,8 +256,16 @@ class Engine:
             job = self._arrivals.get()
             if job is None:
                 return False
-            self._reading.append(_Running(job, Stream(self._decoder, job.start)))
+            self._waiting.append(job)
+            if idle:
+                self._last_end = time.monotonic()
             idle = False
+        for job in [job for job in self._waiting if job.cancelled]:
+            self._waiting.remove(job)
+            self._finish(job, "cancelled", None)
+        while self._waiting and len(self._reading) + len(self._writing) < self._max_jobs:
+            job = self._waiting.popleft()
+            self._reading.append(_Running(job, Stream(self._decoder, job.start)))
         return True
 
     def _round(self) -> None:
@@ -235,7 +300,10 @@ class Engine:
             part, running.unread = unread[:PREFILL_TOKENS], unread[PREFILL_TOKENS:]
             budget -= len(part)
             try:
-                stream.read(part)
+                if job.prompt_logprobs:
+                    _score(job, stream, part)
+                else:
+                    stream.read(part)
             except Exception:
                 log.exception("a prompt could not be read")
                 self._finish(job, "error", None)
@@ -244,6 +312,8 @@ class Engine:
                 self._reading.append(running)
             elif job.answer.stopped:  # what was said before the stop string is read now
                 self._finish(job, "stop", stream.snapshot)
+            elif job.max_tokens == 0:
+                self._finish(job, "length", stream.snapshot)
             else:
                 running.slot, running.logits = self._decoder.add(stream.state), stream.logits
                 self._decoder.begin_answer(running.slot)
@@ -283,6 +353,8 @@ class Engine:
         job.written += 1
         running.last_token = token
         if token == self._end:
+            if chosen is not None:
+                job.pieces.append(Piece("", chosen, ended=True))
             self._end_writing(running, "stop")
             return
         text = job.answer.add(token)
@@ -294,6 +366,12 @@ class Engine:
             self._read_again(running)
         elif job.written >= job.max_tokens:
             self._end_writing(running, "length")
+        elif job.keep and time.monotonic() - running.told >= INTERIM_SECONDS:
+            running.told = time.monotonic()
+            snapshot = running.snapshot(self._decoder)
+            if snapshot.is_finite:
+                job.interim = Interim(job.answer.text_if_cut, snapshot, job.rng_state)
+                self._news.append(job)
 
     def _read_again(self, running: _Running) -> None:
         """Read the answer up to its stop string: the state then is of what was said, no more."""
@@ -307,22 +385,44 @@ class Engine:
 
     def _end_writing(self, running: _Running, reason: FinishReason) -> None:
         self._writing.remove(running)
-        stream, written = running.stream, running.job.written
-        after = stream.snapshot
-        if written:
-            state = self._decoder.state(running.slot)
-            after = Snapshot(state, running.last_token, stream.tokens_read + written)
+        after = running.snapshot(self._decoder)
         self._decoder.remove(running.slot)
         self._finish(running.job, reason, after)
 
     def _finish(self, job: Job, reason: FinishReason, snapshot: Snapshot | None) -> None:
+        """Tell how a job ended; a state that nothing can follow is told of no one."""
+        if snapshot is not None and not snapshot.is_finite:
+            log.error("an answer was given up: the state after it is not finite")
+            reason = "error"
+        snapshot = None if reason == "error" else snapshot
         rest = job.answer.finish()
         if rest:
             job.pieces.append(Piece(rest))
         job.snapshot, job.reason = snapshot, reason
+        now = time.monotonic()
+        self.seconds_per_job += (now - self._last_end - self.seconds_per_job) / 16
+        self._last_end = now
         with self._lock:
             self._count -= 1
         self._news.append(job)
+
+
+def _score(job: Job, stream: Stream, ids: Sequence[int]) -> None:
+    """Read a part of a prompt, and tell how likely each of its tokens was."""
+    before = stream.logits
+    scores = stream.read_scored(ids)
+    rows = scores[:-1] if before is None else np.concatenate([before[None], scores[:-1]])
+    if before is None:
+        job.prompt.append(None)
+    count = job.top_logprobs or 0
+    logprobs = torch.log_softmax(torch.from_numpy(rows), dim=-1)
+    top = logprobs.topk(count, dim=-1)
+    told = logprobs[torch.arange(len(rows)), torch.tensor(ids[len(ids) - len(rows) :])]
+    for token, own, values, tokens in zip(
+        ids[len(ids) - len(rows) :], told.tolist(), top.values.tolist(), top.indices.tolist(),
+        strict=True,
+    ):  # fmt: skip
+        job.prompt.append(Chosen(token, own, list(zip(tokens, values, strict=True))))
 
 
 def _how_likely(logits: np.ndarray, token: int, count: int) -> Chosen:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from newllm.model.kernels.numerics import FAST, ONE, ZERO, exp
+from newllm.model.kernels.numerics import FAST, ONE, ZERO, exp, one_thread
 
 BLOCK = 64
 """Entries that are added up at once; the work space is a multiple of it."""
@@ -27,7 +27,7 @@ def work_space(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros(blocks * BLOCK, np.float32), np.zeros(blocks, np.float32)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+@one_thread
 def draw(logits, forbidden, recent, penalty, temperature, top_p, uniform, weights, sums):
     """A token for logits [V]; -1 if none can be drawn (NaN, infinity, everything forbidden).
 

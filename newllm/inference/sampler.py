@@ -1,7 +1,8 @@
-"""Choosing the next token: temperature, nucleus, repetition penalty, and the random numbers."""
+"""Choosing the next token: temperature, top-p, top-k, min-p, penalties, and the random numbers."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 
 PENALTY_WINDOW = 64
 """The repetition penalty is on so many tokens, the last ones of the answer."""
+
+_LARGEST = 1e30
+"""A larger temperature or penalty is this one: beyond it fp32 has no products left."""
 
 RngState = dict[str, int]
 """State of numpy's PCG64 generator, from which a sampler takes its random numbers."""
@@ -27,6 +31,15 @@ class Sampling:
     """None: another text every time."""
     repetition_penalty: float = 1.1
     """Scores of the answer's last tokens are divided by it, >= 1; 1 leaves them as they are."""
+    top_k: int = 0
+    """Only so many of the likeliest tokens are drawn (arXiv:1805.04833); 0: any."""
+    min_p: float = 0.0
+    """Only tokens of at least this fraction of the likeliest one's probability are drawn, 0..1
+    (arXiv:2407.01082)."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's score for each time that the answer has it."""
+    presence_penalty: float = 0.0
+    """Taken off a token's score once the answer has it."""
 
 
 class Sampler:
@@ -44,9 +57,15 @@ class Sampler:
         if rng_state is not None:
             self.rng_state = rng_state
         self._uniform = np.random.Generator(self._generator).random
-        self._temperature = np.float32(sampling.temperature)
+        self._temperature = np.float32(min(sampling.temperature, _LARGEST))
         self._top_p = np.float32(sampling.top_p)
-        self._penalty = np.float32(sampling.repetition_penalty)
+        self._penalty = np.float32(min(sampling.repetition_penalty, _LARGEST))
+        self._plain = not (
+            sampling.top_k or sampling.min_p or sampling.frequency_penalty
+            or sampling.presence_penalty
+        )  # fmt: skip
+        self._times: Counter[int] = Counter()
+        """How often the answer has each of its tokens; only counted where a penalty asks."""
         self._forbidden = tuple(forbidden)
         self._forbidden_ids: dict[tuple[int, ...], np.ndarray] = {}
         self._recent, self._written = np.zeros(PENALTY_WINDOW, np.int64), 0
@@ -70,6 +89,7 @@ class Sampler:
     def begin_answer(self) -> None:
         """Forget which tokens were written last: what an answer repeats is its own words."""
         self._written = 0
+        self._times.clear()
 
     def draw(self, logits: np.ndarray, also_forbidden: tuple[int, ...] = ()) -> int:
         """The next token for logits, fp32 [V].
@@ -85,6 +105,10 @@ class Sampler:
             self._entries, self._space = len(logits), self._nucleus.work_space(len(logits))
             self._written = 0  # tokens of another vocabulary mean nothing in this one
         recent = self._recent[: self._written if self._penalty != 1 else 0]
+        if not self._plain:
+            logits = self._penalized(logits, recent)
+            recent = recent[:0]
+            forbidden = np.union1d(forbidden, self._ruled_out(logits, forbidden))
         token = self._nucleus.draw(
             logits, forbidden, recent, self._penalty, self._temperature, self._top_p,
             self._uniform(), *self._space,
@@ -93,4 +117,29 @@ class Sampler:
             raise FloatingPointError("no token can be drawn: the model's scores are not finite")
         self._recent[self._written % PENALTY_WINDOW] = token
         self._written += 1
+        if not self._plain:
+            self._times[token] += 1
         return token
+
+    def _penalized(self, logits: np.ndarray, recent: np.ndarray) -> np.ndarray:
+        """Scores after all penalties, fp32 [V]."""
+        logits, repeated = logits.copy(), np.unique(recent)
+        scores = logits[repeated]
+        logits[repeated] = np.where(scores > 0, scores / self._penalty, scores * self._penalty)
+        if self._times:
+            tokens, times = np.array(list(self._times)), np.array(list(self._times.values()))
+            per_time, once = self.sampling.frequency_penalty, self.sampling.presence_penalty
+            logits[tokens] -= (per_time * times + once).astype(np.float32)
+        return logits
+
+    def _ruled_out(self, logits: np.ndarray, forbidden: np.ndarray) -> np.ndarray:
+        """Ids that top-k or min-p leave no chance; of equal scores the first ids stay."""
+        scores = logits.astype(np.float64)
+        scores[forbidden] = -np.inf
+        top_k, min_p = self.sampling.top_k, self.sampling.min_p
+        out = np.zeros(len(scores), bool)
+        if min_p > 0:
+            out |= scores < scores.max() + float(self._temperature) * np.log(min_p)
+        if 0 < top_k < len(scores):
+            out[np.argsort(-scores, kind="stable")[top_k:]] = True
+        return out.nonzero()[0]

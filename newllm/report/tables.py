@@ -10,10 +10,10 @@ from typing import Any
 
 from newllm.chat.dialogue import model_state_bytes
 from newllm.config import parse
+from newllm.data.encode import Accounting
 from newllm.data.prepare import Encoding, prepare_training
-from newllm.data.sources import open_source
+from newllm.data.sources import open_chosen
 from newllm.data.tokenizers import Tokenizer, from_dict
-from newllm.datasets import find_dataset
 from newllm.model import meta_model
 from newllm.report.text import columns
 from newllm.results.records import without_counts
@@ -154,7 +154,7 @@ def data_facts(dataset: str, flags: Mapping[str, Any]) -> Facts:
     """What `newllm data` says: accounting of both splits and a rendered example."""
     settings = resolve(dataset, flags)
     encoding = Encoding.of(settings)
-    source = open_source(find_dataset(dataset), settings.data, settings.subset, encoding.head)
+    source = open_chosen(settings)
     encoded = prepare_training(source, encoding)
     split, tokenizer = encoded.splits["train"], encoded.tokenizer
     example = split.tokens(0, 0, int(split.lengths[0])).tolist()
@@ -168,6 +168,8 @@ def data_facts(dataset: str, flags: Mapping[str, Any]) -> Facts:
         "splits": {name: asdict(counts) for name, counts in encoded.accounting.items()},
         "example": _show(tokenizer, example),
         "example_assistant": split.assistant(0, 0, len(example)).tolist(),
+        "decontaminate": settings.decontaminate,
+        "notes": list(encoded.notes),
         "folder": str(encoded.folder),
     }
 
@@ -179,6 +181,7 @@ def data_table(facts: Mapping[str, Any]) -> str:
         "tokenizer": f"{facts['tokenizer']}, {facts['vocab_size']:,} entries",
         "encoded in": facts["folder"],
     }
+    lines |= {f"note {number}": note for number, note in enumerate(facts["notes"], start=1)}
     for name, counts in facts["splits"].items():
         lines[name] = f"{counts['rows']:,} rows, {counts['malformed']:,} malformed"
         lines[f"  {name} conversations"] = f"{counts['documents']:,}"
@@ -193,10 +196,8 @@ def data_table(facts: Mapping[str, Any]) -> str:
                 f"{counts['content_bytes']:,}, of these the assistant's "
                 f"{counts['assistant_bytes']:,}"
             )
-        if counts["left_out"]:
-            lines[f"  {name} rows not used by the protocol"] = f"{counts['left_out']:,}"
-        if counts["replaced_surrogates"]:
-            lines[f"  {name} lone surrogates"] = f"{counts['replaced_surrogates']:,} replaced"
+        exceptions = Accounting(**counts).exceptions(name, facts["decontaminate"])
+        lines |= {f"  {what}": count for what, count in exceptions.items()}
         for number, place in enumerate(counts["malformed_examples"], start=1):
             lines[f"  {name} malformed {number}"] = place
     return f"{columns(lines)}\n\nFirst training row, as the model reads it:\n{facts['example']}"

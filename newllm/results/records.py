@@ -33,6 +33,10 @@ class Metrics(TypedDict):
     """The same for what the assistant says alone."""
     loss_without_counts: NotRequired[float]
     """Nats per scored token of a model with counts, by its network (and recall) alone."""
+    prefers_chosen: NotRequired[float]
+    """Of a training on preferences: share of validation pairs whose chosen answer is likelier."""
+    longer_chosen: NotRequired[float]
+    """Share of these pairs whose chosen answer is the longer one."""
 
 
 def size_text(parameters: int, counts_bytes: int) -> str:

@@ -29,13 +29,15 @@ class RunFiles:
         self.answers = folder / f"{name}.answers.jsonl"
         self.settings = folder / f"{name}.yaml"
         self.summary = folder / f"{name}.summary.json"
+        self.preferences = folder / f"{name}.preferences.json"
+        """The verdict of `newllm prefer`."""
         self.curves = folder / "tensorboard" / name
         """Folder of TensorBoard's files."""
 
     def existing(self) -> list[Path]:
         """Those files that are there, the resume file's predecessor included."""
         files = (self.best, self.final, self.resume, previous_path(self.resume), self.metrics,
-                 self.answers, self.settings, self.summary, self.curves)  # fmt: skip
+                 self.answers, self.settings, self.summary, self.preferences, self.curves)  # fmt: skip
         return [path for path in files if path.exists()]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from starlette.requests import Request
@@ -18,12 +19,30 @@ from newllm.inference.engine import Chosen, Piece
 from newllm.serve.schemas import ApiError
 from newllm.serve.service import Reply
 
-_GIVEN_UP = "the answer was given up: the model's scores are not finite (see the server's log)"
+GIVEN_UP = "the answer was given up: the model's scores are not finite (see the server's log)"
+
+Replies = Sequence[Reply]
+"""Of one request: of each prompt, all answers, one prompt after the other."""
+
+News = tuple[int, list[Piece]]
+"""Number of an answer, and what was written of it since the last time; at its end, nothing."""
+
+
+class Form(Protocol):
+    """How answers are told."""
+
+    def whole(self, replies: Replies, pieces: list[list[Piece]]) -> dict[str, Any]:
+        """The body of the response, when all answers have ended."""
+        ...
+
+    def events(self, replies: Replies) -> AsyncIterator[bytes]:
+        """The same as server-sent events, while they are written."""
+        ...
 
 
 @dataclass(frozen=True)
-class Form:
-    """The form of a response."""
+class OpenAIForm:
+    """A chat completion, or a text completion."""
 
     model: str
     tokenizer: Tokenizer
@@ -33,29 +52,83 @@ class Form:
     """Whether a stream ends with the usage."""
     more: Callable[[], dict[str, Any]] = dict
     """What the last message says besides, when the answer has ended."""
+    echoed: Sequence[tuple[str, int]] = ()
+    """Of each answer, if its prompt is told again: the prompt's text, and how many of the tokens
+    that were read are not told (the one that begins every text)."""
     id: str = field(default_factory=lambda: secrets.token_hex(12))
 
-    def head(self, reply: Reply, chunk: bool) -> dict[str, Any]:
+    def whole(self, replies: Replies, pieces: list[list[Piece]]) -> dict[str, Any]:
+        body = self._head(replies, chunk=False)
+        body["choices"] = [
+            self._choice(number, reply, pieces[number], whole=True)
+            for number, reply in enumerate(replies)
+        ]
+        return {**body, "usage": usage(replies), **self.more()}
+
+    async def events(self, replies: Replies) -> AsyncIterator[bytes]:
+        head = self._head(replies, chunk=True)
+        if self.chat:
+            first = {"role": "assistant", "content": ""}
+            for number in range(len(replies)):
+                yield _event({**head, "choices": [_delta(number, first, None)]})
+        begun: set[int] = set()
+        still_open = len(replies)
+        async for number, pieces in news(replies):
+            reply, first = replies[number], number not in begun
+            begun.add(number)
+            if pieces or (first and self.echoed):
+                told = self._choice(number, reply, pieces, whole=False, first=first)
+                body = {**head, "choices": [told]}
+                pictures = [piece.picture for piece in pieces if piece.picture is not None]
+                if pictures:
+                    body |= {**asdict(pictures[-1]), "usage": usage(replies)}
+                    body["pieces"] = [[piece.text, piece.recalled] for piece in pieces]
+                yield _event(body)
+            if not pieces and reply.job.reason == "error":
+                yield _event(ApiError(500, GIVEN_UP, "not_finite").to_dict())
+                return
+            if pieces:
+                continue
+            still_open -= 1
+            last = _delta(number, {}, why_ended(reply)) if self.chat else {
+                "text": "", "index": number, "logprobs": None, "finish_reason": why_ended(reply),
+            }  # fmt: skip
+            yield _event({**head, "choices": [last], **({} if still_open else self.more())})
+        if self.usage:
+            yield _event({**head, "choices": [], "usage": usage(replies)})
+        yield b"data: [DONE]\n\n"
+
+    def _head(self, replies: Replies, chunk: bool) -> dict[str, Any]:
         """What every message begins with."""
         kind = "text_completion"
         if self.chat:
             kind = "chat.completion.chunk" if chunk else "chat.completion"
         name = f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}"
-        return {"id": name, "object": kind, "created": reply.created, "model": self.model}
+        return {"id": name, "object": kind, "created": replies[0].created, "model": self.model}
 
-    def choice(self, reply: Reply, pieces: list[Piece], whole: bool) -> dict[str, Any]:
-        """The text of some pieces, or of all."""
+    def _choice(
+        self, number: int, reply: Reply, pieces: list[Piece], whole: bool, first: bool = True
+    ) -> dict[str, Any]:
+        """The text of some pieces, or of all; the prompt before it, if that is told and first."""
         text = reply.job.answer.text if whole else "".join(piece.text for piece in pieces)
-        reason = _reason(reply) if whole else None
+        prompt, untold = self.echoed[number] if self.echoed and first else ("", None)
+        reason = why_ended(reply) if whole else None
         chosen = [piece.chosen for piece in pieces if piece.chosen is not None]
         logprobs = None
-        if reply.job.top_logprobs is not None:
-            logprobs = self._chat_logprobs(chosen) if self.chat else self._text_logprobs(chosen)
-        rest = {"index": 0, "logprobs": logprobs, "finish_reason": reason}
+        if reply.job.top_logprobs is not None and self.chat:
+            ended = {id(p.chosen) for p in pieces if p.ended}
+            logprobs = self._chat_logprobs([t for t in chosen if id(t) not in ended])
+        elif reply.job.top_logprobs is not None:
+            read = [] if untold is None else reply.job.prompt[untold:]
+            ids = [] if untold is None else reply.job.ids[untold:]
+            logprobs = self._text_logprobs(
+                [*ids, *(t.token for t in chosen)], [*read, *chosen], reply, whole or first
+            )
+        rest = {"index": number, "logprobs": logprobs, "finish_reason": reason}
         if not self.chat:
-            return {"text": text, **rest}
+            return {"text": prompt + text, **rest}
         if whole:
-            return {"message": {"role": "assistant", "content": text}, **rest}
+            return {"message": {"role": "assistant", "content": text, "refusal": None}, **rest}
         return {"delta": {"content": text}, **rest}
 
     def _chat_logprobs(self, tokens: list[Chosen]) -> dict[str, Any]:
@@ -69,103 +142,125 @@ class Form:
         ]
         return {"content": content, "refusal": None}
 
-    def _text_logprobs(self, tokens: list[Chosen]) -> dict[str, Any]:
+    def _text_logprobs(
+        self, ids: Sequence[int], told: Sequence[Chosen | None], reply: Reply, from_start: bool
+    ) -> dict[str, Any]:
+        offsets, at = [], 0
+        for token in ids:
+            offsets.append(at)
+            at += len(self.tokenizer.piece(token).decode(errors="ignore"))
+        top = [t and {self._name(token): p for token, p in t.top} for t in told]
         return {
-            "tokens": [self._name(t.token) for t in tokens],
-            "token_logprobs": [t.logprob for t in tokens],
-            "top_logprobs": [{self._name(token): p for token, p in t.top} for t in tokens],
-            "text_offset": None,
+            "tokens": [self._name(token) for token in ids],
+            "token_logprobs": [t and t.logprob for t in told],
+            "top_logprobs": top,
+            "text_offset": offsets if from_start else None,
         }
 
     def _name(self, token: int) -> str:
         special = self.tokenizer.special_name(token)
-        return special or self.tokenizer.piece(token).decode(errors="replace")
+        if special:
+            return special
+        piece = self.tokenizer.piece(token)
+        try:
+            return piece.decode()
+        except UnicodeDecodeError:  # a part of a character: tokens have names of their own
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
-def usage(reply: Reply) -> dict[str, Any]:
+def usage(replies: Replies) -> dict[str, Any]:
     """Tokens of the whole conversation, and how many of them did not have to be read."""
-    job = reply.job
-    known, total = job.start.tokens_read, job.start.tokens_read + len(job.ids)
+    read = {(id(r.job.ids), id(r.job.start)): r.job for r in replies}.values()
+    known = sum(job.start.tokens_read for job in read)
+    total = known + sum(len(job.ids) for job in read)
+    written = sum(reply.job.written for reply in replies)
     return {
         "prompt_tokens": total,
-        "completion_tokens": job.written,
-        "total_tokens": total + job.written,
+        "completion_tokens": written,
+        "total_tokens": total + written,
         "prompt_tokens_details": {"cached_tokens": known},
     }
 
 
-async def whole_answer(request: Request, reply: Reply, form: Form) -> Response:
-    """Wait for the answer, unless the client leaves.
+def why_ended(reply: Reply) -> str | None:
+    """Why an answer ended, in OpenAI's words: a server that stops cuts answers as a limit does."""
+    return "length" if reply.job.reason == "cancelled" else reply.job.reason
+
+
+async def news(replies: Replies) -> AsyncIterator[News]:
+    """What is written of several answers, as it comes; the last of each, without pieces, says that
+    it has ended."""
+    if len(replies) == 1:
+        async for pieces in replies[0].pieces():
+            yield 0, pieces
+        return
+    told: asyncio.Queue[News | None] = asyncio.Queue()
+
+    async def follow(number: int, reply: Reply) -> None:
+        async for pieces in reply.pieces():
+            told.put_nowait((number, pieces))
+        told.put_nowait(None)
+
+    tasks = [asyncio.create_task(follow(*each)) for each in enumerate(replies)]
+    try:
+        open_ = len(tasks)
+        while open_:
+            if (new := await told.get()) is None:
+                open_ -= 1
+            else:
+                yield new
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def respond(request: Request, replies: Replies, form: Form, stream: bool) -> Response:
+    """The answers, whole or as a stream.
 
     Raises:
-        ApiError: the answer was given up.
+        ApiError: one was given up.
     """
-    pieces: list[Piece] = []
-
+    if stream:
+        return AnswerStream(replies, form)
+    pieces: list[list[Piece]] = [[] for _ in replies]
     async with anyio.create_task_group() as tasks:
 
         async def watch() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-            reply.leave()
+            _leave(replies)
 
         tasks.start_soon(watch)
-        async for new in reply.pieces():
-            pieces += new
+        async for number, new in news(replies):
+            pieces[number] += new
         tasks.cancel_scope.cancel()
-    if reply.job.reason == "error":
-        raise ApiError(500, _GIVEN_UP, "not_finite")
-    body = form.head(reply, chunk=False)
-    body["choices"] = [form.choice(reply, pieces, whole=True)]
-    return JSONResponse({**body, "usage": usage(reply), **form.more()})
+    if any(reply.job.reason == "error" for reply in replies):
+        raise ApiError(500, GIVEN_UP, "not_finite")
+    return JSONResponse(form.whole(replies, pieces))
+
+
+def _leave(replies: Replies) -> None:
+    for reply in replies:
+        reply.leave()
 
 
 class AnswerStream(StreamingResponse):
-    """The answer as server-sent events. A client that leaves ends it."""
+    """The answers as server-sent events. A client that leaves ends them."""
 
-    def __init__(self, reply: Reply, form: Form) -> None:
-        self._reply = reply
+    def __init__(self, replies: Replies, form: Form) -> None:
+        self._replies = replies
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(_events(reply, form), media_type="text/event-stream", headers=headers)
+        super().__init__(form.events(replies), media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._reply.leave()
+            _leave(self._replies)
 
 
-async def _events(reply: Reply, form: Form) -> AsyncIterator[bytes]:
-    head = form.head(reply, chunk=True)
-    if form.chat:
-        first = {"role": "assistant", "content": ""}
-        yield _event({**head, "choices": [_delta(first, None)]})
-    async for pieces in reply.pieces():
-        body = {**head, "choices": [form.choice(reply, pieces, whole=False)]}
-        pictures = [piece.picture for piece in pieces if piece.picture is not None]
-        if pictures:
-            body |= {**asdict(pictures[-1]), "usage": usage(reply)}
-            body["pieces"] = [[piece.text, piece.recalled] for piece in pieces]
-        yield _event(body)
-    if reply.job.reason == "error":
-        yield _event(ApiError(500, _GIVEN_UP, "not_finite").to_dict())
-        return
-    last = _delta({}, _reason(reply)) if form.chat else {
-        "text": "", "index": 0, "logprobs": None, "finish_reason": _reason(reply),
-    }  # fmt: skip
-    yield _event({**head, "choices": [last], **form.more()})
-    if form.usage:
-        yield _event({**head, "choices": [], "usage": usage(reply)})
-    yield b"data: [DONE]\n\n"
-
-
-def _delta(delta: dict[str, Any], reason: str | None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-
-
-def _reason(reply: Reply) -> str | None:
-    """Why it ended, in OpenAI's words: a server that stops cuts answers as a limit does."""
-    return "length" if reply.job.reason == "cancelled" else reply.job.reason
+def _delta(number: int, delta: dict[str, Any], reason: str | None) -> dict[str, Any]:
+    return {"index": number, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
 def _event(body: dict[str, Any]) -> bytes:

@@ -1,8 +1,10 @@
-"""The routes: OpenAI's end points, the conversations kept here, health, metrics, and the page."""
+"""The routes that any client of OpenAI's knows, and health, metrics, tokens, the page."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -11,39 +13,38 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import newllm
-from newllm.chat import session_file
-from newllm.chat.dialogue import Dialogue, knows_system, model_state_bytes, prompt_ids
+from newllm.chat.dialogue import knows_system, prompt_ids
 from newllm.datasets.conversations import Conversation
 from newllm.errors import UserError
 from newllm.inference.decoder import START
 from newllm.inference.engine import Job
 from newllm.inference.sampler import Sampling
-from newllm.serve.answers import AnswerStream, Form, whole_answer
-from newllm.serve.page_files import page_headers, read_page
+from newllm.serve.answers import OpenAIForm, respond
+from newllm.serve.page_files import PageFile, page_headers, read_page
 from newllm.serve.protect import read_body
+from newllm.serve.responses import ResponsesForm
 from newllm.serve.schemas import (
     AnswerRequest,
     ApiError,
     ChatRequest,
     CompletionRequest,
-    SessionRequest,
-    TurnRequest,
+    DetokenizeRequest,
+    ResponsesRequest,
+    TokenizeRequest,
+    first_reason,
     invalid_body,
 )
-from newllm.serve.service import Reply, Service
-from newllm.serve.store import Session
-
-_SESSION = "/v1/sessions/{id}"
+from newllm.serve.service import Reply, Served, Service
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
 class Api:
-    """The routes that any client of OpenAI's knows."""
+    """The routes of a service, but for its sessions."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._page, self._page_headers = read_page(), page_headers()
+        self._page_headers = page_headers()
 
     def routes(self) -> list[Route]:
         """Method, path and handler."""
@@ -54,214 +55,174 @@ class Api:
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.complete, methods=["POST"]),
-            Route("/{name:path}", self.page),
+            Route("/v1/responses", self.responses, methods=["POST"]),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
+            *(Route(f"/{name}", self._page(file)) for name, file in read_page().items()),
         ]
 
     async def health(self, request: Request) -> Response:
         """200 while requests are taken."""
-        if self._service.stopping:
+        service = self._service
+        if service.stopping:
             raise ApiError(503, "the server is shutting down", "shutting_down")
-        return JSONResponse({"status": "ok", "active_answers": self._service.engine.jobs})
+        told = {"active_answers": service.active, "waiting_answers": service.waiting}
+        return JSONResponse({"status": "ok", **told})
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
         return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def models(self, request: Request) -> Response:
-        """The one model."""
-        return JSONResponse({"object": "list", "data": [model_facts(self._service)]})
+        """The models, each by all its names."""
+        facts = [model_facts(self._service, name) for name in self._service.names]
+        return JSONResponse({"object": "list", "data": facts})
 
     async def model(self, request: Request) -> Response:
-        """The same by its name."""
-        check_model(self._service, request.path_params["name"])
-        return JSONResponse(model_facts(self._service))
+        """One by its name."""
+        name = request.path_params["name"]
+        self._service.find(name)
+        return JSONResponse(model_facts(self._service, name))
 
     async def chat(self, request: Request) -> Response:
-        """The answer to a conversation, read on from its longest beginning whose state is kept."""
-        service = self._service
-        asked = await body_as(ChatRequest, request, service)
-        check_model(service, asked.model)
+        """Answers to a conversation, read on from its longest beginning whose state is kept."""
+        asked = await body_as(ChatRequest, request, self._service)
+        top = (asked.top_logprobs or 0) if asked.logprobs else None
+        served, replies = await self._answers(asked, asked.n, top)
+        return await respond(request, replies, form(served, asked), asked.stream)
+
+    async def responses(self, request: Request) -> Response:
+        """The same in OpenAI's newer form."""
+        asked = await body_as(ResponsesRequest, request, self._service)
+        try:
+            chat = asked.as_chat()
+        except ValidationError as error:
+            reason = first_reason(error).replace("messages", "input")
+            raise ApiError(400, reason, "invalid_value", "input") from None
+        _, replies = await self._answers(chat, 1, None)
+        drawn = chat.sampling(Sampling())
+        told = ResponsesForm(asked, drawn.temperature, drawn.top_p)
+        return await respond(request, replies, told, asked.stream)
+
+    async def _answers(
+        self, asked: ChatRequest, count: int, top_logprobs: int | None
+    ) -> tuple[Served, list[Reply]]:
+        """Have answers to a conversation written."""
+        service, served = self._service, self._service.find(asked.model)
         messages = asked.conversation
-        renderer = service.model.renderer
-        if any(m["role"] == "system" for m in messages) and not knows_system(renderer):
-            raise ApiError(
-                400, "this model knows no system message", "unsupported_value", "messages"
-            )
-        start, known = service.cache.find(messages)
-        ids = await asyncio.to_thread(prompt_ids, renderer, messages[known:], start)
+        if any(m["role"] == "system" for m in messages):
+            check_system(served, "messages")
+        start, known = served.cache.find(messages)
+        ids = await asyncio.to_thread(prompt_ids, served.renderer, messages[known:], start)
+        begun = asked.begun or ""
+        if begun:
+            ids += (await asyncio.to_thread(served.tokenizer.encode_batch, [begun]))[0]
 
         def finished(job: Job) -> None:
             if job.snapshot is not None:
-                answer: Conversation = [{"role": "assistant", "content": job.answer.text}]
-                service.cache.add(messages + answer, job.snapshot)
+                said = begun + job.answer.text
+                answer: Conversation = [{"role": "assistant", "content": said}]
+                served.cache.add(messages + answer, job.snapshot)
 
-        top = (asked.top_logprobs or 0) if asked.logprobs else None
-        sampling = asked.sampling(Sampling())
-        reply = service.begin(start, ids, asked, sampling, finished, top_logprobs=top)
-        return await respond(request, asked, reply, form(service, asked))
+        replies = service.begin(
+            served, start, ids, asked, samplings(asked, count), finished,
+            top_logprobs=top_logprobs, trim=not begun,
+        )  # fmt: skip
+        service.metrics.tokens_cached.inc(start.tokens_read)
+        return served, replies
 
     async def complete(self, request: Request) -> Response:
-        """How a text goes on."""
+        """How texts go on; with `echo` and `logprobs`, also how likely they are."""
         service = self._service
         asked = await body_as(CompletionRequest, request, service)
-        check_model(service, asked.model)
-        tokenizer = service.model.tokenizer
-        words = await asyncio.to_thread(tokenizer.encode_batch, [asked.text])
-        ids, sampling = [tokenizer.bos, *words[0]], asked.sampling(Sampling())
-        reply = service.begin(
-            START, ids, asked, sampling, lambda job: None, top_logprobs=asked.logprobs, trim=False
-        )
-        return await respond(request, asked, reply, form(service, asked, chat=False))
+        served = service.find(asked.model)
+        prompts = asked.prompts
+        if isinstance(prompts[0], str):
+            texts: Sequence[Any] = prompts
+            words = await asyncio.to_thread(served.tokenizer.encode_batch, texts)
+        else:
+            words = [known_ids(served, list(ids), "prompt") for ids in prompts]  # type: ignore[arg-type]
+        service.check_room(served, len(prompts) * asked.n)
+        bos = served.tokenizer.bos
+        replies: list[Reply] = []
+        echoed: list[tuple[str, int]] = []
+        for ids, prompt in zip(words, prompts, strict=True):
+            begins = ids[:1] == [bos]
+            try:
+                replies += service.begin(
+                    served, START, ids if begins else [bos, *ids], asked,
+                    samplings(asked, asked.n), _nothing, top_logprobs=asked.logprobs, trim=False,
+                    prompt_logprobs=asked.echo and asked.logprobs is not None,
+                )  # fmt: skip
+            except ApiError:
+                for reply in replies:  # all of a request's answers, or none
+                    reply.leave()
+                raise
+            text = prompt if isinstance(prompt, str) else served.tokenizer.decode(ids)
+            echoed += [(text, 0 if begins else 1)] * asked.n
+        told = form(served, asked, chat=False, echoed=echoed if asked.echo else ())
+        return await respond(request, replies, told, asked.stream)
 
-    async def page(self, request: Request) -> Response:
+    async def tokenize(self, request: Request) -> Response:
+        """The tokens of a text, or of a conversation as an answer is written to it."""
+        asked = await body_as(TokenizeRequest, request, self._service)
+        served = self._service.find(asked.model)
+        if (chat := asked.as_chat()) is not None:
+            if any(m["role"] == "system" for m in chat.conversation):
+                check_system(served, "messages")
+            encode = partial(prompt_ids, served.renderer, chat.conversation, START)
+            ids = await asyncio.to_thread(encode)
+        else:
+            text = asked.prompt if asked.content is None else asked.content
+            ids = (await asyncio.to_thread(served.tokenizer.encode_batch, [text or ""]))[0]
+            ids = [served.tokenizer.bos, *ids] if asked.add_special else ids
+        return JSONResponse({"tokens": ids, "count": len(ids)})
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of tokens."""
+        asked = await body_as(DetokenizeRequest, request, self._service)
+        served = self._service.find(asked.model)
+        text = served.tokenizer.decode(known_ids(served, asked.tokens, "tokens"))
+        return JSONResponse({"content": text, "prompt": text})
+
+    def _page(self, file: PageFile) -> Callable[[Request], Any]:
         """A file of the browser page; a browser that has it already is told so."""
-        file = self._page.get(request.path_params["name"])
-        if file is None:
-            raise ApiError(404, "there is nothing here; see docs/SERVING.md", "not_found")
-        headers = {**self._page_headers, "ETag": file.tag}
-        if file.tag in request.headers.get("if-none-match", ""):
-            return Response(status_code=304, headers=headers)
-        return Response(file.content, media_type=file.kind, headers=headers)
+
+        async def page(request: Request) -> Response:
+            headers = {**self._page_headers, "ETag": file.tag}
+            if file.tag in request.headers.get("if-none-match", ""):
+                return Response(status_code=304, headers=headers)
+            return Response(file.content, media_type=file.kind, headers=headers)
+
+        return page
 
 
-class SessionRoutes:
-    """Conversations that the server keeps: only the new turn is sent, only the state is stored."""
+def _nothing(job: Job) -> None:
+    pass
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
 
-    def routes(self) -> list[Route]:
-        """Method, path and handler."""
-        return [
-            Route("/v1/sessions", self.list, methods=["GET"]),
-            Route("/v1/sessions", self.create, methods=["POST"]),
-            Route("/v1/sessions/file", self.upload, methods=["POST"]),
-            Route(_SESSION, self.show, methods=["GET"]),
-            Route(_SESSION, self.delete, methods=["DELETE"]),
-            Route(f"{_SESSION}/turns", self.turn, methods=["POST"]),
-            Route(f"{_SESSION}/fork", self.fork, methods=["POST"]),
-            Route(f"{_SESSION}/undo", self.undo, methods=["POST"]),
-            Route(f"{_SESSION}/file", self.download, methods=["GET"]),
-        ]
+def samplings(asked: Any, count: int) -> list[Sampling]:
+    """How the tokens of each of a request's answers are drawn."""
+    return [asked.sampling(Sampling(), number) for number in range(count)]
 
-    async def list(self, request: Request) -> Response:
-        """All, the most recently used first."""
-        sessions = [self._facts(session) for session in self._service.store.list()]
-        return JSONResponse({"object": "list", "data": sessions})
 
-    async def create(self, request: Request) -> Response:
-        """A conversation that has not begun."""
-        service = self._service
-        asked = await body_as(SessionRequest, request, service)
-        if asked.system is not None and not knows_system(service.model.renderer):
-            raise ApiError(400, "this model knows no system message", "unsupported_value", "system")
-        try:
-            dialogue = Dialogue(asked.sampling(Sampling()), asked.system)
-        except UserError as error:
-            raise ApiError(400, str(error), "invalid_value", "system") from None
-        return self._told(service.store.add(dialogue), 201)
+def known_ids(served: Served, ids: list[int], param: str) -> list[int]:
+    """Ids of a request.
 
-    async def upload(self, request: Request) -> Response:
-        """A conversation from a session file."""
-        service = self._service
-        limits, model = service.limits, service.model
-        most = session_file.largest_file(model.model)
-        content = await read_body(request, most, limits.client_seconds)
-        try:
-            dialogue = session_file.decode(
-                content, model.model, model.renderer, "the session file", model.fingerprint
-            )
-        except UserError as error:
-            raise ApiError(400, str(error), "invalid_session_file") from None
-        return self._told(service.store.add(dialogue), 201)
+    Raises:
+        ApiError: one that the model does not have.
+    """
+    most = served.tokenizer.vocab_size
+    if any(token >= most for token in ids):
+        message = f"{param}: this model's tokens are 0 to {most - 1}"
+        raise ApiError(400, message, "invalid_value", param)
+    return ids
 
-    async def show(self, request: Request) -> Response:
-        """One, with its transcript."""
-        session, dialogue = self._find(request)
-        return JSONResponse({**self._facts(session), "transcript": dialogue.transcript})
 
-    async def delete(self, request: Request) -> Response:
-        """Forget one."""
-        name = request.path_params["id"]
-        self._service.store.delete(name)
-        return JSONResponse({"id": name, "object": "session.deleted", "deleted": True})
-
-    async def turn(self, request: Request) -> Response:
-        """Say something; the answer is told as a chat completion's."""
-        service = self._service
-        asked = await body_as(TurnRequest, request, service)
-        session, dialogue = self._find(request, idle=True)
-        start = dialogue.next_turn
-        session.busy = True
-        try:
-            ids = await asyncio.to_thread(dialogue.prompt, service.model.renderer, asked.content)
-
-            def finished(job: Job) -> None:
-                session.busy = False
-                if job.snapshot is not None:
-                    dialogue.add_turn(asked.content, job.answer.text, job.snapshot, job.rng_state)
-                    service.store.changed(session)
-
-            reply = service.begin(
-                start.snapshot,
-                ids,
-                asked,
-                asked.sampling(dialogue.sampling),
-                finished,
-                rng_state=start.rng_state if asked.seed is None else None,
-                pictures=asked.context,
-            )
-        except BaseException:
-            session.busy = False
-            raise
-        told = Form(
-            service.name,
-            service.model.tokenizer,
-            usage=True,
-            more=lambda: {"session": self._facts(session)},
-        )
-        return await respond(request, asked, reply, told)
-
-    async def fork(self, request: Request) -> Response:
-        """A second conversation that goes on from where this one is."""
-        _, dialogue = self._find(request, idle=True)
-        return self._told(self._service.store.add(dialogue.fork()), 201)
-
-    async def undo(self, request: Request) -> Response:
-        """Go back to before the last turn."""
-        session, dialogue = self._find(request, idle=True)
-        try:
-            dialogue.undo()
-        except UserError as error:
-            raise ApiError(409, str(error), "nothing_to_undo") from None
-        self._service.store.changed(session)
-        return self._told(session)
-
-    async def download(self, request: Request) -> Response:
-        """One as a file of some kilobytes."""
-        session, dialogue = self._find(request, idle=True)
-        model = self._service.model
-        content = session_file.encode(dialogue, model.model, model.renderer, model.fingerprint)
-        headers = {"Content-Disposition": f'attachment; filename="{session.id[:8]}.session"'}
-        return Response(content, media_type="application/octet-stream", headers=headers)
-
-    def _find(self, request: Request, idle: bool = False) -> tuple[Session, Dialogue]:
-        return self._service.store.get(request.path_params["id"], idle)
-
-    def _told(self, session: Session, status: int = 200) -> Response:
-        return JSONResponse(self._facts(session), status)
-
-    def _facts(self, session: Session) -> dict[str, Any]:
-        return {
-            "id": session.id,
-            "object": "session",
-            "created": int(session.created),
-            "last_used": int(session.last_used),
-            "model": self._service.name,
-            "busy": session.busy,
-            "state_bytes": model_state_bytes(self._service.model.model),
-            **session.facts,
-        }
+def check_system(served: Served, param: str) -> None:
+    """Raises ApiError if a model knows no system message."""
+    if not knows_system(served.renderer):
+        raise ApiError(400, "this model knows no system message", "unsupported_value", param)
 
 
 async def body_as(schema: type[Body], request: Request, service: Service) -> Body:
@@ -275,36 +236,26 @@ async def body_as(schema: type[Body], request: Request, service: Service) -> Bod
     try:
         return schema.model_validate_json(content)
     except ValidationError as error:
-        raise invalid_body(error) from None
+        raise invalid_body(error, content) from None
+    except UserError as error:
+        raise ApiError(400, str(error), "invalid_value") from None
 
 
-async def respond(request: Request, asked: AnswerRequest, reply: Reply, form: Form) -> Response:
-    """The answer, whole or as a stream."""
-    if asked.stream:
-        return AnswerStream(reply, form)
-    return await whole_answer(request, reply, form)
-
-
-def form(service: Service, asked: AnswerRequest, chat: bool = True) -> Form:
+def form(
+    served: Served, asked: AnswerRequest, chat: bool = True, usage: bool = False, **more: Any
+) -> OpenAIForm:
     """The form of the response."""
-    usage = asked.stream_options is not None and asked.stream_options.include_usage
-    return Form(service.name, service.model.tokenizer, chat, usage)
+    usage |= asked.stream_options is not None and asked.stream_options.include_usage
+    name = getattr(asked, "model", served.name)
+    return OpenAIForm(name, served.tokenizer, chat, usage, **more)
 
 
-def check_model(service: Service, name: str) -> None:
-    """Raises ApiError if it is not the one that is served."""
-    if name != service.name:
-        raise ApiError(
-            404, f"there is no model {name[:100]!r}; this server has {service.name}",
-            "model_not_found", "model",
-        )  # fmt: skip
-
-
-def model_facts(service: Service) -> dict[str, Any]:
-    """The model as `/v1/models` lists it."""
-    model, settings = service.model, service.model.settings
+def model_facts(service: Service, name: str) -> dict[str, Any]:
+    """A model as `/v1/models` lists it."""
+    served = service.find(name)
+    model, settings = served.model, served.model.settings
     return {
-        "id": service.name,
+        "id": name,
         "object": "model",
         "created": service.created,
         "owned_by": "newllm",
@@ -318,8 +269,8 @@ def model_facts(service: Service) -> dict[str, Any]:
             "context_dim": settings.context_dim,
             "dataset": settings.dataset,
             "tokenizer": model.tokenizer.kind,
-            "system_messages": knows_system(model.renderer),
-            "state_bytes": model_state_bytes(model.model),
+            "system_messages": knows_system(served.renderer),
+            "state_bytes": served.state_bytes,
             "kv_cache_bytes_per_token": 2 * settings.num_layers * settings.embed_dim * 4,
             "max_prompt_tokens": service.limits.prompt_tokens,
             "max_answer_tokens": service.limits.answer_tokens,

@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
-import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import click
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
-from newllm.errors import Stopped, UserError
+from newllm.errors import Stopped
 from newllm.inference.sampler import Sampling
-from newllm.serve.api import Api, SessionRoutes
-from newllm.serve.protect import Guard
+from newllm.serve.api import Api
+from newllm.serve.connections import allow_connections, bind, make_server
+from newllm.serve.openapi import document
+from newllm.serve.protect import Access, Guard
 from newllm.serve.schemas import ApiError
 from newllm.serve.service import Limits, Service
+from newllm.serve.session_routes import SessionRoutes
 from newllm.trained import TrainedModel
 
-_GRACE_SECONDS = 10
-"""How long answers that are being written may go on when the server is told to stop."""
 
-log = logging.getLogger("newllm.serve")
-
-
-def make_app(service: Service, api_key: str | None = None, loopback: bool = True) -> Starlette:
+def make_app(service: Service, access: Access | None = None) -> Starlette:
     """The app of a service, which runs while the app does.
 
     Args:
         service: not started yet.
-        api_key: what clients must send as `Authorization: Bearer ..`, if anything.
-        loopback: whether the server answers only under the names of this machine.
+        access: who may ask; this machine alone, if nothing is said.
     """
+    access = access or Access()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -49,19 +46,30 @@ def make_app(service: Service, api_key: str | None = None, loopback: bool = True
         yield
         await service.stop()
 
+    told = document(access.api_key is not None)
+
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(told)
+
     guard = Middleware(
-        Guard,
-        metrics=service.metrics,
-        api_key=api_key,
-        loopback=loopback,
-        client_seconds=service.limits.client_seconds,
+        Guard, metrics=service.metrics, access=access, client_seconds=service.limits.client_seconds
     )
-    return Starlette(
-        routes=[*SessionRoutes(service).routes(), *Api(service).routes()],
-        middleware=[guard],
+    others = Middleware(
+        CORSMiddleware, allow_origins=list(access.origins), allow_methods=["*"],
+        allow_headers=["*"], expose_headers=["Retry-After", "Content-Disposition"],
+        allow_private_network=True,
+    )  # fmt: skip
+    app = Starlette(
+        routes=[
+            *SessionRoutes(service).routes(), *Api(service).routes(),
+            Route("/openapi.json", openapi),
+        ],
+        middleware=[others, guard] if access.origins else [guard],
         exception_handlers={ApiError: _refuse, HTTPException: _refuse_http, Exception: _fault},
         lifespan=lifespan,
-    )
+    )  # fmt: skip
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
@@ -70,92 +78,89 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 async def _refuse_http(request: Request, error: Exception) -> Response:
-    """What starlette itself refuses: an unknown method."""
+    """What starlette itself refuses: an unknown path, another method."""
     assert isinstance(error, HTTPException)
-    return ApiError(error.status_code, error.detail.lower()).response()
+    path = request.url.path
+    if error.status_code == 404:
+        known = {route.path for route in request.app.routes}
+        beneath = f"/v1{path}"
+        hint = f"did you mean {beneath}? The base URL ends in /v1" if beneath in known else (
+            "see /docs for what there is; OpenAI's end points are below /v1"
+        )  # fmt: skip
+        return ApiError(404, f"there is nothing here; {hint}", "not_found").response()
+    exact = [r for r in request.app.routes if r.path == path]
+    routes = exact or [r for r in request.app.routes if r.path_regex.match(path)]
+    allowed = ", ".join(sorted({method for route in routes for method in route.methods}))
+    message = f"{request.method} is no method of this end point ({allowed})"
+    return ApiError(405, message, "method_not_allowed", headers={"Allow": allowed}).response()
 
 
 async def _fault(request: Request, error: Exception) -> Response:
     return ApiError(500, "a fault of the server; its log has more", "internal_error").response()
 
 
-class _Protocol(H11Protocol):
-    """Closes a connection on which no request is complete in time."""
-
-    seconds = Limits.client_seconds
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.loop.call_later(self.seconds, self._close_if_silent)
-
-    def _close_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
-
-
-def make_server(app: Starlette, host: str, port: int) -> uvicorn.Server:
-    """uvicorn for an app; port 0 takes a free one."""
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        http=_Protocol,
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-        limit_concurrency=1024,
-    )
-    return uvicorn.Server(config)
-
-
 def serve(
-    model: TrainedModel,
-    host: str,
+    models: Mapping[str, TrainedModel],
     port: int,
-    api_key: str | None,
+    access: Access,
     limits: Limits,
-    sessions_dir: Path | None,
+    sessions_dir: Path | None = None,
+    aliases: Mapping[str, str] | None = None,
+    log_level: str = "warning",
 ) -> None:
-    """Serve until SIGINT or SIGTERM.
+    """Serve until SIGINT, SIGTERM or SIGHUP.
+
+    Args:
+        models: by name; the first is meant where a request names none.
+        port: 0 takes a free one.
+        access: where it listens, and whom it answers.
+        limits: what it does at most.
+        sessions_dir: where conversations are kept.
+        aliases: further names of models.
+        log_level: of the log on standard error; from `info` on it has a line a request.
 
     Raises:
-        Stopped: when it was told to stop; everything is saved.
-        UserError: the port is taken.
+        Stopped: when it was told to stop; everything is saved that can be.
+        UserError: the port is taken, or the folder cannot be written.
     """
-    service = Service(model, model.path.stem, limits, sessions_dir)
-    loopback = host in ("127.0.0.1", "::1", "localhost")
-    server = make_server(make_app(service, api_key, loopback), host, port)
-    sockets = [_bind(server.config)]
-    model.chat(Sampling(temperature=0)).say("a", 2)  # compiles the step
-    address = f"http://{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}"
-    click.echo(f"{service.name}: {model.size}, at {address} (API: {address}/v1)")
-    if not loopback and api_key is None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("newllm").setLevel(log_level.upper())
+    limits = replace(limits, connections=allow_connections(limits))
+    service = Service(models, limits, sessions_dir, aliases)
+    server = make_server(make_app(service, access), access.host, port, limits)
+    sockets = [bind(access.host, port)]
+    for model in models.values():
+        model.chat(Sampling(temperature=0)).say("a", 2)  # compiles the step
+    host = f"[{access.host}]" if ":" in access.host else access.host
+    address = f"http://{host}:{sockets[0].getsockname()[1]}"
+    for name, model in models.items():
+        click.echo(f"{name}: {model.size}, at {address} (API: {address}/v1)")
+    if not access.loopback and access.api_key is None:
         click.echo("Anyone who can reach this machine can use it: consider --api-key", err=True)
     stopped_by = 0
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal stopped_by
         stopped_by = number
+        server.should_exit = True
 
-    # uvicorn shuts down on these, then raises them again for the handlers set before it.
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    # uvicorn shuts down on the first two, then raises them again for the handlers set before it.
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {n: signal.signal(n, note) for n in numbers}
     try:
         server.run(sockets)
     finally:
+        service.close()
         for number, handler in before.items():
             signal.signal(number, handler)
-    kept = f" Sessions in {sessions_dir}: {len(service.store)}." if sessions_dir else ""
-    raise Stopped(128 + stopped_by, f"The server has stopped.{kept}")
+    raise Stopped(128 + stopped_by, f"The server has stopped.{_saved(service, sessions_dir)}")
 
 
-def _bind(config: uvicorn.Config) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((config.host, config.port))
-    except OSError as error:
-        raise UserError(f"--host {config.host} --port {config.port}: {error.strerror}") from None
-    return listener
+def _saved(service: Service, sessions_dir: Path | None) -> str:
+    if sessions_dir is None:
+        return ""
+    store = service.store
+    lost = f"; {store.unsaved} could not be written ({store.failure})" if store.unsaved else ""
+    return f" Sessions in {sessions_dir}: {len(store) - store.unsaved}{lost}."

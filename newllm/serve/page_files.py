@@ -64,4 +64,4 @@ def read_page() -> dict[str, PageFile]:
             content = file.read_bytes()
             tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
             found[file.name] = PageFile(content, KINDS[file.suffix], tag)
-    return {**found, "": found["index.html"]}
+    return {**found, "": found["index.html"], "docs": found["docs.html"]}

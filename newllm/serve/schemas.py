@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -9,18 +11,23 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Strict,
+    StrictBool,
+    StrictInt,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 from starlette.responses import JSONResponse, Response
 
 from newllm.datasets.conversations import Conversation
 from newllm.inference.sampler import Sampling
 
 _MOST_STOPS = 4
-_INNER = ("role", "content", "type", "text", "name", "include_usage")
-"""Fields inside of fields."""
+MOST_ANSWERS = 128
+"""Answers that one request asks for: prompts times `n`."""
 
 
 class ApiError(Exception):
@@ -30,10 +37,16 @@ class ApiError(Exception):
     """
 
     def __init__(
-        self, status: int, message: str, code: str | None = None, param: str | None = None
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.param = status, code, param
+        self.headers = dict(headers or {})
 
     def to_dict(self) -> dict[str, Any]:
         """The body of the response."""
@@ -47,25 +60,52 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         """The same as a response."""
-        wait = {"Retry-After": "1"} if self.status in (429, 503) else None
-        return JSONResponse(self.to_dict(), self.status, headers=wait)
+        wait = {"Retry-After": "1"} if self.status in (429, 503) else {}
+        return JSONResponse(self.to_dict(), self.status, headers={**wait, **self.headers})
 
 
-def invalid_body(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    kind, reason = first["type"], first["msg"]
-    if kind == "json_invalid":
-        return ApiError(400, f"the body is not valid JSON: {reason}", "invalid_json")
-    path = first["loc"]  # with the names of a union's types in it
-    names = [str(part) for part in path[1:] if isinstance(part, int) or part in _INNER]
-    param = ".".join([*map(str, path[:1]), *names]) or None
+def invalid_body(error: ValidationError, content: bytes) -> ApiError:
+    """What is wrong with a body: of several things, the one that is deepest in it.
+
+    (Of the kinds that a value may be of, that is the one that was meant.)
+    """
+    errors = error.errors(include_url=False, include_input=False)
+    if errors[0]["type"] == "json_invalid":
+        reason = f"the body is not valid JSON: {errors[0]['msg']}"
+        return ApiError(400, reason, "invalid_json")
+    body = json.loads(content)
+    places = [_place(e["loc"], body, e["type"]) for e in errors]
+    place = max(places, key=len)
+    first = errors[places.index(place)]
+    kind, reason = first["type"], first["msg"].removeprefix("Value error, ")
+    name, colon, why = reason.partition(": ")
+    if colon and name.isidentifier():  # a rule about several values says which one is wrong
+        place, reason = [*place, name], why
+    param = ".".join(place) or None
     if kind == "extra_forbidden":
         return ApiError(400, f"this server knows no parameter {param}", "unknown_parameter", param)
     if kind == "missing":
         return ApiError(400, f"{param} is missing", "missing_required_parameter", param)
-    reason = reason.removeprefix("Value error, ")
     return ApiError(400, f"{param}: {reason}" if param else reason, "invalid_value", param)
+
+
+def first_reason(error: ValidationError) -> str:
+    """The first thing that is wrong, in words."""
+    return error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+
+
+def _place(path: tuple[int | str, ...], body: Any, kind: str) -> list[str]:
+    """Where in the body an error is, as messages, 1, content: without the names of types."""
+    here = body
+    found: list[str] = []
+    for number, part in enumerate(path, start=1):
+        keys = here if isinstance(here, dict) else range(len(here) if isinstance(here, list) else 0)
+        if part in keys:
+            here = here[part]
+        elif not (kind == "missing" and number == len(path)):
+            continue
+        found.append(str(part))
+    return found
 
 
 def _plain(text: str) -> str:
@@ -74,50 +114,119 @@ def _plain(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_plain)]
+Text = Annotated[
+    str, AfterValidator(_plain), WithJsonSchema({"type": "string", "pattern": r"^[^\u0000]*$"})
+]
+
+
+Whole = StrictInt
+"""8, and as JSON has it 8.0; no text, no truth value."""
+Number = Annotated[float, Strict()]
+
+
+def _nothing(*values: Any, why: str) -> Any:
+    """The type of a parameter that others have: what asks for nothing is taken, the rest refused.
+
+    Args:
+        values: that ask for nothing, besides null.
+        why: the refusal.
+    """
+
+    def check(value: Any) -> Any:
+        if value is not None and not any(value == v and type(value) is type(v) for v in values):
+            raise ValueError(why)
+        return value
+
+    return Annotated[Any, AfterValidator(check), WithJsonSchema({"enum": [None, *values]})]
+
+
+_NO_TOOLS = "this server calls no tools; leave it out"
+_ONLY_TEXT = "this server writes plain text alone; leave it out"
+
+
+def _nullable(schema: dict[str, Any]) -> None:
+    """Say in an object's JSON schema that null is as good as nothing."""
+    for name, of_field in schema.get("properties", {}).items():
+        if name not in schema.get("required", ()) and of_field != {"type": "null"}:
+            told = {k: of_field.pop(k) for k in ("title", "default") if k in of_field}
+            schema["properties"][name] = {**told, "anyOf": [of_field, {"type": "null"}]}
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 8.0 is 8, also in lists."""
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    exact = isinstance(value, float) and abs(value) < 2**53 and value.is_integer()
+    return int(value) if exact else value
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    """null always means: not given."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_nullable)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        return {k: _whole(v) for k, v in given.items() if v is not None or k in required}
 
 
 class SamplingRequest(_Request):
     """How tokens are drawn; what is not given is as :class:`Sampling` has it."""
 
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    repetition_penalty: float | None = Field(None, ge=1, le=10)
+    temperature: Number | None = Field(None, ge=0, le=2)
+    top_p: Number | None = Field(None, gt=0, le=1)
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)
+    repetition_penalty: Number | None = Field(None, ge=1, le=10)
+    top_k: Whole | None = Field(None, ge=-1, lt=2**31)
+    """0 or -1: all tokens."""
+    min_p: Number | None = Field(None, ge=0, le=1)
+    frequency_penalty: Number | None = Field(None, ge=-2, le=2)
+    presence_penalty: Number | None = Field(None, ge=-2, le=2)
 
-    def sampling(self, default: Sampling) -> Sampling:
-        """What is asked for, and the default for the rest."""
+    def sampling(self, default: Sampling, number: int = 0) -> Sampling:
+        """What is asked for, and the default for the rest.
+
+        Args:
+            default: for what is not given.
+            number: of the answer among those that one request asks for; each has its own seed.
+        """
 
         def chosen(name: str) -> Any:
             value = getattr(self, name)
             return getattr(default, name) if value is None else value
 
         seed = default.seed if self.seed is None else self.seed % 2**63
-        return Sampling(chosen("temperature"), chosen("top_p"), seed, chosen("repetition_penalty"))
+        return Sampling(
+            chosen("temperature"), chosen("top_p"),
+            None if seed is None else (seed + number) % 2**63, chosen("repetition_penalty"),
+            max(0, chosen("top_k")), chosen("min_p"),
+            chosen("frequency_penalty"), chosen("presence_penalty"),
+        )  # fmt: skip
 
 
 class StreamOptions(_Request):
     """What a stream tells besides the answer."""
 
-    include_usage: bool = False
-    include_obfuscation: Literal[False] = False
+    include_usage: StrictBool = False
+    include_obfuscation: _nothing(False, why="this server has no obfuscation") = None  # type: ignore[valid-type]
 
 
 class AnswerRequest(SamplingRequest):
     """What all requests for an answer have."""
 
-    max_tokens: int | None = Field(None, ge=1)
-    min_tokens: int = Field(0, ge=0)
+    max_tokens: Whole | None = Field(None, ge=1)
+    """Cut at the server's limit."""
+    min_tokens: Whole = Field(0, ge=0)
     stop: (
         Annotated[str, Field(min_length=1, max_length=256)]
         | list[Annotated[str, Field(min_length=1, max_length=256)]]
         | None
     ) = None
-    stream: bool = False
+    stream: StrictBool = False
     stream_options: StreamOptions | None = None
 
     @property
@@ -137,25 +246,21 @@ class _OpenAI(AnswerRequest):
     """What OpenAI's clients send to either end point."""
 
     model: str
-    n: int | None = 1
-    frequency_penalty: float | None = 0
-    presence_penalty: float | None = 0
+    n: Whole = Field(1, ge=1, le=MOST_ANSWERS)
     user: str | None = None
     metadata: dict[str, str] | None = None
+    logit_bias: _nothing({}, why="this server has no logit_bias; leave it out") = None  # type: ignore[valid-type]
 
-    @field_validator("n")
-    @classmethod
-    def _one(cls, n: int | None) -> int | None:
-        if n not in (None, 1):
-            raise ValueError("this server writes one answer a request (n=1)")
-        return n
 
-    @field_validator("frequency_penalty", "presence_penalty")
-    @classmethod
-    def _none(cls, penalty: float | None) -> float | None:
-        if penalty not in (None, 0):
-            raise ValueError("this server has no such penalty (0); see repetition_penalty")
-        return penalty
+def _without_empty(schema: type[BaseModel], given: dict[str, Any]) -> dict[str, Any]:
+    """An object without what the schema does not know and what says nothing."""
+    return {k: v for k, v in given.items() if k in schema.model_fields or not _says_nothing(v)}
+
+
+def _says_nothing(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_says_nothing, value.values()))
+    return all(map(_says_nothing, value)) if isinstance(value, list) else value in (None, "")
 
 
 class _TextPart(_Request):
@@ -164,40 +269,79 @@ class _TextPart(_Request):
 
 
 class ChatMessage(_Request):
-    """One message; `developer` is another word for `system`."""
+    """One message; `developer` is another word for `system`.
+
+    Whatever else a client's own object of an answer has is taken as long as it is empty.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "required": ["role", "content"],
+            "if": {"properties": {"role": {"const": "assistant"}}},
+            "else": {"properties": {"content": {"not": {"type": "null"}}}},
+        }
+    )
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[_TextPart]
+    content: Text | list[_TextPart] | None = None
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_clients(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        if given.get("role") in ("tool", "function"):
+            raise ValueError(f"role: {_NO_TOOLS}")
+        if given.get("content") is None and given.get("role") != "assistant":
+            raise PydanticCustomError("missing", "content: is missing")
+        return _without_empty(cls, given)
 
     @property
     def text(self) -> str:
         """The content as one text."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
 
 
 class ChatRequest(_OpenAI):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions. A last message of the assistant's is gone on with."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool | None = False
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
+    logprobs: StrictBool = False
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
+    tools: _nothing([], why=_NO_TOOLS) = None  # type: ignore[valid-type]
+    tool_choice: _nothing("none", "auto", why=_NO_TOOLS) = None  # type: ignore[valid-type]
+    parallel_tool_calls: _nothing(True, False, why=_NO_TOOLS) = None  # type: ignore[valid-type]
+    functions: _nothing([], why=_NO_TOOLS) = None  # type: ignore[valid-type]
+    function_call: _nothing("none", "auto", why=_NO_TOOLS) = None  # type: ignore[valid-type]
+    response_format: _nothing({"type": "text"}, why=_ONLY_TEXT) = None  # type: ignore[valid-type]
+    modalities: _nothing(["text"], why=_ONLY_TEXT) = None  # type: ignore[valid-type]
+    store: _nothing(False, why="this server stores no completions; see /v1/sessions") = None  # type: ignore[valid-type]
+    service_tier: _nothing("auto", "default", why="this server has no tiers") = None  # type: ignore[valid-type]
 
     @property
     def conversation(self) -> Conversation:
-        """The messages as the model knows them."""
+        """The messages as the model knows them, but for a last one that is gone on with."""
+        said = self.messages[:-1] if self.messages[-1].role == "assistant" else self.messages
         return [
-            {"role": "system" if m.role == "developer" else m.role, "content": m.text}
-            for m in self.messages
+            {"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in said
         ]
+
+    @property
+    def begun(self) -> str | None:
+        """How the answer begins, if the last message says so."""
+        return self.messages[-1].text if self.messages[-1].role == "assistant" else None
 
     @model_validator(mode="after")
     def _fits(self) -> ChatRequest:
-        if self.messages[-1].role != "user":
-            raise ValueError("messages: the last one must be the user's")
+        roles = [m.role for m in self.messages]
+        if roles[-1] == "assistant":
+            roles.pop()
+        if roles[-1:] != ["user"]:
+            raise ValueError("messages: the last one, but for an answer's beginning, is the user's")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: only with logprobs=true")
         if self.max_completion_tokens is not None:
@@ -205,31 +349,143 @@ class ChatRequest(_OpenAI):
         return self
 
 
+_Ids = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)]
+
+
 class CompletionRequest(_OpenAI):
-    """POST /v1/completions: a text to go on with."""
+    """POST /v1/completions: texts, or the ids of texts, to go on with."""
 
-    prompt: Text | list[Text]
-    logprobs: int | None = Field(None, ge=0, le=5)
-    echo: Literal[False] | None = False
-    best_of: Literal[1] | None = 1
-    suffix: None = None
-
-    @field_validator("prompt")
-    @classmethod
-    def _single(cls, prompt: Any) -> Any:
-        if isinstance(prompt, list) and len(prompt) != 1:
-            raise ValueError("one prompt a request")
-        return prompt
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1)]
+        | _Ids
+        | Annotated[list[_Ids], Field(min_length=1)]
+    )
+    max_tokens: Whole | None = Field(None, ge=0)
+    logprobs: Whole | None = Field(None, ge=0, le=20)
+    echo: StrictBool = False
+    best_of: Annotated[Whole | None, WithJsonSchema({"enum": [None, 1]})] = None
+    suffix: _nothing("", why="this server writes no text before a suffix") = None  # type: ignore[valid-type]
 
     @property
-    def text(self) -> str:
-        """The prompt."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The texts, or their ids."""
+        prompt: Any = self.prompt
+        return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+    @model_validator(mode="after")
+    def _fits(self) -> CompletionRequest:
+        if len(self.prompts) * self.n > MOST_ANSWERS:
+            raise ValueError(f"prompt: at most {MOST_ANSWERS} answers a request")
+        if self.best_of not in (None, self.n):
+            raise ValueError("best_of: this server writes no more answers than n")
+        return self
+
+
+class _InputPart(_Request):
+    type: Literal["input_text", "output_text", "text"]
+    text: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_clients(cls, given: Any) -> Any:
+        return _without_empty(cls, given) if isinstance(given, dict) else given
+
+
+class _InputMessage(_Request):
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[_InputPart]
+    id: str | None = None
+    status: str | None = None
+
+
+class ResponsesRequest(SamplingRequest):
+    """POST /v1/responses: OpenAI's newer form, texts alone."""
+
+    model: str
+    input: Text | Annotated[list[_InputMessage], Field(min_length=1)]
+    instructions: Text | None = None
+    max_output_tokens: Whole | None = Field(None, ge=1)
+    stream: StrictBool = False
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    tools: _nothing([], why=_NO_TOOLS) = None  # type: ignore[valid-type]
+    tool_choice: _nothing("none", "auto", why=_NO_TOOLS) = None  # type: ignore[valid-type]
+    parallel_tool_calls: _nothing(True, False, why=_NO_TOOLS) = None  # type: ignore[valid-type]
+    text: _nothing({"format": {"type": "text"}}, {}, why=_ONLY_TEXT) = None  # type: ignore[valid-type]
+    truncation: _nothing("disabled", "auto", why="this server cuts nothing") = None  # type: ignore[valid-type]
+    include: _nothing([], why="this server includes nothing besides") = None  # type: ignore[valid-type]
+    background: _nothing(False, why="this server answers at once") = None  # type: ignore[valid-type]
+    store: _nothing(False, why="this server stores no responses; see /v1/sessions") = None  # type: ignore[valid-type]
+    previous_response_id: _nothing(why="this server stores no responses; see /v1/sessions") = None  # type: ignore[valid-type]
+    service_tier: _nothing("auto", "default", why="this server has no tiers") = None  # type: ignore[valid-type]
+
+    def as_chat(self) -> ChatRequest:
+        """The same question, asked of /v1/chat/completions."""
+        said = [] if self.instructions is None else [_message("system", self.instructions)]
+        if isinstance(self.input, str):
+            said.append(_message("user", self.input))
+        for message in self.input if isinstance(self.input, list) else ():
+            parts = message.content
+            text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+            said.append(_message(message.role, text))
+        sampling = {name: getattr(self, name) for name in SamplingRequest.model_fields}
+        return ChatRequest.model_validate(
+            {**sampling, "model": self.model, "messages": said, "stream": self.stream,
+             "max_tokens": self.max_output_tokens}
+        )  # fmt: skip
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+class TokenizeRequest(_Request):
+    """POST /tokenize: a text (under either name that other servers have), or a conversation."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": [n]} for n in ("content", "prompt", "messages")]}
+    )
+
+    model: str | None = None
+    content: Text | None = None
+    prompt: Text | None = None
+    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    add_special: StrictBool = False
+    """Begin with the token that begins every text."""
+
+    @model_validator(mode="after")
+    def _one(self) -> TokenizeRequest:
+        if sum(given is not None for given in (self.content, self.prompt, self.messages)) != 1:
+            raise ValueError("exactly one of content, prompt and messages")
+        try:
+            self.as_chat()
+        except ValidationError as error:
+            raise ValueError(first_reason(error)) from None
+        return self
+
+    def as_chat(self) -> ChatRequest | None:
+        """The conversation, as if an answer were asked for."""
+        if self.messages is None:
+            return None
+        return ChatRequest(model="", messages=self.messages)
+
+
+class DetokenizeRequest(_Request):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[Annotated[Whole, Field(ge=0)]]
 
 
 class SessionRequest(SamplingRequest):
     """POST /v1/sessions: a new conversation."""
 
+    model: str | None = None
+    """With one of the models; the first, if nothing is said."""
     system: Text | None = None
 
 
@@ -237,5 +493,7 @@ class TurnRequest(AnswerRequest):
     """POST /v1/sessions/ID/turns: the new turn alone."""
 
     content: Text
-    context: bool = False
+    revision: str | None = None
+    """Refuse if the conversation is not as it was when it had this one."""
+    context: StrictBool = False
     """Tell what the context vectors look like as the answer is written."""

@@ -1,21 +1,28 @@
-"""The conversations a server keeps: the ones used last in memory, the others in a folder.
+"""The conversations a server keeps: the ones used last in memory, all of them in a folder.
 
-Their ids are random numbers that the server made. A request's id is looked up among them and is
-never part of a path.
+What is said is written to the folder at once, by threads beside the event loop, so that whatever
+ends the server loses next to nothing. Ids are random numbers that the server made. A request's id
+is looked up among them and is never part of a path.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
+import os
 import re
 import secrets
+import stat
 import time
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from newllm.chat import session_file
 from newllm.chat.dialogue import Dialogue, model_state_bytes
@@ -29,21 +36,33 @@ from newllm.trained import TrainedModel
 _CACHE_BYTES, _CACHE_ENTRIES = 2**26, 4096
 """What the cache of prefixes holds at most."""
 
+_WRITERS = 4
+"""Files written at the same time: most of the time is waiting for the disk."""
+
+_RETRY_SECONDS = 1.0
+"""Until a file that could not be written is tried again."""
+
 _FILE = re.compile(r"[0-9a-f]{32}\.session")
+_SCRATCH = re.compile(r"\.[0-9a-f]{32}\.session\.tmp-.*")
 _TITLE = 60
 
 log = logging.getLogger("newllm.serve")
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
-    """One conversation: at hand, or only its facts while it is on disk."""
+    """One conversation: at hand, or only what is told of it while it is on disk."""
 
     id: str
+    model: str = ""
+    """Name of the model it is with; not known of one on disk until it is looked at."""
     facts: dict[str, Any] = field(default_factory=dict)
+    """Of one on disk, nothing until it is looked at."""
     dialogue: Dialogue | None = None
     busy: bool = False
     """Whether an answer is being written."""
+    known_tokens: int = 0
+    """Tokens that others read than this server: before its start, or before an upload."""
     created: float = field(default_factory=time.time)
     last_used: float = field(default_factory=time.time)
 
@@ -52,23 +71,40 @@ class SessionStore:
     """All conversations of a server; used on one thread alone."""
 
     def __init__(
-        self, model: TrainedModel, in_memory: int, stored: int, folder: Path | None
+        self,
+        models: Mapping[str, tuple[str, TrainedModel]],
+        in_memory: int,
+        stored: int,
+        folder: Path | None,
     ) -> None:
         """Find the conversations that an earlier server left in the folder.
 
         Args:
-            model: all conversations are with it.
+            models: name and model by fingerprint.
             in_memory: conversations kept in memory.
             stored: conversations kept in the folder besides.
-            folder: where the others go; None: there are no others.
+            folder: where all are written; None: there are those in memory alone.
 
         Raises:
-            UserError: the folder cannot be made or read.
+            UserError: the folder cannot be made, read or written.
         """
-        self._model, self._in_memory, self._folder = model, in_memory, folder
+        self._models, self._in_memory, self._folder = models, in_memory, folder
         self._most = in_memory + (stored if folder else 0)
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._sessions: dict[str, Session] = {}
         """The least recently used first."""
+        self._at_hand: OrderedDict[str, Session] = OrderedDict()
+        """Those in memory, likewise."""
+        self._changed: OrderedDict[str, Dialogue | None] = OrderedDict()
+        """Ids of those that are not in the folder as they are now, the one that waits longest
+        first; of a conversation whose answer is on its way, what there is of it."""
+        self._being_written: set[str] = set()
+        self._failure: str | None = None
+        """Why the last file could not be written; None if it could."""
+        self._wake = asyncio.Event()
+        self._writers: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._lock: filelock.BaseFileLock | None = None
+        """Of the folder."""
         if folder is not None:
             self._find(folder)
 
@@ -78,14 +114,66 @@ class SessionStore:
     @property
     def at_hand(self) -> int:
         """Conversations in memory."""
-        return sum(session.dialogue is not None for session in self._sessions.values())
+        return len(self._at_hand)
 
-    def list(self) -> list[Session]:
-        """All, the most recently used first."""
-        return list(reversed(self._sessions.values()))
+    @property
+    def unsaved(self) -> int:
+        """Conversations that are not in the folder as they are now."""
+        return len(self._changed.keys() | self._being_written) if self._folder else 0
 
-    def add(self, dialogue: Dialogue) -> Session:
-        """Keep a new conversation.
+    @property
+    def failure(self) -> str | None:
+        """Why the last file could not be written; None if it could."""
+        return self._failure
+
+    def start(self) -> None:
+        """Begin to write what changes, on the running event loop."""
+        if self._folder is not None:
+            self._writers = [asyncio.create_task(self._write_changed()) for _ in range(_WRITERS)]
+            self._writers.append(asyncio.create_task(self._look_at_all()))
+
+    async def stop(self) -> None:
+        """Write what is still to be written."""
+        self._stopping = True
+        self._wake.set()
+        await asyncio.gather(*self._writers)
+        self.save()
+
+    async def page(self, limit: int, after: str | None, search: str) -> tuple[list[Session], bool]:
+        """Some of the conversations, the most recently used first, and whether there are more.
+
+        Args:
+            limit: so many at most.
+            after: only those that come after the one of this id.
+            search: only those whose title has this in it, in whatever case.
+
+        Raises:
+            ApiError: there is no conversation of the id.
+        """
+        found: list[Session] = []
+        for number, session in enumerate(self._from(after)):
+            if number % 16 == 15:  # each may be a file to look at: others come in between
+                await asyncio.sleep(0)
+            if session.id not in self._sessions or not self._looked_at(session):
+                continue
+            if search and search not in (session.facts["title"] or "").casefold():
+                continue
+            if len(found) == limit:
+                return found, True
+            found.append(session)
+        return found, False
+
+    def _from(self, after: str | None) -> Iterator[Session]:
+        sessions = iter(list(reversed(self._sessions.values())))
+        if after is not None:
+            self._named(after)
+            for session in sessions:
+                if session.id == after:
+                    break
+        return sessions
+
+    def add(self, model: str, dialogue: Dialogue) -> Session:
+        """Keep a new conversation with the model of this name.
 
         Raises:
             ApiError: there are too many.
@@ -94,8 +182,12 @@ class SessionStore:
             raise ApiError(
                 429, f"{self._most} sessions are kept; delete one first", "too_many_sessions"
             )
-        session = Session(secrets.token_hex(16), dialogue=dialogue)
-        self._sessions[session.id] = session
+        if self._failure and len(self._at_hand) >= self._in_memory:
+            message = f"the server cannot save conversations ({self._failure})"
+            raise ApiError(507, message, "disk_full")
+        session = Session(secrets.token_hex(16), model, dialogue=dialogue)
+        session.known_tokens = dialogue.next_turn.snapshot.tokens_read
+        self._sessions[session.id] = self._at_hand[session.id] = session
         self.changed(session)
         return session
 
@@ -108,23 +200,30 @@ class SessionStore:
         session = self._named(name, idle)
         if session.dialogue is None:
             try:
-                session.dialogue = self._read(self._file(session))
+                session.dialogue = self._read(session)
             except UserError as error:
                 log.error("%s", error)
                 raise ApiError(410, "this session's file is damaged", "session_damaged") from None
-        self._sessions.move_to_end(name)
+            self._at_hand[name] = session
+        self._sessions[name] = self._sessions.pop(name)  # of these, ten thousand are listed fast
+        self._at_hand.move_to_end(name)
         session.last_used = time.time()
         self._make_room()
         return session, session.dialogue
 
     def changed(self, session: Session) -> None:
-        """Note what is told of a conversation, and let the ones used longest ago go to disk."""
+        """Note what is told of a conversation, and have it written."""
         assert session.dialogue is not None
-        session.facts = _facts(session.dialogue)
+        session.facts = _facts(session.dialogue) | {"revision": secrets.token_hex(8)}
         session.last_used = time.time()
+        self._write_soon(session, None)
         self._make_room()
 
-    def delete(self, name: str) -> None:
+    def on_its_way(self, session: Session, so_far: Dialogue) -> None:
+        """Have a conversation written as it is if its answer ends here."""
+        self._write_soon(session, so_far)
+
+    async def delete(self, name: str) -> None:
         """Forget a conversation.
 
         Raises:
@@ -132,80 +231,191 @@ class SessionStore:
         """
         session = self._named(name, idle=True)
         del self._sessions[name]
+        self._at_hand.pop(name, None)
+        self._changed.pop(name, None)
+        while name in self._being_written:
+            await asyncio.sleep(0.001)
         if self._folder is not None:
             self._file(session).unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Write all that are in memory to the folder, if there is one."""
-        for session in self._sessions.values() if self._folder else ():
-            if session.dialogue is not None:
-                try:
-                    self._write(session)
-                except OSError as error:
-                    log.error("%s: %s; this session is lost", error.filename, error.strerror)
+        """Write all that is still to be written, here and now; the folder may be another's then."""
+        for name in list(self._changed) if self._folder else ():
+            work = self._take(name)
+            if work is not None:
+                self._wrote(work, _write(*work[1:]))
+        if self._lock is not None:
+            self._lock.release()
 
-    def _named(self, name: str, idle: bool) -> Session:
+    def _named(self, name: str, idle: bool = False) -> Session:
         session = self._sessions.get(name)
-        if session is None:
+        if session is None or not self._looked_at(session):
             raise ApiError(404, "there is no session of this id", "session_not_found")
         if idle and session.busy:
             raise ApiError(409, "an answer is being written in this session", "session_busy")
         return session
 
     def _make_room(self) -> None:
-        idle = [s for s in self._sessions.values() if s.dialogue is not None and not s.busy]
-        excess = self.at_hand - self._in_memory
-        for session in idle[: max(0, min(excess, len(idle) - 1))]:  # never the one just used
-            try:
-                self._write(session)
-            except OSError as error:  # kept in memory: full disks lose nothing
-                log.error("%s: %s", error.filename, error.strerror)
-                return
-            session.dialogue = None
+        """Let go of those used longest ago, where memory has too many and the folder has them."""
+        excess = len(self._at_hand) - self._in_memory
+        if excess <= 0 or self._folder is None:
+            return
+        for session in list(self._at_hand.values())[:-1]:  # never the one just used
+            saved = session.id not in self._changed and session.id not in self._being_written
+            if saved and not session.busy and excess > 0:
+                session.dialogue, excess = None, excess - 1
+                del self._at_hand[session.id]
 
-    def _write(self, session: Session) -> None:
-        assert session.dialogue is not None
-        model = self._model
-        content = session_file.encode(
-            session.dialogue, model.model, model.renderer, model.fingerprint, undo=True
-        )
-        write_bytes(self._file(session), content)
+    # What is written -------------------------------------------------------------------------
 
-    def _read(self, file: Path) -> Dialogue:
-        model = self._model
-        return session_file.read(file, model.model, model.renderer, model.fingerprint)
+    def _write_soon(self, session: Session, so_far: Dialogue | None) -> None:
+        if self._folder is not None:
+            self._changed[session.id] = so_far
+            self._wake.set()
+
+    async def _write_changed(self) -> None:
+        """One of the writers."""
+        while True:
+            name = next((n for n in self._changed if n not in self._being_written), None)
+            if name is None or (self._failure and self._stopping):
+                if self._stopping:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            work = self._take(name)
+            if work is not None:
+                self._wrote(work, await asyncio.to_thread(_write, *work[1:]))
+            if self._failure and not self._stopping:
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    def _take(self, name: str) -> tuple[Session, Path, Dialogue, TrainedModel] | None:
+        so_far, session = self._changed.pop(name), self._sessions[name]
+        dialogue = so_far or session.dialogue
+        if dialogue is None:
+            return None
+        self._being_written.add(name)
+        return session, self._file(session), dialogue.copy(), self._model(session)
+
+    def _wrote(self, work: tuple[Session, Path, Dialogue, TrainedModel], failure: str) -> None:
+        session, file = work[:2]
+        self._being_written.discard(session.id)
+        if session.id not in self._sessions:  # deleted meanwhile
+            file.unlink(missing_ok=True)
+            return
+        if failure and failure != self._failure:
+            log.error("%s: %s; conversations stay in memory until it can be written", file, failure)
+        self._failure = failure or None
+        if failure:
+            self._changed.setdefault(session.id, None)
+        self._make_room()
+
+    def _model(self, session: Session) -> TrainedModel:
+        return next(model for name, model in self._models.values() if name == session.model)
 
     def _file(self, session: Session) -> Path:
         assert self._folder is not None
         return self._folder / f"{session.id}.session"
 
+    # What is found ---------------------------------------------------------------------------
+
+    def _read(self, session: Session) -> Dialogue:
+        model = self._model(session)
+        return session_file.read(
+            self._file(session), model.model, model.renderer, model.fingerprint
+        )
+
+    def _looked_at(self, session: Session) -> bool:
+        """Look at what the file says of its conversation, once; False if it is none of ours."""
+        if session.facts:
+            return True
+        file = self._file(session)
+        try:
+            told = session_file.summary(file)
+            if told.model not in self._models:
+                raise UserError(f"{file}: with a model that is not served")
+        except UserError as error:
+            log.warning("left alone: %s", error)
+            del self._sessions[session.id]
+            return False
+        session.model, session.known_tokens = self._models[told.model][0], told.tokens_read
+        session.facts = {
+            "title": _title(told.transcript),
+            "tokens_read": told.tokens_read,
+            "messages": told.messages,
+            "messages_dropped": told.messages - len(told.transcript),
+            "undo_turns": told.undo_turns,
+            "revision": secrets.token_hex(8),
+        }
+        return True
+
+    async def _look_at_all(self) -> None:
+        """Look at those on disk before anyone asks, in the gaps between requests."""
+        for session in list(reversed(self._sessions.values())):
+            if self._stopping:
+                return
+            if not session.facts and session.id in self._sessions:
+                self._looked_at(session)
+                await asyncio.sleep(0.001)
+
     def _find(self, folder: Path) -> None:
+        found: list[tuple[float, str]] = []
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
+            self._lock = filelock.FileLock(folder / ".lock", thread_local=False)
+            self._lock.acquire(timeout=0)
+            _try(folder)
+            for entry in os.scandir(folder):
+                if _SCRATCH.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    os.unlink(entry.path)
+                elif _FILE.fullmatch(entry.name):
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode):
+                        found.append((status.st_mtime, entry.name.partition(".")[0]))
+                    else:
+                        log.warning("left alone: %s: not a regular file", entry.path)
+        except filelock.Timeout:
+            raise UserError(f"--sessions-dir {folder}: another server is using it") from None
+        except NotImplementedError:
+            log.warning("%s cannot lock files: let no second server use it", folder)
         except OSError as error:
             raise UserError(f"--sessions-dir {folder}: {error.strerror}") from None
-        for file in files:
-            if not _FILE.fullmatch(file.name):
-                continue
-            try:
-                facts = _facts(self._read(file))
-            except UserError as error:
-                log.warning("left alone: %s", error)
-                continue
-            time = file.stat().st_mtime
-            self._sessions[file.stem] = Session(file.stem, facts, None, False, time, time)
+        for written, name in sorted(found):
+            self._sessions[name] = Session(name, created=written, last_used=written)
+
+
+def _try(folder: Path) -> None:
+    """Raises OSError if no file can be written there."""
+    trial = folder / f".trial-{secrets.token_hex(4)}"
+    write_bytes(trial, b"\0" * 4096, tidy=False)
+    trial.unlink()
+
+
+def _write(file: Path, dialogue: Dialogue, model: TrainedModel) -> str:
+    """Why a conversation could not be written; empty if it was. On any thread."""
+    content = session_file.encode(
+        dialogue, model.model, model.renderer, model.fingerprint, undo=True
+    )
+    try:
+        write_bytes(file, content, tidy=False)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _facts(dialogue: Dialogue) -> dict[str, Any]:
-    questions = [m["content"] for m in dialogue.transcript if m["role"] == "user"]
     return {
-        "title": " ".join(questions[0].split())[:_TITLE] if questions else None,
+        "title": _title(dialogue.transcript),
         "tokens_read": dialogue.next_turn.snapshot.tokens_read,
         "messages": dialogue.next_turn.messages,
         "messages_dropped": dialogue.dropped,
         "undo_turns": len(dialogue.past_turns),
     }
+
+
+def _title(transcript: Conversation) -> str | None:
+    questions = [m["content"] for m in transcript if m["role"] == "user"]
+    return " ".join(questions[0].split())[:_TITLE] if questions else None
 
 
 class PrefixCache:

@@ -241,12 +241,13 @@ def prepare_counts(trained_on: Sequence[Encoded], budget: int) -> Counts:
     tokenizer = trained_on[0].tokenizer
     tables = _read(path, tokenizer.vocab_size)
     if tables is None:
-        ids = [
-            split.tokens(int(number), 0, int(split.lengths[number]))
+        runs = [
+            (run, int(numbers[number]) - 1)
             for split, numbers in zip(splits, table_of, strict=True)
             for number in np.flatnonzero(numbers)
+            for run in split.scored_runs(int(number))
         ]
-        folds = np.concatenate([numbers[numbers > 0] for numbers in table_of]).astype(np.int64) - 1
+        ids, folds = [run for run, _ in runs], np.array([fold for _, fold in runs], np.int64)
         tables = count_tables(
             np.concatenate(ids),
             np.concatenate([[0], np.cumsum([len(part) for part in ids])]),

@@ -28,9 +28,14 @@ def training_summary(record: EpochRecord) -> str:
 
 
 def validation_line(record: EpochRecord) -> str:
-    """`Val: Loss=2.82 PPL=16.8 Acc=45.1% UNK=41.2% ✓` (BPB in place of UNK for BPE)."""
+    """`Val: Loss=2.82 PPL=16.8 Acc=45.1% UNK=41.2% ✓` (BPB in place of UNK for BPE).
+
+    After `newllm prefer` with `Pref=57.1% Len=54.9%` besides.
+    """
     bpb, unk_share = record["bpb"], record["unk_share"]
     last = f"UNK={unk_share:.1%}" if bpb is None else f"BPB={bpb:.3f}"
+    if "prefers_chosen" in record and "longer_chosen" in record:
+        last += f" Pref={record['prefers_chosen']:.1%} Len={record['longer_chosen']:.1%}"
     mark = " ✓" if record["best"] else ""
     return (
         f"  Val: Loss={record['loss']:.2f} PPL={record['ppl']:.1f} "

@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,7 +30,7 @@ from newllm.config import (
 from newllm.data.encode import Accounting
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.render import Renderer, make_renderer
-from newllm.data.sources import open_source
+from newllm.data.sources import open_chosen, open_source
 from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict, load_tokenizer
 from newllm.datasets import find_dataset
 from newllm.device import cpu_model, give_back_freed_memory, keep_freed_memory, pick_device
@@ -67,6 +67,7 @@ def train(
     resume: bool = False,
     params: int | None = None,
     advise: bool = True,
+    make: Callable[..., TrainingRun] | None = None,
 ) -> Path:
     """Train one model and print how it goes.
 
@@ -78,6 +79,7 @@ def train(
             from it.
         params: size of the model, which stands for its depth and widths.
         advise: say at the end what to do next.
+        make: the kind of run (default: :class:`TrainingRun`).
 
     Returns:
         Path of the best checkpoint.
@@ -112,13 +114,13 @@ def train(
             device = processes.take_device(pick_device(settings.device))
             if stored is None and processes.main:
                 set_aside(files, log.note)
-            run = _Run(settings, files, log, advise, processes, device, block)
+            run = (make or TrainingRun)(settings, files, log, advise, processes, device, block)
             held.callback(run.metrics_file.close)
             trainer = run.prepare(stored)
         return run.train(trainer)
 
 
-class _Run:
+class TrainingRun:
     """One run: its settings, files and data, and what its trainer calls back for."""
 
     def __init__(
@@ -136,8 +138,7 @@ class _Run:
         self.level = find_dataset(settings.dataset)
         self.start = Start.read(settings)
         encoding = Encoding.of(settings)
-        source = open_source(self.level, settings.data, settings.subset, encoding.head)
-        self.data = prepare_training(source, encoding, self.start.tokenizer)
+        self.data = prepare_training(open_chosen(settings), encoding, self.start.tokenizer)
         self.rehearsed = prepare_rehearsal(settings, self.data.tokenizer)
         self.counts = None
         if settings.counts:
@@ -148,19 +149,7 @@ class _Run:
 
     def prepare(self, stored: dict[str, Any] | None) -> Trainer:
         """A trainer at the point the run has reached; process 0 has logged and written so."""
-        trainer = Trainer(
-            self.settings,
-            self.data,
-            self.log,
-            self._save,
-            self._finish_epoch,
-            self.device,
-            rehearsed=[data.splits["train"] for data in self.rehearsed.values()],
-            frozen=self.start.frozen,
-            processes=self.processes,
-            block=self.block,
-            counts=self.counts,
-        )
+        trainer = self._trainer()
         if stored is not None:
             self._take_up(trainer, stored)
         elif self.start.content is not None:
@@ -172,6 +161,22 @@ class _Run:
             write_text(self.files.settings, to_yaml(self.settings))
             self.metrics_file.write(trainer.progress.history)
         return trainer
+
+    def _trainer(self, kind: type[Trainer] = Trainer, **more: Any) -> Trainer:
+        return kind(
+            self.settings,
+            self.data,
+            self.log,
+            self._save,
+            self._finish_epoch,
+            self.device,
+            rehearsed=[data.splits["train"] for data in self.rehearsed.values()],
+            frozen=self.start.frozen,
+            processes=self.processes,
+            block=self.block,
+            counts=self.counts,
+            **more,
+        )
 
     def train(self, trainer: Trainer) -> Path:
         """Train to the end; returns the path of the best checkpoint."""
@@ -192,12 +197,16 @@ class _Run:
             if trained or not files.final.exists():
                 moments = get_moments(trainer.model, trainer.optimizers)
                 self._write_model(files.final, trainer, moments=moments)
-            data = self._describe_data()
-            summary = summarize(files.name, self.settings, trainer, data, files.best)
-            save_summary(files.summary, summary)
-            for line in summary_lines(summary, self.advise):
-                self.log.note(line)
+            self._conclude(trainer)
         return files.best
+
+    def _conclude(self, trainer: Trainer) -> None:
+        """Write and say what has come out."""
+        data, files = self._describe_data(), self.files
+        summary = summarize(files.name, self.settings, trainer, data, files.best)
+        save_summary(files.summary, summary)
+        for line in summary_lines(summary, self.advise):
+            self.log.note(line)
 
     def _leave(self, stop: StopRequest) -> NoReturn:
         """Exit after a stop request, when everything is saved; process 0 says how to go on."""
@@ -214,13 +223,15 @@ class _Run:
         self.log.note(f"Data   {self.data.source}: {describe_counts(counts['train'])}")
         self.log.note(f"       validation: {describe_counts(counts['validation'])}")
         for name, facts in counts.items():
-            if facts.left_out:
-                self.log.note(f"       {facts.left_out:,} {name} rows not used by the protocol")
+            for what, count in facts.exceptions(name, settings.decontaminate).items():
+                self.log.note(f"       {what}: {count}")
             if facts.malformed:
                 self.log.note(
                     f"       {facts.malformed} malformed {name} rows left out; "
                     f"first: {facts.malformed_examples[0]}"
                 )
+        for note in self.data.notes:
+            self.log.note(f"       {note}")
         if self.rehearsed:
             rows = ", ".join(
                 f"{name} ({data.accounting['train'].documents:,} rows)"

@@ -11,6 +11,7 @@ from types import FrameType
 import filelock
 
 from newllm.errors import UserError
+from newllm.files import writable_folder
 
 
 @contextlib.contextmanager
@@ -22,10 +23,7 @@ def run_lock(folder: Path, name: str, note: Callable[[str], None] = print) -> It
     Raises:
         UserError: another process trains under this name.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--out {folder}: not a folder; give another") from None
+    writable_folder(folder, "give another --out")
     lock = filelock.FileLock(folder / f".{name}.lock")
     try:
         lock.acquire(timeout=0)

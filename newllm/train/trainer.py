@@ -449,12 +449,15 @@ class Trainer:
         progress.seconds, progress.epoch_seconds = flags.seconds, flags.epoch_seconds
         return flags
 
-    def _end_epoch(self, steps_in_epoch: int) -> None:
+    def _evaluate(self) -> Metrics:
         split = self.data.splits["validation"]
         sequences = max(EVALUATION_BATCH_SIZE, self.processes.world)
-        metrics = evaluate(
+        return evaluate(
             self.model, split, self.data.tokenizer, self.device, sequences, self.processes
         )
+
+    def _end_epoch(self, steps_in_epoch: int) -> None:
+        metrics = self._evaluate()
         done = self._done(steps_in_epoch)
         record = self.progress.end_epoch(self.settings.epochs, metrics)
         self.state = self._fresh_state()

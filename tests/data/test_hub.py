@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from newllm.data import hub
+from newllm.data.located import Located
 from newllm.data.prepare import Encoding, prepare_training
-from newllm.data.rows import Located
 from newllm.data.sources import Source, open_source
 from newllm.datasets import DATASETS
 from newllm.datasets.base import Dataset, HubRepository

@@ -19,8 +19,8 @@ import pytest
 
 from newllm.data import encode, prepare, shards
 from newllm.data.encode import Encoder, encode_blocks
+from newllm.data.located import Located
 from newllm.data.prepare import Encoded, Encoding, PreparationProgress, exclusive, prepare_training
-from newllm.data.rows import Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE
 from newllm.datasets import DATASETS

@@ -15,6 +15,8 @@ from newllm.data.loader import Mixture
 class Made:
     """Documents whose tokens tell where they come from."""
 
+    masked = False
+
     def __init__(self, mark: int, lengths: list[int]) -> None:
         self.lengths = np.array(lengths)
         self._mark = mark

@@ -81,7 +81,7 @@ def test_dolly_rows() -> None:
         ({}, "'instruction' is missing"),
         ({"instruction": 3, "response": "x"}, "'instruction' is int"),
         ({"instruction": "x", "response": "  "}, "'response' is empty"),
-        ({"instruction": "x", "response": None}, "'response' is NoneType"),
+        ({"instruction": "x", "response": None}, "'response' is missing; the row has instruction"),
         ({"instruction": "x", "context": [], "response": "y"}, "'context' is list"),
     ],
 )

@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from newllm.data.containers import NOT_UTF8
+from newllm.data.located import Located, Malformed
 from newllm.data.prepare import Encoding, prepare_evaluation, prepare_training
-from newllm.data.rows import Located, Malformed, read_file
+from newllm.data.rows import read_file
 from newllm.data.sources import open_source
 from newllm.datasets import DATASETS
 from newllm.errors import UserError
@@ -53,7 +55,7 @@ def test_broken_lines_are_located(tmp_path: Path) -> None:
     assert [item.reason for item in broken] == [
         "not valid JSON",
         "a list, expected an object with fields",
-        "not UTF-8 text",
+        NOT_UTF8,
         "not valid JSON",
     ]
 
@@ -142,7 +144,7 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     [
         ("", r"empty|too few"),
         ('{"x": 1}\n' * 30, r"none of 27 train rows can be used; first: .*rows.jsonl:\d+: field"),
-        ("nonsense\n" * 30, r"none of 27 train rows.*not valid JSON"),
+        ("nonsense\n" * 30, r"rows.jsonl:1: not valid JSON"),
         ('{"instruction": "", "context": "", "response": ""}\n' * 30, r"none of 27 train rows"),
     ],
 )
@@ -213,9 +215,9 @@ def test_sample_needs_no_files() -> None:
     assert encoded.accounting["validation"].documents > 100
 
 
-@pytest.mark.parametrize("name", ["missing", "empty_folder", "notes.txt"])
+@pytest.mark.parametrize("name", ["missing", "empty_folder", "notes.pdf"])
 def test_unusable_paths(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty_folder").mkdir()
-    write(tmp_path / "notes.txt", "hello")
+    write(tmp_path / "notes.pdf", "hello")
     with pytest.raises(UserError, match=name):
         open_source(DATASETS["dolly"], str(tmp_path / name))

@@ -52,6 +52,15 @@ def test_digits_stand_alone(bpe: BPE) -> None:
     assert len(bpe.encode_batch(["12345"])[0]) == 5
 
 
+def test_words_begin_with_their_letter_where_there_is_room() -> None:
+    few = BPE.train(["hello world"], 400)
+    for text in (" Kaito", " zebra"):
+        first = few.encode_batch([text])[0][0]
+        assert few.piece(first) == text[:2].encode()
+    assert few.decode(few.encode_batch([" Kaito zZ"])[0]) == " Kaito zZ"
+    assert BPE.train(["hello world"], 270).vocab_size == 270, "more than was asked for"
+
+
 def test_bpe_survives_storage(bpe: BPE) -> None:
     copy = from_dict(bpe.to_dict())
     assert copy.encode_batch(TRAINING_TEXTS[:3]) == bpe.encode_batch(TRAINING_TEXTS[:3])

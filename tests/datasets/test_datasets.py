@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from newllm.data.located import Located
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.render import make_renderer, render_rows
-from newllm.data.rows import Located
 from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE, Word1000
 from newllm.datasets import DATASETS
@@ -52,16 +52,16 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("ultrachat", {"data": ["only a question"]}, "no answer"),
     ("ultrachat", {"data": ["q", 7]}, "turn 2 has no text"),
     ("ultrachat", {"messages": [{"role": "user", "content": "q"}]}, "no assistant message"),
-    ("ultrachat", {"messages": ["q", "a"]}, "message 1 is no object"),
-    ("ultrachat", {"messages": [{"role": "bot", "content": "q"}]}, "role 'bot'"),
+    ("ultrachat", {"messages": ["q", "a"]}, "message 1: a str, expected an object"),
+    ("ultrachat", {"messages": [{"role": "narrator", "content": "q"}]}, "role 'narrator'"),
     ("code_alpaca", {"instruction": "x", "input": ""}, "'output' is missing"),
     ("code_alpaca", {"instruction": "x", "input": 4, "output": "y"}, "'input' is int"),
     ("math", {"problem": "x", "solution": " "}, "'solution' is empty"),
     ("wikitext2", {"line": "x"}, "'text' is missing"),
     ("wikitext2", {"text": 5}, "'text' is int"),
-    ("chat", {"content": "x"}, "neither field 'messages' nor field 'text'"),
+    ("chat", {"content": "x"}, "no messages, no question with an answer, no text: it has content"),
     ("chat", {"messages": []}, "no assistant message"),
-    ("chat", {"messages": [{"role": "user", "content": None}]}, "message 1 has no text"),
+    ("chat", {"messages": [{"role": "user", "content": None}]}, "message 1: has no text"),
 ]
 
 

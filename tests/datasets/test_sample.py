@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from newllm.data.rows import Located
+from newllm.data.located import Located
 from newllm.data.sources import SAMPLES as PACKAGED
 from newllm.data.sources import open_source
 from newllm.datasets import DATASETS
@@ -66,7 +66,7 @@ ZLIB = "1.2.13"
 """The version that compressed the files; others may choose other bytes for the same rows."""
 DIGEST = """
 import hashlib, json, sys
-from newllm.data.rows import Located
+from newllm.data.located import Located
 from newllm.data.sources import SAMPLES as PACKAGED
 from newllm.data.sources import open_source
 from newllm.datasets import DATASETS

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from newllm.data.rows import Located, Malformed
+from newllm.data.located import Located, Malformed
 from newllm.data.sources import Source, open_source
 from newllm.data.tokenizers import BPE, Word1000
 from newllm.datasets import find_dataset

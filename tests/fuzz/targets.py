@@ -24,7 +24,8 @@ import torch
 
 from newllm.chat import session_file
 from newllm.config import read_yaml
-from newllm.data.rows import Malformed, read_file
+from newllm.data.located import Malformed
+from newllm.data.rows import read_file
 from newllm.data.tokenizers import BPE, load_tokenizer
 from newllm.datasets import DATASETS
 from newllm.datasets.conversations import LeftOut
@@ -137,7 +138,7 @@ def _sessions() -> tuple[Target, Target, list[bytes]]:
 
 def _requests() -> Target:
     limits = replace(Limits(), answer_tokens=4)
-    service = Service(_tiny(), "tiny", limits, None)
+    service = Service({"tiny": _tiny()}, limits)
     app = make_app(service)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(service.start())

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from newllm.config import read_yaml
-from newllm.data import rows
-from newllm.data.rows import Located, Malformed, read_file
+from newllm.data import json_rows
+from newllm.data.located import Located, Malformed
+from newllm.data.rows import read_file
 from newllm.data.tokenizers import BPE, load_tokenizer
 from newllm.datasets.conversations import messages_conversation
 from newllm.errors import UserError
@@ -48,14 +49,14 @@ def test_settings(text: str, tmp_path: Path) -> None:
 
 
 def test_a_message_without_content_but_with_another_field() -> None:
-    with pytest.raises(ValueError, match="message 1 is no object"):
+    with pytest.raises(ValueError, match="message 1: no 'role' and 'content' among"):
         messages_conversation({"messages": [{"role": "user", " content": "q"}]})
 
 
 def test_lines_and_arrays_larger_than_memory(tmp_path: Path, monkeypatch) -> None:
     """A small .gz may hold them; they are counted as malformed, and other lines are read."""
-    monkeypatch.setattr(rows, "LARGEST_LINE", 100)
-    monkeypatch.setattr(rows, "LARGEST_WHOLE", 1000)
+    monkeypatch.setattr(json_rows, "LARGEST_LINE", 100)
+    monkeypatch.setattr(json_rows, "LARGEST_WHOLE", 1000)
     row = b'{"text": "t"}\n'
     lines = tmp_path / "a.jsonl.gz"
     long = b'{"text": "' + b"x" * 1000 + b'"}\n'
@@ -69,7 +70,7 @@ def test_lines_and_arrays_larger_than_memory(tmp_path: Path, monkeypatch) -> Non
 
 
 def test_a_large_array_in_one_line_is_no_long_line(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(rows, "LARGEST_LINE", 100)
+    monkeypatch.setattr(json_rows, "LARGEST_LINE", 100)
     array = tmp_path / "a.json"
     array.write_text(json.dumps([{"text": "t"}] * 50))
     assert [type(item) for item in read_file(array)] == [Located] * 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -169,3 +170,46 @@ def test_a_sampler_goes_on_where_another_stopped(seed) -> None:
     second = Sampler(free(1.0, 0.95, seed), [], first.rng_state)
     assert [first.draw(logits) for _ in range(20)] == [second.draw(logits) for _ in range(20)]
     assert first.rng_state == second.rng_state
+
+
+def _drawn(sampling: Sampling, scores: list[float], count: int = 400) -> Counter[int]:
+    sampler = Sampler(sampling, [])
+    logits = np.array(scores, np.float32)
+    tokens: Counter[int] = Counter()
+    for _ in range(count):
+        sampler.begin_answer()
+        tokens[sampler.draw(logits)] += 1
+    return tokens
+
+
+def test_top_k_and_min_p() -> None:
+    plain = {"temperature": 1.0, "top_p": 1.0, "seed": 0, "repetition_penalty": 1.0}
+    scores = [2.0, 1.0, 0.5, -1.0]
+    assert set(_drawn(Sampling(**plain, top_k=2), scores)) == {0, 1}
+    assert set(_drawn(Sampling(**plain, top_k=9), scores)) == {0, 1, 2, 3}
+    # exp(0.5 - 2) = 0.22, exp(1 - 2) = 0.37 of the likeliest one's probability
+    assert set(_drawn(Sampling(**plain, min_p=0.3), scores)) == {0, 1}
+    assert set(_drawn(Sampling(**plain, min_p=0.2), scores)) == {0, 1, 2}
+    drawn = _drawn(Sampling(**plain, top_k=2), scores, 4000)
+    assert drawn[0] / 4000 == pytest.approx(1 / (1 + np.exp(-1)), abs=0.03)
+
+
+def test_penalties_of_what_was_said() -> None:
+    greedy = {"temperature": 0.0, "repetition_penalty": 1.0}
+    logits = np.array([1.0, 0.75, 0.5], np.float32)
+
+    def said(**penalty: float) -> list[int]:
+        sampler = Sampler(Sampling(**greedy, **penalty), [])
+        return [sampler.draw(logits) for _ in range(6)]
+
+    assert said() == [0] * 6
+    assert said(presence_penalty=0.3) == [0, 1, 0, 0, 0, 0]
+    assert said(frequency_penalty=0.3) == [0, 1, 0, 2, 1, 0]
+    assert said(frequency_penalty=-1.0) == [0] * 6
+
+
+def test_values_out_of_all_proportion() -> None:
+    """A forged file's temperature: any finite one draws something."""
+    for sampling in (Sampling(1e308, 1.0, 0), Sampling(1.0, 1.0, 0, 1e308)):
+        sampler = Sampler(sampling, [1])
+        assert all(sampler.draw(np.array([5.0, 9.0, -5.0], np.float32)) != 1 for _ in range(20))

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from newllm.serve.app import make_app, make_server
+from newllm.serve.app import make_app
+from newllm.serve.connections import bind, make_server
+from newllm.serve.protect import Access
 from newllm.serve.service import Limits, Service
 from newllm.trained import TrainedModel
 from tests.serve.browsing import browser, visit  # noqa: F401 (fixtures)
@@ -24,14 +26,20 @@ def start() -> Iterator[Start]:
     running: list[Running] = []
 
     def begin(
-        model: TrainedModel | None = None,
+        model: TrainedModel | dict[str, TrainedModel] | None = None,
         sessions_dir: Path | None = None,
         key: str | None = None,
+        access: Access | None = None,
+        aliases: dict[str, str] | None = None,
         **limits: Any,
     ) -> Running:
-        service = Service(model or tiny_model(), NAME, replace(Limits(), **limits), sessions_dir)
-        server = make_server(make_app(service, key), "127.0.0.1", 0)
-        thread = threading.Thread(target=server.run, daemon=True)
+        models = model if isinstance(model, dict) else {NAME: model or tiny_model()}
+        bounds = replace(Limits(), **limits)
+        service = Service(models, bounds, sessions_dir, aliases)
+        access = access or Access(api_key=key)
+        server = make_server(make_app(service, access), access.host, 0, bounds)
+        sockets = [bind("127.0.0.1", 0)]
+        thread = threading.Thread(target=server.run, args=[sockets], daemon=True)
         thread.start()
         while not server.started:
             assert thread.is_alive()
@@ -43,7 +51,7 @@ def start() -> Iterator[Start]:
             thread.join(20)
             assert not thread.is_alive()
 
-        running.append(Running(f"http://127.0.0.1:{port}", service, stop, key))
+        running.append(Running(f"http://127.0.0.1:{port}", service, stop, key, server))
         return running[-1]
 
     yield begin

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import openai
+import uvicorn
 
 from newllm.serve.service import Service
 from newllm.trained import TrainedModel
@@ -32,6 +33,7 @@ class Running:
     service: Service
     stop: Callable[[], None]
     key: str | None = None
+    server: uvicorn.Server | None = None
 
     def openai(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(
@@ -45,8 +47,15 @@ class Running:
     def wait_idle(self) -> None:
         """Until no answer is being written."""
         deadline = time.monotonic() + 20
-        while self.service.engine.jobs:
+        while any(served.engine.jobs for served in self.service.models.values()):
             assert time.monotonic() < deadline, "an answer holds its place"
+            time.sleep(0.01)
+
+    def wait_saved(self) -> None:
+        """Until every conversation is on disk."""
+        deadline = time.monotonic() + 20
+        while self.service.store.unsaved:
+            assert time.monotonic() < deadline, "a conversation is not written"
             time.sleep(0.01)
 
 

@@ -10,7 +10,8 @@ import httpx
 from playwright.sync_api import expect
 
 from newllm.inference.sampler import Sampling
-from newllm.serve.app import make_app, make_server
+from newllm.serve.app import make_app
+from newllm.serve.connections import bind, make_server
 from newllm.serve.service import Limits, Service
 from tests.serve.browsing import (
     Open,
@@ -56,6 +57,7 @@ def test_settings_are_asked_for_and_remembered(visit: Open, server: Running) -> 
 
     body, first = answer()
     chosen = {"temperature": 1.5, "top_p": 0.5, "repetition_penalty": 1.2, "seed": 7}
+    assert body.pop("revision")
     assert body == {"content": "hello", "stream": True, "context": True, "max_tokens": 3, **chosen}
     expect(page.locator(".assistant .note")).to_contain_text("3 tokens, the limit in the settings")
     page.click("#new")
@@ -154,9 +156,11 @@ def test_a_server_that_went_away(visit: Open) -> None:
 
 def serve(port: int) -> tuple[int, Callable[[], None]]:
     """A server on a port of one's choice: its port, and how to stop it."""
-    server = make_server(make_app(Service(tiny_model(), NAME, Limits())), "127.0.0.1", port)
+    app = make_app(Service({NAME: tiny_model()}, Limits()))
+    server = make_server(app, "127.0.0.1", port, Limits())
     server.config.timeout_graceful_shutdown = 1
-    thread = threading.Thread(target=server.run, daemon=True)
+    sockets = [bind("127.0.0.1", port)]
+    thread = threading.Thread(target=server.run, args=[sockets], daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive()

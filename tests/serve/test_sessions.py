@@ -161,8 +161,8 @@ def test_a_stop_string_in_a_session_is_not_remembered(server: Running) -> None:
         session = create(http)
         assert say(http, session, "hello", max_tokens=40, stop=whole[place]) == whole[:place]
         facts = http.get(f"/v1/sessions/{session}").json()
-    tokenizer = server.service.model.tokenizer
-    prompt = server.service.model.renderer.prompt([{"role": "user", "content": "hello"}])
+    tokenizer = server.service.default.model.tokenizer
+    prompt = server.service.default.model.renderer.prompt([{"role": "user", "content": "hello"}])
     assert facts["transcript"][-1]["content"] == whole[:place]
     assert facts["tokens_read"] == len(prompt) + len(tokenizer.encode_batch([whole[:place]])[0])
 
@@ -177,6 +177,7 @@ def test_those_used_longest_ago_go_to_disk_and_outlast_the_server(
         sessions = [create(http) for _ in range(5)]
         for number, (chat, session) in enumerate(zip(chats, sessions, strict=True)):
             assert say(http, session, f"hello {number}") == chat.say(f"hello {number}", 12)
+        server.wait_saved()
         assert server.service.store.at_hand == 2
         assert {file.stem for file in folder.iterdir()} >= set(sessions[:3])
         full = http.post("/v1/sessions", json={})

@@ -18,7 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newllm.data.loader import EpochLoader
+from newllm.data.encode import MASKED
+from newllm.data.loader import IGNORED, EpochLoader
 from newllm.errors import UserError
 from newllm.train import checkpoint
 from newllm.train.distributed import Processes, StepFlags, process_group, refuse_several
@@ -192,7 +193,9 @@ def test_sequences_are_shared_out(world: int, more: int) -> None:
 
 
 class _Counting:
-    """Documents of the given lengths; every token is its own number."""
+    """Documents of the given lengths; every token is its own number, every third is not scored."""
+
+    masked = True
 
     def __init__(self, *lengths: int) -> None:
         self.lengths = np.array(lengths)
@@ -204,7 +207,7 @@ class _Counting:
         first = self._first[documents]
         ranges = [np.arange(*ends) for ends in zip(first + starts, first + stops, strict=True)]
         tokens = np.concatenate(ranges)
-        return tokens % 2 == 0 if assistant else tokens
+        return tokens % 3 if assistant else tokens
 
 
 def test_parts_of_a_batch_are_the_batch() -> None:
@@ -219,7 +222,8 @@ def test_parts_of_a_batch_are_the_batch() -> None:
             together = torch.cat([getattr(part, name) for part in own])
             assert torch.equal(together, getattr(batch, name)), name
         assert [part.scored for part in own] == [batch.scored] * 2
-        assert batch.scored == batch.select(slice(5)).scored
+        assert batch.scored == int((batch.targets != IGNORED).sum())
+        assert (batch.targets[batch.targets != IGNORED] % 3 != MASKED).all()
 
 
 def test_alone_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 from newllm.model.context.lm import HASH_SHIFT, PREVIOUS_FACTOR, TOKEN_FACTOR
 from newllm.model.context.reference import CHANNEL_PARAMETERS
 from newllm.model.counts import cpu as counts_cpu
-from newllm.model.kernels.numerics import FAST, ONE, ZERO, exp, inlined, sigmoid
+from newllm.model.kernels.numerics import FAST, ONE, ZERO, exp, inlined, one_thread, sigmoid
 from newllm.model.kernels.reference import EPSILON
 from newllm.model.recall import cpu as recall_cpu
 from newllm.model.recall.reference import ORDER_UNIT, TIMES_UNIT
@@ -318,7 +318,7 @@ def _log_of_sum(a, b):
 def step_kernel(group: int) -> Any:
     """The step for contexts that are normalised in groups of `group` channels."""
 
-    @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+    @one_thread
     def step(
         tokens, slots, embedding, table, widen, project, order, times, gate, bias, trust_gate,
         trust_bias, matrices, scales, norms, channels, index, starts, checks, rest, confidence,

@@ -29,9 +29,23 @@ _MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined
 _instruction: Any = intrinsic
 
 
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """Compile a function, and keep that for later processes where there is a folder to write in."""
+    options |= {"error_model": "numpy", "fastmath": FAST}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # neither beside the source nor at home
+        return numba.njit(**options)(function)
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel whose outer loop (`prange`) runs in parallel."""
-    return numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=FAST)(function)
+    return compiled(function, parallel=True)
+
+
+def one_thread(function: Callable[..., Any]) -> Any:
+    """Compile a function that lets other threads run."""
+    return compiled(function, nogil=True)
 
 
 def inlined(function: Callable[..., Any]) -> Any:

@@ -1,0 +1,57 @@
+"""What the command line runs in: standard streams that no text can break, variables it cannot have.
+
+A pipe on Japanese Windows takes cp932, a C locale ASCII, and a service may have no streams at all:
+what cannot be written is replaced, what is not there reads as empty and writes to nowhere.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+
+from newllm.errors import UserError
+
+_REPLACE = "newllm.replace"
+
+
+def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A question mark; of a path's byte that is no text, the byte itself."""
+    if not isinstance(error, UnicodeEncodeError):
+        return "\ufffd", error.end  # type: ignore[attr-defined]
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return "?", error.start + 1
+
+
+def prepare_streams() -> None:
+    """Make standard input, output and error safe to use, whatever they are connected to."""
+    codecs.register_error(_REPLACE, _replaced)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed: the number is taken, lest a file of ours gets it
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            if mode == "w":
+                stream.reconfigure(errors=_REPLACE)
+            elif codecs.lookup(stream.encoding).name == "ascii":  # a C locale says nothing
+                stream.reconfigure(encoding="utf-8", errors="replace")
+            else:
+                stream.reconfigure(errors="replace")
+
+
+def refuse_variables() -> None:
+    """Look at the variables without which numba is not even imported, or compiles nothing.
+
+    Raises:
+        UserError: one is set to such a value.
+    """
+    jit, threads = (os.environ.get(f"NUMBA_{name}", "") for name in ("DISABLE_JIT", "NUM_THREADS"))
+    for name, value, wrong in (
+        ("NUMBA_DISABLE_JIT", jit, jit.strip() not in ("", "0")),
+        ("NUMBA_NUM_THREADS", threads, threads.strip().lstrip("+-0") == "" or "-" in threads),
+    ):
+        if value and wrong:
+            raise UserError(f"{name}={value}: the kernels cannot run so; unset it")

@@ -1,0 +1,109 @@
+"""Rows of tables: CSV and TSV with a header, Parquet, Arrow."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from typing import IO, Any, TextIO
+
+from newllm.data.containers import NOT_UTF8, badly_encoded
+from newllm.data.json_rows import LARGEST_LINE
+from newllm.data.located import Item, Located, Malformed
+
+_ROWS_AT_ONCE = 1024
+
+
+def read_csv(text: TextIO, name: str) -> Iterator[Item]:
+    """Rows of a text whose first line names the fields; an empty cell is an absent field.
+
+    What parts the fields (comma, semicolon, tab or bar) is what the header has most of.
+    """
+    csv.field_size_limit(LARGEST_LINE)
+    header, before = text.readline(LARGEST_LINE), 1
+    delimiter = ""
+    if declared := re.match(r"sep=(.)\s*$", header):  # Excel writes it
+        delimiter, header, before = declared[1], text.readline(LARGEST_LINE), 2
+    if not header.strip():
+        if text.read(1):
+            yield Malformed(f"{name}:{before}", "an empty line, expected the names of the fields")
+        return
+    outside = re.sub(r'"[^"]*"', "", header)
+    delimiter = delimiter or max(",;\t|", key=outside.count)
+    fields = [field.strip() for field in next(csv.reader([header], delimiter=delimiter))]
+    if complaint := _wrong_header(header, fields):
+        yield Malformed(f"{name}:{before}", complaint)
+        return
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    while True:
+        where = f"{name}:{before + reader.line_num + 1}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield Malformed(where, f"not valid CSV ({error})")
+            continue
+        if cells is None:
+            return
+        if not any(cells):
+            continue
+        if any(map(badly_encoded, cells)):
+            yield Malformed(where, NOT_UTF8)
+        elif len(cells) > len(fields):
+            yield Malformed(where, f"{len(cells)} fields, the header has {len(fields)}")
+        else:
+            row = {field: cell or None for field, cell in zip(fields, cells, strict=False)}
+            yield Located(where, row)
+
+
+def _wrong_header(line: str, fields: list[str]) -> str | None:
+    if badly_encoded(line):
+        return NOT_UTF8
+    if line.lstrip()[:1] in "{[":
+        return "JSON in a file named as a table; name it .jsonl"
+    if not all(fields):
+        return "the header has a field without a name"
+    double = next((field for field in fields if fields.count(field) > 1), None)
+    return f"the header names {double!r} twice" if double else None
+
+
+def read_parquet(stream: IO[bytes], name: str) -> Iterator[Item]:
+    """Rows of a Parquet file; `stream` can seek."""
+    import pyarrow.parquet
+
+    def batches() -> Iterator[Any]:
+        with pyarrow.parquet.ParquetFile(stream) as file:
+            yield from file.iter_batches(batch_size=_ROWS_AT_ONCE)
+
+    yield from _rows_of_batches(batches(), name)
+
+
+def read_arrow(stream: IO[bytes], name: str) -> Iterator[Item]:
+    """Rows of Arrow's file format (Feather too) or of its stream format (`datasets` writes it)."""
+    import pyarrow
+
+    def batches() -> Iterator[Any]:
+        begins = stream.read(6)
+        stream.seek(0)
+        if begins == b"ARROW1":
+            with pyarrow.ipc.open_file(stream) as file:
+                yield from map(file.get_batch, range(file.num_record_batches))
+        else:
+            with pyarrow.ipc.open_stream(stream) as reader:
+                yield from reader
+
+    yield from _rows_of_batches(batches(), name)
+
+
+def _rows_of_batches(batches: Iterator[Any], name: str) -> Iterator[Item]:
+    number = 0
+    try:
+        for batch in batches:
+            for start in range(0, len(batch), _ROWS_AT_ONCE):
+                for row in batch.slice(start, _ROWS_AT_ONCE).to_pylist():
+                    number += 1
+                    yield Located(f"{name} row {number}", row)
+    except Exception as error:  # of a damaged file, pyarrow raises far more than its own
+        if isinstance(error, OSError) and error.errno is not None:  # not what the file holds
+            raise
+        reason = str(error).split("\n")[0]
+        yield Malformed(f"{name} row {number + 1}", f"unreadable from here on ({reason})")

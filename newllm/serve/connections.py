@@ -1,0 +1,169 @@
+"""Connections: no client keeps one for nothing, and none of them can keep the others out."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import cast
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from newllm.errors import UserError
+from newllm.serve.service import Limits
+
+GRACE_SECONDS = 5
+"""How long answers that are being written may go on when the server is told to stop.
+
+Supervisors commonly kill after ten.
+"""
+
+_YOUNG_SECONDS = 1.0
+"""A connection gives way once it has been silent for so long; earlier only under twice the limit's
+load."""
+
+
+class _Protocol(H11Protocol):
+    """HTTP on one connection, which knows since when it waits for its client.
+
+    It does while no request is complete, head and body, and while nobody takes in an answer. After
+    a while such a connection is closed; earlier where there are too many, the one that has been
+    silent longest first. So idle, half-open and slow clients (slowloris) hold nobody up.
+    """
+
+    limits = Limits()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.silent_since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._look()
+        if len(self.connections) > self.limits.connections:
+            self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._timer is not None:  # would hold on to this, and to the last request's body
+            self._timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._look()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._look()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._look()
+
+    def _look(self) -> None:
+        """Note whether the client's turn has begun or ended; single bytes change nothing."""
+        if not self._between_requests and not self.cycle.more_body and not self.flow.write_paused:
+            self.silent_since = None
+        elif self.silent_since is None:
+            self.silent_since = self.loop.time()
+            if self._timer is None:
+                self._timer = self.loop.call_later(self.limits.client_seconds, self._look_again)
+
+    def _look_again(self) -> None:
+        """Close a connection on which no head of a request is complete in time.
+
+        (Bodies and answers have deadlines of their own, which also say so.)
+        """
+        self._timer = None
+        if self.transport.is_closing() or self.silent_since is None:
+            return
+        left = self.silent_since + self.limits.client_seconds - self.loop.time()
+        if left <= 0 and self._between_requests:
+            self.transport.close()
+        else:
+            self._timer = self.loop.call_later(max(left, 1.0), self._look_again)
+
+    @property
+    def _between_requests(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _make_room(self) -> None:
+        others = [cast(_Protocol, other) for other in self.connections if other is not self]
+        silent = [other for other in others if other.silent_since is not None]
+        if not silent:
+            return
+        oldest = min(silent, key=lambda other: other.silent_since or 0)
+        young = self.loop.time() - (oldest.silent_since or 0) < _YOUNG_SECONDS
+        if not young or len(self.connections) > 2 * self.limits.connections:
+            oldest.transport.abort()
+
+
+class _Server(uvicorn.Server):
+    """A second Ctrl-C cuts off what is being written; what was said until then is saved as ever."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves out the end of the app
+            for task in self.server_state.tasks:
+                task.cancel()
+            await self.lifespan.shutdown()
+
+
+def make_server(app: Starlette, host: str, port: int, limits: Limits) -> uvicorn.Server:
+    """uvicorn for an app."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=type("_LimitedProtocol", (_Protocol,), {"limits": limits}),
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        limit_concurrency=4 * limits.connections,
+    )
+    return _Server(config)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens there once the server runs; port 0 takes a free one.
+
+    Raises:
+        UserError: the port is taken, or the address none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio switches Nagle's algorithm off where the protocol is told, and nowhere else: with it,
+    # the second packet of every answer waits 40 ms for the client's acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UserError(f"--host {host} --port {port}: {error.strerror}") from None
+    return listener
+
+
+def allow_connections(limits: Limits) -> int:
+    """Have the system allow twice as many open connections as the limit, and so many files.
+
+    Returns:
+        the limit, or what the system allows of it.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return limits.connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * limits.connections + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return limits.connections
+    return max(16, min(limits.connections, (soft - 256) // 2))
