@@ -68,6 +68,10 @@ class DataSettings(_Settings):
     rehearsal_share: float = Field(
         0.1, ge=0, le=0.9, description="share of the trained tokens that is rehearsal"
     )
+    rehearsal_last: float | None = Field(
+        None, ge=0, le=1,
+        description="share of the rehearsal that is of the data set named last; else equal parts",
+    )  # fmt: skip
 
 
 ARCHITECTURES = ("context", "original", "gru", "lstm", "mingru", "transformer")

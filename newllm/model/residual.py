@@ -22,12 +22,13 @@ from newllm.model.counts import contexts
 from newllm.model.counts.layer import CountsLayer
 from newllm.model.counts.table import MOST_CONTEXT
 from newllm.model.kernels import (
-    EPSILON,
     Noise,
     active_kernel,
     add_norm,
     embedding,
     linear,
+    norm,
+    norms_together,
     squared_relu,
 )  # fmt: skip
 from newllm.model.kernels.reference import let_copy_
@@ -353,13 +354,13 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         dtype = compute_dtype(self.embedding.weight)
         p = self.dropout if self.training else 0.0
         noise = replace(noise or Noise.drawn(), sites=2 * len(self.blocks) + 1) if p else None
-        width = self.embedding_norm.shape
         x, site, parts = None, 0, []
         embedded = embedded.to(self.embedding_norm.dtype)
-        branch = F.layer_norm(embedded, width, self.embedding_norm, eps=EPSILON)
+        weights = iter(norms_together(list(self._norms()), embedded))
+        branch = norm(embedded, next(weights))
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            x, normed = add_norm(x, branch, block.mixer_norm, dtype, p, noise, site)
+            x, normed = add_norm(x, branch, next(weights), dtype, p, noise, site)
             self._saw(x)
             carried = [state[name][layer] for name in self._carried]
             branch, carried = block.mix(normed, carried, boundaries)
@@ -368,16 +369,25 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
             if layer == 0 and self.FIRST_REPLACES:
                 x = None
             if block.feed_forward is not None:
-                weight = block.feed_forward.norm
-                x, normed = add_norm(x, branch, weight, dtype, p, noise, site)
+                x, normed = add_norm(x, branch, next(weights), dtype, p, noise, site)
                 branch = block.feed_forward(normed)
                 site += 1
-        _, hidden = add_norm(x, branch, self.norm, dtype, p, noise, site)
+        _, hidden = add_norm(x, branch, next(weights), dtype, p, noise, site)
         stacked = (torch.stack(layers) for layers in zip(*parts, strict=True))
         return hidden, dict(zip(self._carried, stacked, strict=True))
 
     def _saw(self, stream: Tensor) -> None:
         """The residual stream before each block, [B, T, D], for whoever wants to see it."""
+
+    def _norms(self) -> Iterator[Tensor]:
+        """Weights of all norms of the stream, as they are used."""
+        yield self.embedding_norm
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block.mixer_norm
+            if block.feed_forward is not None:
+                yield block.feed_forward.norm
+        yield self.norm
 
     def _embed(self, ids: Tensor, state: State, reset: Tensor | None) -> Tensor:
         """What the tokens themselves bring into the stream, before its norm: [B, T, D]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -137,11 +137,10 @@ class Api:
         asked = await body_as(CompletionRequest, request, service)
         served = service.find(asked.model)
         prompts = asked.prompts
-        if isinstance(prompts[0], str):
-            texts: Sequence[Any] = prompts
-            words = await asyncio.to_thread(served.tokenizer.encode_batch, texts)
-        else:
-            words = [known_ids(served, list(ids), "prompt") for ids in prompts]  # type: ignore[arg-type]
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        words = await asyncio.to_thread(served.tokenizer.encode_batch, texts) if texts else [
+            known_ids(served, ids, "prompt") for ids in prompts if isinstance(ids, list)
+        ]  # fmt: skip
         service.check_room(served, len(prompts) * asked.n)
         bos = served.tokenizer.bos
         replies: list[Reply] = []

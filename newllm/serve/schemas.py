@@ -101,7 +101,8 @@ def _place(path: tuple[int | str, ...], body: Any, kind: str) -> list[str]:
     for number, part in enumerate(path, start=1):
         keys = here if isinstance(here, dict) else range(len(here) if isinstance(here, list) else 0)
         if part in keys:
-            here = here[part]
+            inside: Any = here
+            here = inside[part]
         elif not (kind == "missing" and number == len(path)):
             continue
         found.append(str(part))
@@ -471,7 +472,7 @@ class TokenizeRequest(_Request):
         """The conversation, as if an answer were asked for."""
         if self.messages is None:
             return None
-        return ChatRequest(model="", messages=self.messages)
+        return ChatRequest.model_validate({"model": "", "messages": self.messages})
 
 
 class DetokenizeRequest(_Request):

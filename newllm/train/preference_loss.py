@@ -3,7 +3,7 @@
 All three take the nats (-ln p) of the answers of P pairs, and say what to minimise a pair:
 
     simpo   -ln sigmoid(beta (m_c - m_r) - gamma)           Meng et al. 2024, arXiv:2405.14734
-    dpo     -ln sigmoid(beta ((l_c - ref_c) - (l_r - ref_r)))   Rafailov et al. 2023, arXiv:2305.18290
+    dpo     -ln sigmoid(beta ((l_c - ref_c) - (l_r - ref_r))) Rafailov et al. 2023, arXiv:2305.18290
     orpo    -beta ln sigmoid(odds(m_c) - odds(m_r))         Hong et al. 2024, arXiv:2403.07691
 
 with l the log-likelihood of an answer, m = l / tokens its mean over tokens, ref that of the model

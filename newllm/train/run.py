@@ -113,9 +113,9 @@ def train(
             else:
                 block = load_given(settings.architecture)
             device = processes.take_device(pick_device(settings.device))
-            if stored is None and processes.main:
-                set_aside(files, log.note)
             run = (make or TrainingRun)(settings, files, log, advise, processes, device, block)
+            if stored is None and processes.main:  # now: what it needs is there
+                set_aside(files, log.note)
             held.callback(run.metrics_file.close)
             trainer = run.prepare(stored)
         return run.train(trainer)

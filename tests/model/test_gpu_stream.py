@@ -131,6 +131,75 @@ def test_embedding(interpreter, width: int, with_base: bool) -> None:
     assert_equal(fast, [x.detach() for x in expected])
 
 
+def _judged(*given: Any) -> list[Tensor]:
+    from newllm.model.kernels import gpu
+
+    verdict = gpu.judge(*given)
+    return [verdict.said, verdict.found_inf, verdict.grad_scale]
+
+
+@pytest.mark.parametrize("bad", [0.0, torch.inf, torch.nan])
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_the_verdict_on_a_step(interpreter, bad: float, scale: float | None) -> None:
+    norms = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    scaled = None if scale is None else torch.tensor(scale)
+    for nats, spoilt in ((5.0 + bad, norms), (5.0, norms + bad)):
+        given = torch.tensor(nats), spoilt, scaled, 1.0
+        said, found_inf, grad_scale = interpreter(_judged, *given)
+        expected = reference.judge(*given)
+        assert_equal([said[1:], found_inf], [expected.said[1:], expected.found_inf])
+        torch.testing.assert_close(said[0], torch.tensor(nats), equal_nan=True)
+        assert float(found_inf) == float(bad != 0)
+        if bad == 0:
+            torch.testing.assert_close(grad_scale, expected.grad_scale)
+
+
+def _blended(gradient: Tensor, momentum: Tensor, *given: Any) -> list[Tensor]:
+    from newllm.model.kernels import gpu
+
+    gpu.blend_(gradient, momentum, *given)
+    return [gradient, momentum]
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_momentum(interpreter, skipped: bool) -> None:
+    gradient, momentum = torch.randn(2, 1500, generator=torch.Generator().manual_seed(0))
+    gradient[7] = torch.nan if skipped else 1.0
+    given = torch.tensor(float(skipped)), torch.tensor(8.0), 0.7
+    expected, before = [gradient.clone(), momentum.clone()], momentum.clone()
+    reference.blend_(*expected, *given)
+    fast = interpreter(_blended, gradient, momentum, *given)  # whose memory the process shares
+    assert_equal(fast, expected)
+    assert not skipped or torch.equal(fast[1], before)
+
+
+def _summed_together(rows: int, weights: list[Tensor], x: Tensor) -> list[Tensor]:
+    from newllm.model.kernels import gpu
+
+    def several(*leaves: Tensor) -> Tensor:
+        y = leaves[-1]
+        for weight in gpu.norms_together(leaves[:-1], rows):
+            y = gpu.add_norm(None, y, weight, torch.float32)[1]
+        return y
+
+    return [x.detach() for x in outputs_and_gradients(several, [*weights, x])]
+
+
+def test_norms_whose_gradients_are_summed_together(interpreter) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = list(torch.randn(3, 8, generator=generator))
+    x = torch.randn(2, 3, 8, generator=generator)
+
+    def several(*leaves: Tensor) -> Tensor:
+        y = leaves[-1]
+        for weight in leaves[:-1]:
+            y = reference.norm(y, weight)
+        return y
+
+    fast = interpreter(_summed_together, 6, weights, x)
+    assert_equal(fast, [x.detach() for x in outputs_and_gradients(several, [*weights, x])], 1e-4)
+
+
 def test_a_lookup_says_where_each_row_is_used() -> None:
     index, order, row, times = make_lookup(torch.tensor([3, -1, 0, 3, 3, -1])).tolist()
     assert index == [3, -1, 0, 3, 3, -1]

@@ -84,7 +84,8 @@ def test_steps_are_timed_at_two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def timed_step(settings, rows, length):
         timed.append(settings.num_layers)
-        return lambda: (len(timed) * 1.0, 0.5)
+        seconds = float(len(timed))
+        return lambda: (seconds, 0.5)
 
     monkeypatch.setattr(size, "timed_step", timed_step)
     steps = measured_steps("dolly", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from playwright.sync_api import Page, expect
 
@@ -27,7 +28,7 @@ Done, for x = 1."""
 
 def told(page: Page, text: str) -> None:
     """Have the page show an answer of one's own."""
-    events = [
+    events: list[dict[str, Any]] = [
         {"choices": [{"delta": {"content": part}, "finish_reason": None}]}
         for part in (text[:20], text[20:90], text[90:])
     ]
