@@ -245,6 +245,9 @@ for module in (talk, progression, practice, report, exchange, planning, help_pag
         cli.add_command(verb)
 
 
+_RESUMABLE = ("train", "climb", "compare", "prefer", "practise")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (docs/ARCHITECTURE.md lists them)."""
     prepare_streams()

@@ -11,7 +11,7 @@ from click.shell_completion import get_completion_class
 from newllm.config import DataSettings, ModelSettings, RunSettings, TrainingSettings
 
 VERBS = {
-    "Train": ("train", "climb", "prefer", "grow", "compare", "tokenizer"),
+    "Train": ("train", "climb", "prefer", "practise", "grow", "compare", "tokenizer"),
     "Judge": ("eval", "progress", "info"),
     "Talk": ("chat", "generate", "serve"),
     "Take along": ("export", "import"),

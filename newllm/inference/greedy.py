@@ -1,4 +1,4 @@
-"""Greedy answers to many prompts, written side by side; no random number is drawn."""
+"""Answers to many prompts, written side by side: greedy, or drawn from one seed."""
 
 from __future__ import annotations
 
@@ -43,19 +43,42 @@ def greedy_answers(
     Raises:
         FloatingPointError: the model's scores are not numbers.
     """
+    return sampled_answers(model, tokenizer, prompts, max_new_tokens, 0.0, 0, at_once)
+
+
+def sampled_answers(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    at_once: int = ANSWERS_AT_ONCE,
+) -> list[Answer]:
+    """The same, drawn at a temperature: same seed, same answers. At 0 they are greedy.
+
+    A token is the largest of logits / temperature + Gumbel noise, which draws from the softmax.
+    """
     decoder = make_decoder(model, batched=True)
+    rng = np.random.default_rng(seed)
     answers = [Answer("", False)] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(by_length), at_once):
         chosen = by_length[start : start + at_once]
-        written = _write(decoder, tokenizer, [prompts[index] for index in chosen], max_new_tokens)
+        asked = [prompts[index] for index in chosen]
+        written = _write(decoder, tokenizer, asked, max_new_tokens, temperature, rng)
         for index, answer in zip(chosen, written, strict=True):
             answers[index] = answer
     return answers
 
 
 def _write(
-    decoder: Decoder, tokenizer: Tokenizer, prompts: list[Sequence[int]], max_new_tokens: int
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    prompts: list[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    rng: np.random.Generator,
 ) -> list[Answer]:
     forbidden = never_written(tokenizer)
     written: list[list[int]] = [[] for _ in prompts]
@@ -67,6 +90,8 @@ def _write(
         if np.isnan(logits).any():
             raise FloatingPointError("no token can be chosen: the model's scores are not finite")
         logits[:, forbidden] = -np.inf
+        if temperature > 0:
+            logits = logits / temperature + rng.gumbel(size=logits.shape)
         tokens = dict(zip(list(slots), logits.argmax(axis=1).tolist(), strict=True))
         for slot, token in tokens.items():
             if token == tokenizer.end:

@@ -475,25 +475,20 @@ def judge_preferences(
 def preference_lines(verdict: Mapping[str, Any]) -> list[str]:
     """The verdict in words."""
     low, high = verdict["after_interval"]
-    lines = [
-        (
-            f"Prefers the chosen answer of {verdict['after']:.1%} of {verdict['pairs']} validation "
-            f"pairs (95%: {low:.1%} to {high:.1%})"
-        )
-    ]
+    share = f"{verdict['after']:.1%} of {verdict['pairs']} validation pairs"
+    lines = [f"Prefers the chosen answer of {share} (95%: {low:.1%} to {high:.1%})"]
     for name, what in (("before", "the model before"), ("longer", "always the longer answer")):
         low, high = (100 * end for end in verdict[f"over_{name}_interval"])
         word = "better than" if verdict[f"better_than_{name}"] else "not told apart from"
         word = "worse than" if high < 0 else word
+        points = 100 * (verdict["after"] - verdict[name])
         lines.append(
-            f"  {word} {what} ({verdict[name]:.1%}): "
-            f"{100 * (verdict['after'] - verdict[name]):+.1f} points (95%: {low:+.1f} to {high:+.1f})"
+            f"  {word} {what} ({verdict[name]:.1%}): {points:+.1f} points "
+            f"(95%: {low:+.1f} to {high:+.1f})"
         )
-    change = verdict["loss_after"] / verdict["loss_before"] - 1
-    lines.append(
-        f"  ordinary loss {verdict['loss_before']:.4f} -> {verdict['loss_after']:.4f} ({change:+.1%})"
-        + ("" if verdict["loss_kept"] else f": more than the {MOST_LOSS:.0%} that it may cost")
-    )
+    was, now = verdict["loss_before"], verdict["loss_after"]
+    much = "" if verdict["loss_kept"] else f": more than the {MOST_LOSS:.0%} that it may cost"
+    lines.append(f"  ordinary loss {was:.4f} -> {now:.4f} ({now / was - 1:+.1%}){much}")
     parts = verdict["rejected_likelier"]
     said = ", ".join(f"{share:.1%} ({name})" for name, share in parts.items())
     lines.append(f"  rejected answers that became likelier: {said}")

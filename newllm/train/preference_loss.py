@@ -2,13 +2,14 @@
 
 All three take the nats (-ln p) of the answers of P pairs, and say what to minimise a pair:
 
-    simpo   -ln sigmoid(beta (m_c - m_r) - gamma)           Meng et al. 2024, arXiv:2405.14734
-    dpo     -ln sigmoid(beta ((l_c - ref_c) - (l_r - ref_r))) Rafailov et al. 2023, arXiv:2305.18290
-    orpo    -beta ln sigmoid(odds(m_c) - odds(m_r))         Hong et al. 2024, arXiv:2403.07691
+    simpo   -ln sigmoid(beta (m_c - m_r) - gamma)
+    dpo     -ln sigmoid(beta ((l_c - ref_c) - (l_r - ref_r)))
+    orpo    -beta ln sigmoid(odds(m_c) - odds(m_r))
 
-with l the log-likelihood of an answer, m = l / tokens its mean over tokens, ref that of the model
-before training, and odds(m) = ln(e^m / (1 - e^m)). ORPO's other term, the ordinary loss of the
-chosen answer, is the anchor that all three have here (:mod:`newllm.train.prefer`).
+(Meng et al. 2024, arXiv:2405.14734; Rafailov et al. 2023, arXiv:2305.18290; Hong et al. 2024,
+arXiv:2403.07691) with l the log-likelihood of an answer, m = l / tokens its mean over tokens, ref
+that of the model before training, and odds(m) = ln(e^m / (1 - e^m)). ORPO's other term, the
+ordinary loss of the chosen answer, is the anchor that all have here (:mod:`newllm.train.prefer`).
 """
 
 from __future__ import annotations

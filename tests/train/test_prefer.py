@@ -1,0 +1,203 @@
+"""Training on pairs: gradients by hand, exact resume, its verdict, what is refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from newllm.errors import Stopped, UserError
+from newllm.evaluate.preferences import PairScores, bootstrap_interval
+from newllm.model.residual import ResidualLM
+from newllm.train import checkpoint
+from newllm.train.prefer import PreferenceTrainer, judge_preferences, prefer, preference_lines
+from newllm.train.preference_loss import METHODS, Preferring
+from newllm.train.run import train
+from newllm.train.trainer import Trainer
+
+TINY = {"context_dim": 16, "embed_dim": 16, "hidden_dim": 24, "vocab_size": 320,
+        "max_seq_length": 24, "batch_size": 4, "epochs": 1, "device": "cpu"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("newllm.model.kernels.FORCED", "reference")  # no compiling for a few steps
+
+
+def row(number: int, answer: str, other: str) -> dict[str, str]:
+    begin = f"\n\nHuman: is {number} a number?\n\nAssistant:"
+    return {"chosen": f"{begin} {answer}", "rejected": f"{begin} {other}"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A model of HH-RLHF-like rows, and the flags of a run that goes on from it."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for part in ("helpful-base", "harmless-base"):
+        (folder / "rows" / part).mkdir(parents=True)
+        for split, first, count in (("train", 0, 8), ("validation", 90, 4)):
+            rows = [row(n, "yes it is", "no no" if n % 2 else "not at all, never")
+                    for n in range(first, first + count)]  # fmt: skip
+            if split == "train":
+                rows[2]["rejected"] = rows[2]["chosen"]
+                rows[3]["rejected"] = "\n\nHuman: no answer"
+            text = "".join(json.dumps(r) + "\n" for r in rows)
+            (folder / "rows" / part / f"{split}.jsonl").write_text(text)
+    flags = {**TINY, "data": str(folder / "rows"), "out": str(folder)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("newllm.model.kernels.FORCED", "reference")
+        file = train("hh_rlhf", flags)
+    return {"file": str(file), "data": flags["data"], "batch_size": 4, "device": "cpu"}
+
+
+def run(base: dict[str, Any], out: Path, options: Preferring, **more: Any) -> Path:
+    flags = {name: value for name, value in base.items() if name != "file"}
+    resume = more.pop("resume", False)
+    return prefer(base["file"], options, {**flags, "out": str(out), **more}, resume)
+
+
+def test_it_learns_what_is_preferred_and_says_so(base, tmp_path, capsys) -> None:
+    best = run(base, tmp_path, Preferring(anchor=0.1), epochs=20, learning_rate=3e-3)
+    said = capsys.readouterr().out
+    assert "Pairs  12 training; 4 rows without two answers left out" in said
+    assert "train.jsonl:4: field 'rejected'" in said
+    assert "Pairs  8 validation\n" in said
+    assert "Pref=100.0% Len=50.0%" in said
+    assert "better than always the longer answer (50.0%): +50.0 points" in said
+    (verdict,) = (json.loads(p.read_text()) for p in tmp_path.glob("*.preferences.json"))
+    assert verdict["after"] == 1
+    assert verdict["method"] == "simpo"
+    assert verdict["beta"] == 2
+    assert set(verdict["rejected_likelier"]) == {"all", "harmless", "helpful"}
+    assert best.name == f"best_{Path(base['file']).stem.removeprefix('best_')}_simpo.pt"
+    assert checkpoint.load_model(best)["metrics"]["prefers_chosen"] == 1
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, count = Trainer._timed_step, 0
+
+    def counting(self: Trainer, *arguments: Any) -> None:
+        nonlocal count
+        original(self, *arguments)
+        count += 1
+        if count == steps:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_timed_step", counting)
+
+
+def test_a_stopped_run_goes_on_to_the_bit(base, tmp_path, monkeypatch) -> None:
+    options = Preferring("dpo")
+    calm = run(base, tmp_path / "calm", options, epochs=2)
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(Stopped):
+            run(base, tmp_path / "cut", options, epochs=2)
+    with pytest.raises(UserError, match=r"began with method dpo, beta 0\.1"):
+        run(base, tmp_path / "cut", Preferring("dpo", beta=1.0), epochs=2, resume=True)
+    again = run(base, tmp_path / "cut", options, epochs=2, resume=True)
+    once, then = (checkpoint.load(path)["model"] for path in (calm, again))
+    assert all(torch.equal(once[name], then[name]) for name in once)
+    verdicts = [json.loads(next((tmp_path / name).glob("*.preferences.json")).read_text())
+                for name in ("calm", "cut")]  # fmt: skip
+    assert verdicts[0] == verdicts[1]
+
+
+def by_hand(trainer: PreferenceTrainer, batch: Any) -> dict[str, torch.Tensor]:
+    """Gradients of a batch, each dialogue read by itself, without padding."""
+    model, options = trainer.model, trainer.options
+    assert isinstance(model, ResidualLM)
+    count, nats, sizes, ordinary = len(batch.ids) // 2, [], [], torch.zeros(())
+    for number in range(2 * count):
+        length = int((batch.targets[number] >= 0).sum())
+        ids, targets = batch.ids[number : number + 1, :length], batch.targets[number, :length]
+        tables = None if batch.tables is None else batch.tables[number : number + 1, :length]
+        hidden, _ = model(ids, tables=tables)
+        costs = F.cross_entropy(model.logits(hidden)[0], targets, reduction="none")
+        wanted = batch.compared[number, :length]
+        nats.append(costs[wanted].sum())
+        sizes.append(wanted.sum())
+        if number < count:
+            ordinary = ordinary + model.loss(hidden, targets[None])
+    pairs = torch.stack(nats).view(2, count).t(), torch.stack(sizes).view(2, count).t()
+    losses = options.loss(*pairs, batch.reference)
+    model.zero_grad()
+    (losses.mean() + options.anchor * ordinary / batch.scored).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_those_of_dialogues_read_alone(base, tmp_path, monkeypatch, method) -> None:
+    trainers: list[PreferenceTrainer] = []
+
+    def fit(self: PreferenceTrainer, stop: Any) -> bool:
+        trainers.append(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreferenceTrainer, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        run(base, tmp_path, Preferring(method))
+    (trainer,) = trainers
+    model = trainer.model
+    assert isinstance(model, ResidualLM)
+    assert model.counts is not None
+    assert trainer._counts is not None
+    model.counts.set_tables(trainer._counts.tables)
+    assert trainer.tables is not None
+    assert set(trainer.tables.tolist()) == {1, 2, 3, 4}, "each predicted by what did not count it"
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    trainer.reference = np.random.default_rng(0).uniform(5, 9, (12, 2))
+    batch = trainer._loader(0).batch(0)
+    expected = by_hand(trainer, batch)
+    for rows in (1, 3, 8):
+        trainer._gradients(batch, rows)
+        for name, parameter in model.named_parameters():
+            if name in expected:
+                assert parameter.grad is not None
+                torch.testing.assert_close(
+                    parameter.grad, expected[name], rtol=2e-3, atol=2e-6, msg=name
+                )
+
+
+def test_word1000_is_refused(tmp_path, dolly_folder) -> None:
+    flags = {**TINY, "data": str(dolly_folder), "out": str(tmp_path), "tokenizer": "word1000"}
+    file = train("dolly", {n: v for n, v in flags.items() if n != "vocab_size"})
+    with pytest.raises(UserError, match="word1000 loses most words"):
+        prefer(str(file), Preferring(), {})
+
+
+def test_the_verdict_by_hand() -> None:
+    sizes = np.tile([[10, 5], [5, 10]], (50, 1))
+    before = PairScores(np.tile([[20.0, 5.0], [5.0, 20.0]], (50, 1)), sizes)
+    after = PairScores(np.tile([[5.0, 4.0], [5.0, 30.0]], (50, 1)), sizes)
+    verdict = judge_preferences(before, after, [True, False] * 50, (2.0, 2.1))
+    assert (verdict["before"], verdict["after"], verdict["longer"]) == (0.5, 1.0, 0.5)
+    assert verdict["after_interval"] == (1.0, 1.0)
+    low, high = verdict["over_before_interval"]
+    assert 0.38 < low < 0.44
+    assert 0.56 < high < 0.62
+    assert verdict["better_than_before"]
+    assert not verdict["loss_kept"]
+    assert verdict["rejected_likelier"] == {"all": 0.5, "harmless": 1.0, "helpful": 0.0}
+    lines = "\n".join(preference_lines(verdict))
+    assert "(+5.0%): more than the 1% that it may cost" in lines
+    same = judge_preferences(before, before, [None] * 100, (2.0, 2.0))
+    assert "not told apart from the model before" in "\n".join(preference_lines(same))
+
+
+def test_the_bootstrap_covers_what_it_should() -> None:
+    rng = np.random.default_rng(1)
+    inside = 0
+    for trial in range(100):
+        low, high = bootstrap_interval(rng.random(60) < 0.6, trial)
+        inside += low <= 0.6 <= high
+    assert 85 <= inside <= 100
