@@ -185,6 +185,9 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
     FIRST_REPLACES: ClassVar[bool] = False
     """Whether the first block's output replaces the embedding in the stream, instead of adding."""
 
+    TOKENS_ON_CPU: ClassVar[bool] = True
+    """Whether tokens may be on the CPU while the weights are on a GPU."""
+
     def __init__(
         self,
         settings: ModelSettings,

@@ -160,7 +160,7 @@ class Trainer:
 
     def _placed(self, state: State) -> State:
         """A state where it is used: what is made of tokens alone, integers, by the CPU."""
-        alone = isinstance(self.model, ResidualLM)
+        alone = self.model.TOKENS_ON_CPU
         return {
             name: part.to("cpu" if alone and not part.is_floating_point() else self.device)
             for name, part in state.items()
@@ -347,7 +347,7 @@ class Trainer:
 
     def _inputs(self, ids: Tensor, state: State, reset: Tensor) -> tuple[Tensor, State, Tensor]:
         """Tokens stay on the CPU, where what is made of them alone is made."""
-        if isinstance(self.model, ResidualLM):
+        if self.model.TOKENS_ON_CPU:
             return ids, state, reset
         return send(ids, self.device), state, send(reset, self.device)
 

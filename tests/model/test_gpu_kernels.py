@@ -42,7 +42,7 @@ def interpreter() -> Iterator[Callable[..., Any]]:
     """Calls a function in the interpreter's process."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_enter_interpreter) as pool:
-        yield lambda *call: pool.submit(*call).result(timeout=60)
+        yield lambda *call: pool.submit(*call).result(timeout=300)
 
 
 def _of_triton(inputs: list[Any]) -> list[Tensor]:

@@ -326,11 +326,11 @@ def _nats(
             at = start + tl.arange(0, BLOCK)
             z = tl.load(logits + at, mask=at < VOCAB, other=0.0).to(tl.float32)
             wanted = at == target
-            d = tl.exp(z - total) - tl.where(wanted, 1.0, 0.0)
-            d = tl.where(at == entry, of_entry * own_share, d)
-            d = d * factor + tl.where(wanted, of_wanted, 0.0)
-            d = tl.where(scored, d, 0.0)
-            tl.store(logits + at, d.to(logits.dtype.element_ty), mask=at < VOCAB)
+            gradient = tl.exp(z - total) - tl.where(wanted, 1.0, 0.0)
+            gradient = tl.where(at == entry, of_entry * own_share, gradient)
+            gradient = gradient * factor + tl.where(wanted, of_wanted, 0.0)
+            gradient = tl.where(scored, gradient, 0.0)
+            tl.store(logits + at, gradient.to(logits.dtype.element_ty), mask=at < VOCAB)
 
 
 def nats_gradient_(
