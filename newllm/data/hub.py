@@ -47,7 +47,9 @@ def named_repository(name: str) -> HubRepository:
     Raises:
         UserError: it is no such name.
     """
-    if Path(name.removeprefix("hub:")).is_dir():  # a path may have a colon, as C:\\ has
+    if (
+        name != "hub:" and Path(name.removeprefix("hub:")).is_dir()
+    ):  # a path may have a colon, as C:\\ has
         return HubRepository(name.removeprefix("hub:"))
     found = _NAMED.fullmatch(name)
     if found is None or not (

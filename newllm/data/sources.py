@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -282,7 +283,10 @@ def _hub(level: Dataset, subset: str, head: bool, most: int | None) -> Source:
         except Exception as error:  # the libraries raise dozens of kinds for "not to be had"
             failure = failure or " ".join(str(error).split())[:400]
             continue
-        identity = json.dumps([repository.id, found.identity, folders])
+        chosen: list[Any] = [repository.id, found.identity, folders]
+        if repository not in find_dataset(level.name).hub:  # of which all is known by the name
+            chosen += [repository.configurations, sorted(repository.splits.items())]
+        identity = json.dumps(chosen)
         return Source(
             description=f"{repository.id}@{(found.revision or 'cached')[:12]}",
             fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
