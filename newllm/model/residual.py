@@ -186,7 +186,9 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
     """Whether the first block's output replaces the embedding in the stream, instead of adding."""
 
     TOKENS_ON_CPU: ClassVar[bool] = True
-    """Whether tokens may be on the CPU while the weights are on a GPU."""
+    """Whether tokens, and these parts of the state, may be on the CPU while the weights are on a
+    GPU."""
+    OF_TOKENS: ClassVar[frozenset[str]] = frozenset({"recall", "recent", "looked_up", "previous"})
 
     def __init__(
         self,

@@ -159,10 +159,10 @@ class Trainer:
         return self._placed(self.model.initial_state(len(self._sequences)))
 
     def _placed(self, state: State) -> State:
-        """A state where it is used: what is made of tokens alone, integers, by the CPU."""
-        alone = self.model.TOKENS_ON_CPU
+        """A state where it is used: what is made of tokens alone, by the CPU."""
+        of_tokens = self.model.OF_TOKENS if isinstance(self.model, ResidualLM) else frozenset()
         return {
-            name: part.to("cpu" if alone and not part.is_floating_point() else self.device)
+            name: part.to("cpu" if name in of_tokens else self.device)
             for name, part in state.items()
         }
 
