@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 30
 FUZZ_TARGETS := rows array gz parquet yaml tokenizer records checkpoint checkpoint-sealed \
 	session session-sealed request import
 
-.PHONY: demo test faults fuzz lint types wheel audit clean
+.PHONY: demo test faults fuzz lint types docs wheel audit clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,10 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/basedpyright --level error
 
+docs: $(VENV)/installed  ## the pages as a site that needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site"
+
 wheel:  ## dist/*.whl, built twice: the same bytes, or it fails
 	rm -rf build dist .wheel
 	for folder in dist .wheel; do SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) \
@@ -57,4 +61,4 @@ audit:  ## known vulnerabilities of what constraints.txt pins; asks the advisory
 		{ echo "audit: vulnerable packages above, or the advisory service is out of reach" >&2; exit 1; }
 
 clean:
-	rm -rf .audit .wheel dist $(VENV) $(DEMO) build *.egg-info
+	rm -rf .audit .wheel dist site $(VENV) $(DEMO) build *.egg-info

@@ -30,8 +30,8 @@ class DataSettings(_Settings):
     dataset: str = Field(description="name of the data set")
     data: str = Field(
         "hub",
-        description="where the rows are: hub, sample, a file or folder, or any set of the Hub as "
-        "hub:ORG/NAME[:CONFIG][@REVISION]",
+        description="where the rows are: hub:ORG/NAME[:CONFIG][@REVISION], hub, sample, or a file "
+        "or folder",
     )
     tokenizer: Literal["bpe", "word1000"] = Field(
         "bpe", description="lossless byte-level BPE, or the published 1,000 whitespace words"
@@ -68,6 +68,10 @@ class DataSettings(_Settings):
     rehearsal_share: float = Field(
         0.1, ge=0, le=0.9, description="share of the trained tokens that is rehearsal"
     )
+    rehearsal_last: float | None = Field(
+        None, ge=0, le=1,
+        description="share of the rehearsal that is of the data set named last; else equal parts",
+    )  # fmt: skip
 
 
 ARCHITECTURES = ("context", "original", "gru", "lstm", "mingru", "transformer")
@@ -222,6 +226,9 @@ class RunSettings(_Settings):
         1.0, ge=0, description="save for --resume at least so often, besides after every epoch"
     )
     tensorboard: bool = Field(False, description="also write TensorBoard curves (needs the extra)")
+    track: Literal["tensorboard", "wandb", "trackio"] | None = Field(
+        None, description="also send every number of an epoch there (needs its package)"
+    )
 
 
 class Settings(RunSettings, TrainingSettings, ModelSettings, DataSettings):
@@ -264,7 +271,7 @@ def option_name(field: str) -> str:
 DEFAULT_OUT: str = Settings.model_fields["out"].default
 
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
-    {"out", "name", "save_minutes", "tensorboard", "device", "threads", "data"}
+    {"out", "name", "save_minutes", "tensorboard", "track", "device", "threads", "data"}
 )
 """Settings that may differ when a run is resumed (moved rows are known by their fingerprint)."""
 

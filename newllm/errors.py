@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -38,4 +39,10 @@ def require_packages(wish: str, *modules: str, extra: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         names = " and ".join(missing).replace("_", "-")
-        raise UserError(f'{wish}: needs {names}: pip install -e ".[{extra}]"')
+        raise UserError(f"{wish}: needs {names}: {how_to_install(extra)}")
+
+
+def how_to_install(extra: str) -> str:
+    """The command that adds an extra, to a clone of the source or to an installed package."""
+    clone = (Path(__file__).parents[1] / "pyproject.toml").is_file()
+    return f'pip install -e ".[{extra}]"' if clone else f'pip install "new-llm[{extra}]"'

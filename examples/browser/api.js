@@ -24,15 +24,22 @@ export class Api {
   });
 
   constructor() {
-    find("api-key").closest("label").hidden = true; // there is no server that asks for one
+    for (const name of ["api-key", "keep-key"]) {
+      find(name).closest("label").hidden = true; // there is no server that asks for one
+    }
   }
 
   /** What the server answers to a request of the page. */
   async json(method, path, body) {
     const model = await this.#model;
-    const [id, action] = path.split("/").slice(3);
+    const { pathname, searchParams } = new URL(path, location.href);
+    const [id, action] = pathname.split("/").slice(3);
     if (path === "/v1/models") return { data: [modelFacts(model)] };
-    if (!id && method === "GET") return { data: [...this.#sessions.values()].reverse().map(factsOf) };
+    if (!id && method === "GET") {
+      const sought = (searchParams.get("search") ?? "").toLowerCase();
+      const all = [...this.#sessions.values()].reverse().map(factsOf);
+      return { data: all.filter(({ title }) => (title ?? "").toLowerCase().includes(sought)) };
+    }
     if (!id) return this.#add(new Dialogue());
     if (id === "file") return this.#add(await decode(body, model));
     const session = this.#find(id, method !== "GET");
@@ -75,7 +82,7 @@ export class Api {
 
   #add(dialogue) {
     const id = Array.from(crypto.getRandomValues(new Uint8Array(16)), hexadecimal).join("");
-    const session = { id, dialogue, busy: false };
+    const session = { id, dialogue, busy: false, lastUsed: Date.now() / 1000 };
     this.#sessions.set(id, session);
     return factsOf(session);
   }
@@ -86,6 +93,7 @@ export class Api {
     if (idle && session.busy) {
       throw new ApiError("session_busy", "an answer is being written in this session", 409);
     }
+    session.lastUsed = Date.now() / 1000;
     this.#sessions.delete(id);
     this.#sessions.set(id, session);
     return session;
@@ -145,7 +153,7 @@ function modelFacts({ facts, stateBytes }) {
   };
 }
 
-function factsOf({ id, dialogue, busy }) {
+function factsOf({ id, dialogue, busy, lastUsed }) {
   const question = dialogue.transcript.find(({ role }) => role === "user");
   return {
     id,
@@ -155,6 +163,7 @@ function factsOf({ id, dialogue, busy }) {
     messages: dialogue.place.messages,
     messages_dropped: dialogue.dropped,
     undo_turns: dialogue.before.length,
+    last_used: lastUsed,
   };
 }
 

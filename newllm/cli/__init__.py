@@ -58,7 +58,7 @@ def cli() -> None:
 @setting_options()
 @params_option(
     "Size of the model: sets its depth and widths, as `newllm plan` does. With auto it is what "
-    "learns most in --minutes on this machine.",
+    "learns most in --minutes on this machine, or in --epochs of the rows.",
     auto=True,
 )
 @click.option("--resume", is_flag=True, help="Go on where the run of this name stopped.")

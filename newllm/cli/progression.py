@@ -85,8 +85,8 @@ def climb(
 ) -> None:
     """Take one model through all levels, growing and rehearsing, and see what it forgets.
 
-    --minutes and --epochs are those of each level. With --minutes the model has the size that
-    learns most in the time of all levels on this machine, and grows only with --grow.
+    --minutes and --epochs are those of each level. With --minutes the model has one size
+    that suits the time on this machine, and grows only with --grow.
 
     Example: newllm climb --data-dir sample --minutes 1 --out climb
     """

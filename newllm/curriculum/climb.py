@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, option_name
+from newllm.config import WITHOUT_EFFECT_ON_WEIGHTS, option_name, read_yaml
 from newllm.curriculum.grow import grow_file
 from newllm.data.prepare import train_joint_tokenizer
 from newllm.data.sources import Source, open_source
@@ -34,6 +34,9 @@ from newllm.trained import TrainedModel
 
 MAX_ROUNDS = 5
 """Trainings of one level at most, with --until-cleared."""
+
+REHEARSAL_LAST = 0.5
+"""Part of the rehearsal that is of the level just before: it is forgotten first (docs/LOG.md)."""
 
 
 def named_levels(names: Sequence[str]) -> list[str]:
@@ -167,6 +170,8 @@ class LevelRun:
         rounds = 1
         while True:
             files = RunFiles(self.folder, resolve(dataset, flags).run_name)
+            if resume and files.settings.exists():
+                flags = _rehearsing_as_begun(flags, read_yaml(files.settings))
             best = train(dataset, flags, resume=resume, advise=False)
             summary = load_summary(files.summary)
             status = _status(summary)
@@ -214,6 +219,8 @@ class LevelRun:
         if share > 0:
             flags["rehearse"] = [f"{name}={self.config.data_of(name)}" for name in self.before]
             flags["rehearsal_share"] = share
+            if len(self.before) > 1:
+                flags["rehearsal_last"] = REHEARSAL_LAST
         have = shape_of(str(self.start))
         if share > 0:  # what was counted of each level keeps its room in the table
             have["counts"] = have["counts"] // len(self.before) * (len(self.before) + 1)
@@ -244,6 +251,13 @@ class LevelRun:
         for dataset, metrics in scores.items():
             self.note(f"  {dataset}: {metrics['bpb']:.4f} bits per byte")
         return scores
+
+
+def _rehearsing_as_begun(flags: dict[str, Any], begun: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags of a level with the rehearsal it began with, maybe by an earlier version."""
+    names = "rehearsal_share", "rehearsal_last"
+    stored = {name: begun[name] for name in names if begun.get(name) is not None}
+    return {**{name: value for name, value in flags.items() if name not in names}, **stored}
 
 
 def _recommended(

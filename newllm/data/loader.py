@@ -199,8 +199,8 @@ class Mixture:
     arXiv:2403.08763).
 
     `fraction` (0..0.9) of all tokens is rehearsed, an equal part from each of the splits
-    `rehearsed`; `main` is read completely. `seed` decides, with the rest, which documents are
-    drawn.
+    `rehearsed`, or `of_last` (0..1) of it from the last of several; `main` is read completely.
+    `seed` decides, with the rest, which documents are drawn.
     """
 
     def __init__(
@@ -209,11 +209,16 @@ class Mixture:
         rehearsed: Sequence[Documents],
         fraction: float,
         seed: tuple[int, ...],
+        of_last: float | None = None,
     ) -> None:
-        tokens = float(main.lengths.sum()) * fraction / (1 - fraction) / max(1, len(rehearsed))
+        tokens = float(main.lengths.sum()) * fraction / (1 - fraction)
+        parts = [1 / max(1, len(rehearsed))] * len(rehearsed)
+        if of_last is not None and len(rehearsed) > 1:
+            parts = [(1 - of_last) / (len(rehearsed) - 1)] * (len(rehearsed) - 1) + [of_last]
         chosen = [np.arange(len(main.lengths), dtype=np.int32)]
-        for number, split in enumerate(rehearsed):
-            chosen.append(_drawn(split.lengths, tokens, np.random.default_rng((*seed, number))))
+        for number, (split, part) in enumerate(zip(rehearsed, parts, strict=True)):
+            rng = np.random.default_rng((*seed, number))
+            chosen.append(_drawn(split.lengths, tokens * part, rng))
         self._splits = [main, *rehearsed]
         self._split = np.repeat(
             np.arange(len(chosen), dtype=np.int16), [len(part) for part in chosen]

@@ -5,7 +5,7 @@ A folder holds one data set encoded once::
     manifest.json                 counts, malformed rows, size and SHA-256 of every file
     tokenizer.json
     train-00000.tokens.npy        uint16 [N]     ids of all documents, one after the other
-    train-00000.assistant.npy     uint8  [N]     1: an assistant has to produce it; 2: not scored
+    train-00000.assistant.npy     bytes  [N]     1: an assistant has to produce it; 2: not scored
     train-00000.documents.npy     int64  [D, 3]  tokens, content bytes, assistant bytes of each
 
 It is written under another name and renamed when complete, so a folder that exists is whole. What a
@@ -235,7 +235,9 @@ class SplitWriter:
         for part, dtype in _PARTS.items():
             path = _path(self._folder, self.split, self.shards, part)
             array = np.concatenate([getattr(block, part) for block in self._blocks])
-            _save(path, array.astype(dtype, copy=False))
+            array = array.astype(dtype, copy=False)
+            # Earlier versions had no marks but 0 and 1, and headers say so still.
+            _save(path, array.view(bool) if part == "assistant" else array)
             self.files[path.name] = describe_file(path)
         self.shards += 1
         self._blocks, self.pending = [], 0

@@ -118,10 +118,9 @@ def open_source(
         if own_splits:
             level = replace(level, hub=tuple(replace(r, splits=own_splits) for r in level.hub))
         source = _hub(level, subset, head, most if data != "hub" else None)
-    elif data == "sample":
-        source = _sample(level.name)
     else:
-        source = _local(Path(data), level, own_splits)
+        local = data != "sample"
+        source = _local(Path(data), level, own_splits) if local else _sample(level.name)
         source = source if subset == "all" else _only(source, subset, level)
     return _renamed(source, names, level.forms) if names else source
 

@@ -98,7 +98,7 @@ class Dataset:
     """What is recommended for every architecture."""
     epochs: Mapping[str, int]
     """Recommended epochs by architecture."""
-    rehearsal_share: float = 0.1
+    rehearsal_share: float = 0.2
     """Fraction of the tokens from earlier levels when a climb trains this one: little after related
     dialogues, more where the texts differ much."""
 

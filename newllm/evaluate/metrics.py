@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from newllm.data.loader import IGNORED, EpochLoader
+from newllm.data.loader import IGNORED, EpochLoader, read_ahead
 from newllm.data.shards import EncodedSplit
 from newllm.data.tokenizers import Tokenizer, Word1000
+from newllm.device import send
 from newllm.model import LanguageModel
 from newllm.model.loss import chunk_rows
+from newllm.model.residual import Hidden
 from newllm.results.records import Metrics
 
 EVALUATION_ROW = 256
@@ -88,11 +90,21 @@ def evaluate(
     loader = EpochLoader(split, EVALUATION_ROW, batch_size, part=part, assistant=True)
     state = model.initial_state(loader.batch_size)
     unk = tokenizer.unk if isinstance(tokenizer, Word1000) else None
-    for batch in loader.batches():
-        hidden, state = model(batch.ids.to(device), state, batch.reset.to(device))
-        scored = batch.targets != IGNORED
-        sums += _score(model, hidden[scored.to(device)], batch.targets[scored],
-                       batch.assistant[scored], unk)  # fmt: skip
+    where = torch.device("cpu") if model.TOKENS_ON_CPU else device
+    totals = torch.zeros(len(_SUMMED), dtype=torch.float64, device=device)
+    batches = loader.batches()
+    for batch in read_ahead(batches) if device.type == "cuda" else batches:
+        assert batch.assistant is not None
+        hidden, state = model(send(batch.ids, where), state, send(batch.reset, where))
+        scored = (batch.targets != IGNORED).nonzero(as_tuple=True)
+        said = hidden[tuple(send(index, device) for index in scored)]
+        targets, assistant = batch.targets[scored], batch.assistant[scored]
+        sums.tokens += len(targets)
+        sums.assistant_tokens += int(assistant.sum())
+        sums.unk_tokens += int((targets == unk).sum()) if unk is not None else 0
+        totals += _score(model, said, send(targets, device), send(assistant, device))
+    for name, total in zip(_SUMMED, totals.tolist(), strict=True):  # a GPU is asked once
+        setattr(sums, name, int(total) if name == "hits" else total)
     model.train(was_training)
     if processes is not None:
         own = astuple(sums)
@@ -124,23 +136,22 @@ def nats_by_document(
     return nats
 
 
-def _score(
-    model: LanguageModel, hidden: Tensor, targets: Tensor, assistant: Tensor, unk: int | None
-) -> Sums:
-    sums = Sums(tokens=len(targets), assistant_tokens=int(assistant.sum()))
-    sums.unk_tokens = int((targets == unk).sum()) if unk is not None else 0
-    targets, assistant = targets.to(hidden.device), assistant.to(hidden.device)
-    step = chunk_rows(model.vocab_size, hidden.device)
+_SUMMED = "nats", "assistant_nats", "hits", "network_nats"
+"""Fields of `Sums` that :func:`_score` adds up."""
+
+
+def _score(model: LanguageModel, hidden: Hidden, targets: Tensor, assistant: Tensor) -> Tensor:
+    """Those sums over positions [N], float64, where the model is."""
+    total = torch.zeros(len(_SUMMED), dtype=torch.float64, device=targets.device)
+    step = chunk_rows(model.vocab_size, targets.device)
     for start in range(0, len(targets), step):
         part = slice(start, start + step)
         scores = model.token_scores(hidden[part], targets[part])
-        nats = scores.nats.double()
-        sums.nats += float(nats.sum())
-        sums.assistant_nats += float(nats[assistant[part]].sum())
-        sums.hits += int(scores.hit.sum())
-        if scores.without_counts is not None:
-            sums.network_nats += float(scores.without_counts.double().sum())
-    return sums
+        nats, without = scores.nats.double(), scores.without_counts
+        of_network = total.new_zeros(()) if without is None else without.double().sum()
+        said = nats.sum(), nats @ assistant[part].double(), scores.hit.sum().double(), of_network
+        total += torch.stack(said)
+    return total
 
 
 def summarize(sums: Sums, split: EncodedSplit, lossless: bool) -> Metrics:

@@ -113,7 +113,9 @@ def _write_weights(folder: Path, model: torch.nn.Module) -> None:
 
     weights = {PREFIX + name: tensor for name, tensor in model.state_dict().items()}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    file = folder / "model.safetensors"
+    save_file(weights, file, {"format": "pt"})
+    file.chmod(folder.stat().st_mode & 0o666)  # the library gives others no right to read it
 
 
 def _config(model: TrainedModel, tokenizer: BPE) -> dict[str, Any]:
@@ -131,6 +133,7 @@ def _config(model: TrainedModel, tokenizer: BPE) -> dict[str, Any]:
         "architectures": ["NewLLMForCausalLM"],
         "auto_map": {
             "AutoConfig": f"{MODELLING}.NewLLMConfig",
+            "AutoModel": f"{MODELLING}.NewLLMModel",
             "AutoModelForCausalLM": f"{MODELLING}.NewLLMForCausalLM",
         },
         "vocab_size": tokenizer.vocab_size,

@@ -6,7 +6,9 @@ of newllm put in (see `bundle.py`): it imports torch and transformers, and nothi
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,7 +18,7 @@ from transformers.cache_utils import Cache, LinearAttentionLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from newllm.model.context.lm import ContextLM
-from newllm.model.residual import State
+from newllm.model.residual import State, put_back, real_tokens_first
 from newllm.model.trunk import TrunkOutput
 
 if TYPE_CHECKING:
@@ -139,6 +141,9 @@ class NewLLMOutput(BaseModelOutputWithPast):
 class NewLLMBackbone(ContextLM):
     """The stack without its head, called as transformers calls one."""
 
+    _streams: list[Tensor] | None = None
+    """The stream before each block, while it is asked for."""
+
     def forward(  # type: ignore[override]
         self,
         input_ids: Tensor | None = None,
@@ -147,6 +152,7 @@ class NewLLMBackbone(ContextLM):
         position_ids: Tensor | None = None,
         use_cache: bool = False,
         inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool = False,
         **_: Any,
     ) -> NewLLMOutput:
         """Read tokens; arguments as in :meth:`NewLLMForCausalLM.forward`."""
@@ -169,8 +175,15 @@ class NewLLMBackbone(ContextLM):
             )
         reset = None if position_ids is None else (position_ids == 0).expand_as(input_ids)
         state = None if cache is None else cache.read()
+        self._streams = [] if output_hidden_states else None
         read, state = super().forward(input_ids, state, reset, valid)
         said = read if isinstance(read, TrunkOutput) else TrunkOutput(read)
+        streams, self._streams = self._streams, None
+        if streams is not None:
+            if valid is not None and not bool(valid.all()):
+                order, _ = real_tokens_first(valid)
+                streams = [put_back(stream, order, valid) for stream in streams]
+            streams.append(said.hidden)
         if use_cache and cache is None:
             cache = ContextCache(self.settings.num_layers)
         if cache is not None:
@@ -178,18 +191,31 @@ class NewLLMBackbone(ContextLM):
         return NewLLMOutput(
             last_hidden_state=cast(torch.FloatTensor, said.hidden),
             past_key_values=cache,
+            hidden_states=None if streams is None else cast(Any, tuple(streams)),
             matches=said.matches,
             contexts=said.contexts,
         )
 
+    def _saw(self, stream: Tensor) -> None:
+        if self._streams is not None:
+            self._streams.append(stream)
 
-class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
-    """A stack of context blocks for `generate`, pipelines and trainers."""
 
+def _checkpointed(method: Any, checkpoint: Any, *arguments: Any) -> Any:
+    """Call a method of a module; in training what it computes is computed again backwards."""
+    if method.__self__.training and torch.is_grad_enabled():
+        return checkpoint(method, *arguments)
+    return method(*arguments)
+
+
+class NewLLMPreTrainedModel(PreTrainedModel):
+    """What the stack with its head and without have in common."""
+
+    model: NewLLMBackbone
     config_class = NewLLMConfig
     base_model_prefix = "model"
+    supports_gradient_checkpointing = True
     _no_split_modules = ["ContextBlock"]  # noqa: RUF012
-    _tied_weights_keys = {"lm_head.weight": "model.embedding.weight"}  # noqa: RUF012
     # Loaded in 16 bits, only the matrices are; norms and recurrence stay exact.
     _keep_in_fp32_modules_strict = {  # noqa: RUF012
         "norm", "embedding_norm", "mixer_norm", "forget_bias", "read_bias", "conv_weight",
@@ -202,8 +228,7 @@ class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
         self.model = NewLLMBackbone(cast("ModelSettings", config), config.vocab_size)
         if self.model.counts is not None:
             self.model.counts.reserve(config.counts)
-        self.lm_head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
-        self.post_init()
+        _tell_peft()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: the blocks initialise themselves when they are made."""
@@ -211,6 +236,90 @@ class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # the backbone makes the cache
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embedding = cast(nn.Embedding, value)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As always (`half`, `bfloat16`, `to`); what has to be exact stays in 32 bits."""
+        kept = self._keep_in_fp32_modules_strict
+        exact = {
+            name: parameter.detach()
+            for name, parameter in self.named_parameters()
+            if kept & set(name.split(".")) and parameter.dtype == torch.float32
+        }
+        result = super()._apply(fn, recurse)
+        for name, parameter in self.named_parameters():
+            if name in exact and parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = exact[name].to(parameter.device)
+        return result
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Any = None,
+        every_n_layers: int | None = None,
+    ) -> None:
+        """Keep of each block (or every n-th) what goes in, and compute the rest again backwards."""
+        for layer, block in enumerate(self.model.blocks):
+            for owner, name in ((block, "mix"), (cast(Any, block).feed_forward, "forward")):
+                vars(owner).pop(name, None)
+                if enable and layer % (every_n_layers or 1) == 0:
+                    method = getattr(owner, name)
+                    wrapped = partial(_checkpointed, method, gradient_checkpointing_func)
+                    object.__setattr__(owner, name, wrapped)
+        self._checkpointing = enable
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass."""
+        return getattr(self, "_checkpointing", False)
+
+
+def _tell_peft() -> None:
+    """Say which matrices LoRA adapts where nothing is said, to PEFT if it is in use."""
+    constants: Any = sys.modules.get("peft.utils.constants")
+    users = [constants, sys.modules.get("peft.tuners.lora.model")]
+    for module in filter(None, users):
+        known = getattr(module, "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING", {})
+        known.setdefault("new_llm", ["in_proj", "out_proj", "up_proj", "down_proj"])
+
+
+class NewLLMModel(NewLLMPreTrainedModel):
+    """The stack without its head: what the last block says of each token."""
+
+    def __init__(self, config: NewLLMConfig) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: ContextCache | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> NewLLMOutput | tuple[Any, ...]:
+        """Read tokens; arguments as in :meth:`NewLLMForCausalLM.forward`."""
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        read = self.model(input_ids, attention_mask, past_key_values, use_cache=use_cache, **kwargs)
+        return read if return_dict in (None, True) else read.to_tuple()
+
+
+class NewLLMForCausalLM(NewLLMPreTrainedModel, GenerationMixin):
+    """A stack of context blocks for `generate`, pipelines and trainers."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embedding.weight"}  # noqa: RUF012
+
+    def __init__(self, config: NewLLMConfig) -> None:
+        super().__init__(config)
+        self.lm_head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+        self.post_init()
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
@@ -229,12 +338,6 @@ class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embedding = cast(nn.Embedding, value)
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -243,6 +346,7 @@ class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
@@ -256,6 +360,8 @@ class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
             labels: the `input_ids` themselves, -100 where they are not to be learnt, [B, T].
             use_cache: return a cache; by default in evaluation mode without labels.
             logits_to_keep: only those of the last so many positions; 0 for all.
+            output_hidden_states: also return the stream before each block, and what the last says
+                (zeros at padding), [B, T, D] each.
             return_dict: False for a tuple.
             kwargs: `position_ids` [B, T]: a document starts where they are 0 (rows that several
                 documents share); the rest goes to the loss.
@@ -266,6 +372,9 @@ class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
         of_backbone = {name: kwargs.pop(name, None) for name in ("position_ids", "inputs_embeds")}
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.output_hidden_states)
+        of_backbone["output_hidden_states"] = output_hidden_states
         read = self.model(
             input_ids, attention_mask, past_key_values, use_cache=use_cache, **of_backbone
         )
@@ -277,6 +386,9 @@ class NewLLMForCausalLM(PreTrainedModel, GenerationMixin):
             size = self.config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **kwargs)
         output = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=read.past_key_values
+            loss=loss,
+            logits=logits,
+            past_key_values=read.past_key_values,
+            hidden_states=read.hidden_states,
         )
         return output if return_dict in (None, True) else output.to_tuple()

@@ -22,12 +22,13 @@ from newllm.model.counts import contexts
 from newllm.model.counts.layer import CountsLayer
 from newllm.model.counts.table import MOST_CONTEXT
 from newllm.model.kernels import (
-    EPSILON,
     Noise,
     active_kernel,
     add_norm,
     embedding,
     linear,
+    norm,
+    norms_together,
     squared_relu,
 )  # fmt: skip
 from newllm.model.kernels.reference import let_copy_
@@ -154,6 +155,22 @@ def projection(inputs: int, outputs: int, zero: bool = False) -> nn.Linear:
     return linear
 
 
+def real_tokens_first(valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the real tokens of padded sequences stand, in order, [B, longest]; how many, [B]."""
+    lengths = valid.sum(dim=1)
+    return torch.argsort(~valid, dim=1, stable=True)[:, : int(lengths.max())], lengths
+
+
+def put_back(x: Tensor, order: Tensor, valid: Tensor) -> Tensor:
+    """What was computed of real tokens in that order [B, longest, ...], in their places; zeros at
+    padding: [B, T, ...]."""
+    further = (1,) * (x.ndim - 2)
+    position = order.to(x.device).view(*order.shape, *further).expand_as(x)
+    zeros = x.new_zeros(*valid.shape, *x.shape[2:])
+    real = valid.to(x.device).view(*valid.shape, *further)
+    return zeros.scatter(1, position, x) * real
+
+
 class Projection(nn.Linear):
     """A matrix, whose product is the kernels' to choose."""
 
@@ -167,6 +184,9 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
 
     FIRST_REPLACES: ClassVar[bool] = False
     """Whether the first block's output replaces the embedding in the stream, instead of adding."""
+
+    TOKENS_ON_CPU: ClassVar[bool] = True
+    """Whether tokens may be on the CPU while the weights are on a GPU."""
 
     def __init__(
         self,
@@ -261,9 +281,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         if valid is None or bool(valid.all()):
             *said, last = self._read(ids, state, reset, None, noise, tables)
             return self._output(*said), last
-        # Move each sequence's real tokens to the front; what follows them is ignored.
-        lengths = valid.sum(dim=1)
-        order = torch.argsort(~valid, dim=1, stable=True)[:, : int(lengths.max())]
+        order, lengths = real_tokens_first(valid)  # what follows them is ignored
         ids_in_order, reset, tables = (
             None if part is None else part.gather(1, order.to(part.device))
             for part in (ids, reset, tables)
@@ -272,13 +290,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         *said, last = self._read(ids_in_order, state, reset, lengths, noise, tables)
 
         def back(x: Tensor | None) -> Tensor | None:
-            if x is None:
-                return None
-            further = (1,) * (x.ndim - 2)
-            position = order.to(x.device).view(*order.shape, *further).expand_as(x)
-            zeros = x.new_zeros(*ids.shape, *x.shape[2:])
-            real = valid.to(x.device).view(*valid.shape, *further)
-            return zeros.scatter(1, position, x) * real
+            return None if x is None else put_back(x, order, valid)
 
         hidden, matches, known = said
         known = None if known is None else known + 1  # 0, as padding will be, is none
@@ -345,13 +357,14 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         dtype = compute_dtype(self.embedding.weight)
         p = self.dropout if self.training else 0.0
         noise = replace(noise or Noise.drawn(), sites=2 * len(self.blocks) + 1) if p else None
-        width = self.embedding_norm.shape
         x, site, parts = None, 0, []
         embedded = embedded.to(self.embedding_norm.dtype)
-        branch = F.layer_norm(embedded, width, self.embedding_norm, eps=EPSILON)
+        weights = iter(norms_together(list(self._norms()), embedded))
+        branch = norm(embedded, next(weights))
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            x, normed = add_norm(x, branch, block.mixer_norm, dtype, p, noise, site)
+            x, normed = add_norm(x, branch, next(weights), dtype, p, noise, site)
+            self._saw(x)
             carried = [state[name][layer] for name in self._carried]
             branch, carried = block.mix(normed, carried, boundaries)
             parts.append(carried)
@@ -359,13 +372,25 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
             if layer == 0 and self.FIRST_REPLACES:
                 x = None
             if block.feed_forward is not None:
-                weight = block.feed_forward.norm
-                x, normed = add_norm(x, branch, weight, dtype, p, noise, site)
+                x, normed = add_norm(x, branch, next(weights), dtype, p, noise, site)
                 branch = block.feed_forward(normed)
                 site += 1
-        _, hidden = add_norm(x, branch, self.norm, dtype, p, noise, site)
+        _, hidden = add_norm(x, branch, next(weights), dtype, p, noise, site)
         stacked = (torch.stack(layers) for layers in zip(*parts, strict=True))
         return hidden, dict(zip(self._carried, stacked, strict=True))
+
+    def _saw(self, stream: Tensor) -> None:
+        """The residual stream before each block, [B, T, D], for whoever wants to see it."""
+
+    def _norms(self) -> Iterator[Tensor]:
+        """Weights of all norms of the stream, as they are used."""
+        yield self.embedding_norm
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block.mixer_norm
+            if block.feed_forward is not None:
+                yield block.feed_forward.norm
+        yield self.norm
 
     def _embed(self, ids: Tensor, state: State, reset: Tensor | None) -> Tensor:
         """What the tokens themselves bring into the stream, before its norm: [B, T, D]."""

@@ -8,6 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from newllm.device import send
+
+
+def _placed(index: Any, device: torch.device) -> Any:
+    """An index whose tensors are where they are used."""
+    if isinstance(index, tuple):
+        return tuple(_placed(part, device) for part in index)
+    return send(index, device) if isinstance(index, Tensor) else index
+
 
 @dataclass(frozen=True)
 class TrunkOutput:
@@ -22,13 +31,13 @@ class TrunkOutput:
     CPU; None without counts."""
 
     def __getitem__(self, index: Any) -> TrunkOutput:
-        """The same positions of all."""
-        matches = None if self.matches is None else self.matches[index]
-        contexts = self.contexts
-        if contexts is not None:
-            here = index.cpu() if isinstance(index, Tensor) else index
-            contexts = contexts[here]
-        return TrunkOutput(self.hidden[index], matches, contexts)
+        """The same positions of all; what the memories found may be on the CPU."""
+        parts = self.hidden, self.matches, self.contexts
+        hidden, matches, contexts = (
+            None if part is None else part[_placed(index, part.device)] for part in parts
+        )
+        assert hidden is not None
+        return TrunkOutput(hidden, matches, contexts)
 
     def flat(self) -> TrunkOutput:
         """All positions in one dimension, N."""

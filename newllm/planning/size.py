@@ -7,17 +7,20 @@ says what comes of both:
 
 with N parameters and D tokens (Hoffmann et al. 2022, arXiv:2203.15556, whose exponents are 0.34 and
 0.28). Floor, A and B were fitted on runs of Dolly; every other data set has a scale. `newllm bench
-sizes` makes such runs and the fit (docs/LOG.md, "the right size").
+sizes` makes such runs and the fit (docs/LOG.md, "the right size"). Tokens that are read again count
+less and less (`worth`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from newllm.data.prepare import Encoding, prepare_training
+from newllm.data.sources import open_chosen
 from newllm.errors import UserError
 from newllm.planning.speed import timed_step
 from newllm.results.runs import RunFiles
@@ -27,6 +30,10 @@ FLOOR, A, B, EXPONENT = 1.128, 0.136, 0.205, 0.3
 
 SCALES = {"dolly": 1.0, "hh_rlhf": 0.981, "ultrachat": 0.989, "code_alpaca": 0.489, "math": 0.730}
 """By data set: those that were measured."""
+
+REPEATS = 15.4
+"""Times after which reading the same tokens once more is worth 1/e of the first time: R* of
+Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", arXiv:2305.16264."""
 
 SPREAD = 0.03
 """Share by which a run may be off what is expected."""
@@ -43,7 +50,7 @@ PROBES = (1_000_000, 3_000_000)
 RATES = ((1_000_000, 0.008), (2_000_000, 0.006), (4_000_000, 0.005), (LARGEST, 0.004))
 """Learning rates of runs of minutes, up to these sizes."""
 
-_TIMED_STEPS = 3
+_TIMED_STEPS = 5
 _ROWS, _LENGTH = 32, 128
 STEP_TOKENS = _ROWS * _LENGTH
 """Of a step, as in training by default."""
@@ -76,33 +83,58 @@ def excess(parameters: float, tokens: float) -> float:
     return A * (parameters / 1e6) ** -EXPONENT + B * (tokens / 1e6) ** -EXPONENT
 
 
+def worth(tokens: float, different: float | None) -> float:
+    """So many tokens as if none had been read twice, of which so many are different."""
+    if different is None or tokens <= different:
+        return tokens
+    again = tokens / different - 1
+    return different * (1 + REPEATS * (1 - math.exp(-again / REPEATS)))
+
+
 def choose_size(
     dataset: str,
-    minutes: float,
+    minutes: float | None,
     step_seconds: Callable[[int], float],
     vocab_size: int | None = None,
+    different: float | None = None,
+    most: float = math.inf,
 ) -> Choice:
     """The size that is expected to learn most in so many minutes.
 
+    Where `most` tokens end the training it is the largest size that would also be chosen for the
+    time which they take: a larger one should read more.
+
     Args:
         dataset: name of the data set.
-        minutes: of training.
+        minutes: of training, or None.
         step_seconds: of a step of 32 x 128 tokens, by parameters; see :func:`measured_steps`.
         vocab_size: of the vocabulary, where it is given.
+        different: tokens of the rows, which are then read again; None: there are always others.
+            They change what is expected, not the size: by the law a larger model would make more of
+            them, but it would learn them by heart.
+        most: tokens that are read at most.
     """
     decades = math.log10(LARGEST / SMALLEST)
     count = round(decades * _STEPS_BETWEEN_SIZES)
     sizes = [round(SMALLEST * 10 ** (decades * i / count), -4) for i in range(count + 1)]
 
-    def tokens(size: float) -> float:
+    def read_in(size: float, minutes: float) -> float:
         return 60 * minutes / step_seconds(round(size)) * STEP_TOKENS
 
-    best = round(min(sizes, key=lambda size: excess(size, tokens(size))))
-    likely = expected_bpb(dataset, best, tokens(best))
+    def best_in(minutes: float) -> float:
+        return min(sizes, key=lambda size: excess(size, read_in(size, minutes)))
+
+    times = {size: most / STEP_TOKENS * step_seconds(round(size)) / 60 for size in sizes}
+    size = max((size for size, time in times.items() if best_in(time) >= size), default=sizes[0])
+    if minutes is not None:
+        size = min(size, best_in(minutes))
+    best = round(size)
+    read = most if minutes is None else min(most, read_in(best, minutes))
+    likely = expected_bpb(dataset, best, worth(read, different))
     return Choice(
         parameters=best,
         vocab_size=vocab_size or (SMALL_VOCABULARY if best < SMALL else VOCABULARY),
-        tokens=round(tokens(best)),
+        tokens=round(read),
         step_seconds=step_seconds(best),
         expected=None if likely is None else ((1 - SPREAD) * likely, likely, (1 + SPREAD) * likely),
     )
@@ -120,12 +152,14 @@ def measured_steps(dataset: str, given: Mapping[str, Any]) -> Callable[[int], fl
         dataset: name of the data set.
         given: settings of the training, such as its architecture.
     """
-    times = []
+    steps = []
     for size in PROBES:
         flags = {"vocab_size": SMALL_VOCABULARY if size < SMALL else VOCABULARY, **given}
-        step = timed_step(resolve(dataset, flags, params=size), _ROWS, _LENGTH)
-        step()  # pays for compiling
-        times.append(min(sum(step()) for _ in range(_TIMED_STEPS)))
+        steps.append(timed_step(resolve(dataset, flags, params=size), _ROWS, _LENGTH))
+        steps[-1]()  # pays for compiling
+    # In turns, so that what else the machine does meets both.
+    rounds = [[sum(step()) for step in steps] for _ in range(_TIMED_STEPS)]
+    times = [min(times) for times in zip(*rounds, strict=True)]
     slope = max(0.0, (times[1] - times[0]) / (PROBES[1] - PROBES[0]))
     fixed = max(0.0, times[0] - slope * PROBES[0])
     return lambda parameters: fixed + slope * parameters
@@ -144,11 +178,13 @@ def fitted(
     is measured then; a run that goes on keeps its size (None).
 
     Raises:
-        UserError: no minutes were given.
+        UserError: neither minutes nor epochs were given; or the rows cannot be read.
     """
     given = {**file, **flags}
-    if given.get("minutes") is None:
-        raise UserError("--params auto: say how long training may take, with --minutes")
+    if given.get("minutes") is None and given.get("epochs") is None:
+        raise UserError(
+            "--params auto: say how long training may take, with --minutes, or with --epochs"
+        )
     settings = resolve(dataset, flags, file)
     named = {**flags, "name": settings.model_copy(update={"name": None}).run_name}
     named["name"] = given.get("name") or named["name"].replace(
@@ -156,10 +192,18 @@ def fitted(
     )
     if resume and RunFiles(Path(settings.out), named["name"]).resume.exists():
         return named, None
+    resolve(dataset, flags, file, params=PROBES[0])  # refuses what sets the size as well
     kept = ("architecture", "tokenizer", "vocab_size", "recall_slots", "counts", "num_layers")
     shape = {name: given[name] for name in kept if name in given}
-    steps = measured_steps(dataset, shape)
-    choice = choose_size(dataset, settings.minutes or 0, steps, given.get("vocab_size"))
+    different = prepare_training(open_chosen(settings), Encoding.of(settings)).accounting["train"]
+    choice = choose_size(
+        dataset,
+        settings.minutes,
+        measured_steps(dataset, shape),
+        given.get("vocab_size"),
+        different.tokens,
+        math.inf if given.get("epochs") is None else settings.epochs * different.tokens,
+    )
     note(describe(choice, dataset))
     decided = {"vocab_size": choice.vocab_size, "learning_rate": rate_of(choice.parameters)}
     return {**decided, **given, **named}, choice.parameters
@@ -168,10 +212,15 @@ def fitted(
 def fitted_to_climb(
     levels: Sequence[str], given: Mapping[str, Any], note: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Settings of a climb with the size that learns most in the minutes of all levels together."""
-    first, minutes = levels[0], given["minutes"] * len(levels)
+    """Settings of a climb with one size for all levels.
+
+    What a level teaches helps the next in part: the size is that for a time between a level's and
+    all levels' together (their geometric mean).
+    """
+    first, minutes = levels[0], given["minutes"] * math.sqrt(len(levels))
     choice = choose_size(first, minutes, measured_steps(first, {}), given.get("vocab_size"))
-    note(describe(choice))
+    steps = 60 * given["minutes"] * len(levels) / choice.step_seconds
+    note(describe(replace(choice, tokens=round(steps * STEP_TOKENS))))
     decided = {"vocab_size": choice.vocab_size, "learning_rate": rate_of(choice.parameters)}
     settings = resolve(first, {**decided, **given}, params=choice.parameters)
     return {**decided, **settings.model_dump(include=set(SHAPE)), **given}

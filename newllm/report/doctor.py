@@ -12,6 +12,7 @@ import torch
 
 import newllm
 from newllm.device import fast_bf16, pick_device, pick_precision, product_speed
+from newllm.errors import how_to_install
 from newllm.files import cache_folder
 from newllm.model.kernels import KERNEL_VARIABLE, active_kernel, triton_is_installed
 
@@ -49,7 +50,7 @@ def how_to_get_triton() -> str:
     """What to do where the recurrence runs as a plain loop on a GPU."""
     remedy = f"unset {KERNEL_VARIABLE}"
     if not triton_is_installed():
-        remedy = 'for the CUDA kernel install Triton: pip install -e ".[gpu]" (Linux)'
+        remedy = f"for the CUDA kernel install Triton: {how_to_install('gpu')} (Linux)"
     return f"the recurrence runs as a plain loop, which is slow on a GPU; {remedy}"
 
 

@@ -144,8 +144,9 @@ def _chosen(settings: Settings) -> dict[str, Any]:
     batched = resolve(
         settings.dataset, {name: getattr(settings, name) for name in (*shape, "batch_size")}
     )
-    left_out = {"dataset", "init_from", "name", "device", "tensorboard", "minutes", "max_steps"}
-    left_out |= {"freeze_old", "rehearse", "rehearsal_share"}  # they go with --from
+    left_out = {"dataset", "init_from", "name", "device", "tensorboard", "track", "minutes"}
+    # The others go with --from.
+    left_out |= {"max_steps", "freeze_old", "rehearse", "rehearsal_share", "rehearsal_last"}
     chosen = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import newllm
-from newllm.chat.dialogue import knows_system, model_state_bytes, prompt_ids
+from newllm.chat.dialogue import knows_system, prompt_ids
 from newllm.datasets.conversations import Conversation
 from newllm.errors import UserError
 from newllm.inference.decoder import START
@@ -137,11 +137,10 @@ class Api:
         asked = await body_as(CompletionRequest, request, service)
         served = service.find(asked.model)
         prompts = asked.prompts
-        if isinstance(prompts[0], str):
-            texts: Sequence[Any] = prompts
-            words = await asyncio.to_thread(served.tokenizer.encode_batch, texts)
-        else:
-            words = [known_ids(served, list(ids), "prompt") for ids in prompts]  # type: ignore[arg-type]
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        words = await asyncio.to_thread(served.tokenizer.encode_batch, texts) if texts else [
+            known_ids(served, ids, "prompt") for ids in prompts if isinstance(ids, list)
+        ]  # fmt: skip
         service.check_room(served, len(prompts) * asked.n)
         bos = served.tokenizer.bos
         replies: list[Reply] = []
@@ -270,7 +269,7 @@ def model_facts(service: Service, name: str) -> dict[str, Any]:
             "dataset": settings.dataset,
             "tokenizer": model.tokenizer.kind,
             "system_messages": knows_system(served.renderer),
-            "state_bytes": model_state_bytes(model.model),
+            "state_bytes": served.state_bytes,
             "kv_cache_bytes_per_token": 2 * settings.num_layers * settings.embed_dim * 4,
             "max_prompt_tokens": service.limits.prompt_tokens,
             "max_answer_tokens": service.limits.answer_tokens,

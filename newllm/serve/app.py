@@ -88,7 +88,8 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
             "see /docs for what there is; OpenAI's end points are below /v1"
         )  # fmt: skip
         return ApiError(404, f"there is nothing here; {hint}", "not_found").response()
-    routes = [r for r in request.app.routes if r.path_regex.match(path)]
+    exact = [r for r in request.app.routes if r.path == path]
+    routes = exact or [r for r in request.app.routes if r.path_regex.match(path)]
     allowed = ", ".join(sorted({method for route in routes for method in route.methods}))
     message = f"{request.method} is no method of this end point ({allowed})"
     return ApiError(405, message, "method_not_allowed", headers={"Allow": allowed}).response()

@@ -19,7 +19,7 @@ from newllm.serve.schemas import (
 )
 
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_EVENTS: dict[str, Any] = {"text/event-stream": {}}
 _ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 _QUERY = [
     {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100}},

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     Strict,
@@ -102,7 +101,8 @@ def _place(path: tuple[int | str, ...], body: Any, kind: str) -> list[str]:
     for number, part in enumerate(path, start=1):
         keys = here if isinstance(here, dict) else range(len(here) if isinstance(here, list) else 0)
         if part in keys:
-            here = here[part]
+            inside: Any = here
+            here = inside[part]
         elif not (kind == "missing" and number == len(path)):
             continue
         found.append(str(part))
@@ -120,12 +120,7 @@ Text = Annotated[
 ]
 
 
-def _whole(value: Any) -> Any:
-    exact = isinstance(value, float) and abs(value) < 2**53 and value.is_integer()
-    return int(value) if exact else value
-
-
-Whole = Annotated[StrictInt, BeforeValidator(_whole)]
+Whole = StrictInt
 """8, and as JSON has it 8.0; no text, no truth value."""
 Number = Annotated[float, Strict()]
 
@@ -158,6 +153,14 @@ def _nullable(schema: dict[str, Any]) -> None:
             schema["properties"][name] = {**told, "anyOf": [of_field, {"type": "null"}]}
 
 
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 8.0 is 8, also in lists."""
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    exact = isinstance(value, float) and abs(value) < 2**53 and value.is_integer()
+    return int(value) if exact else value
+
+
 class _Request(BaseModel):
     """null always means: not given."""
 
@@ -169,7 +172,7 @@ class _Request(BaseModel):
         if not isinstance(given, dict):
             return given
         required = {name for name, field in cls.model_fields.items() if field.is_required()}
-        return {k: v for k, v in given.items() if v is not None or k in required}
+        return {k: _whole(v) for k, v in given.items() if v is not None or k in required}
 
 
 class SamplingRequest(_Request):
@@ -272,6 +275,14 @@ class ChatMessage(_Request):
     Whatever else a client's own object of an answer has is taken as long as it is empty.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "required": ["role", "content"],
+            "if": {"properties": {"role": {"const": "assistant"}}},
+            "else": {"properties": {"content": {"not": {"type": "null"}}}},
+        }
+    )
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[_TextPart] | None = None
     name: str | None = None
@@ -345,11 +356,16 @@ _Ids = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)]
 class CompletionRequest(_OpenAI):
     """POST /v1/completions: texts, or the ids of texts, to go on with."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1)] | _Ids | list[_Ids]
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1)]
+        | _Ids
+        | Annotated[list[_Ids], Field(min_length=1)]
+    )
     max_tokens: Whole | None = Field(None, ge=0)
     logprobs: Whole | None = Field(None, ge=0, le=20)
     echo: StrictBool = False
-    best_of: Whole | None = None
+    best_of: Annotated[Whole | None, WithJsonSchema({"enum": [None, 1]})] = None
     suffix: _nothing("", why="this server writes no text before a suffix") = None  # type: ignore[valid-type]
 
     @property
@@ -360,8 +376,6 @@ class CompletionRequest(_OpenAI):
 
     @model_validator(mode="after")
     def _fits(self) -> CompletionRequest:
-        if not self.prompts:
-            raise ValueError("prompt: at least one")
         if len(self.prompts) * self.n > MOST_ANSWERS:
             raise ValueError(f"prompt: at most {MOST_ANSWERS} answers a request")
         if self.best_of not in (None, self.n):
@@ -433,6 +447,10 @@ def _message(role: str, content: str) -> dict[str, str]:
 class TokenizeRequest(_Request):
     """POST /tokenize: a text (under either name that other servers have), or a conversation."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": [n]} for n in ("content", "prompt", "messages")]}
+    )
+
     model: str | None = None
     content: Text | None = None
     prompt: Text | None = None
@@ -454,7 +472,7 @@ class TokenizeRequest(_Request):
         """The conversation, as if an answer were asked for."""
         if self.messages is None:
             return None
-        return ChatRequest(model="", messages=self.messages)
+        return ChatRequest.model_validate({"model": "", "messages": self.messages})
 
 
 class DetokenizeRequest(_Request):
@@ -476,5 +494,7 @@ class TurnRequest(AnswerRequest):
     """POST /v1/sessions/ID/turns: the new turn alone."""
 
     content: Text
+    revision: str | None = None
+    """Refuse if the conversation is not as it was when it had this one."""
     context: StrictBool = False
     """Tell what the context vectors look like as the answer is written."""

@@ -21,6 +21,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from newllm.chat.dialogue import model_state_bytes
 from newllm.chat.session import MAX_NEW_TOKENS
 from newllm.data.tokenizers import never_written
 from newllm.inference.answer_text import AnswerText
@@ -154,6 +155,7 @@ class Served:
         self.model, self.name = model, name
         self.renderer, self.tokenizer = model.renderer, model.tokenizer
         self.fingerprint = model.fingerprint
+        self.state_bytes = model_state_bytes(model.model)
         self.engine = Engine(
             model.decoder, self.tokenizer.end, limits.requests, notify, limits.queue
         )

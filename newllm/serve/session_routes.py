@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from newllm.chat import session_file
-from newllm.chat.dialogue import Dialogue, model_state_bytes
+from newllm.chat.dialogue import Dialogue
 from newllm.errors import UserError
 from newllm.inference.engine import Interim, Job
 from newllm.inference.sampler import Sampling
@@ -116,6 +116,9 @@ class SessionRoutes:
         service, store = self._service, self._service.store
         asked = await body_as(TurnRequest, request, service)
         session, dialogue = self._find(request, idle=True)
+        if asked.revision not in (None, session.facts["revision"]):
+            message = "this session is not as it was at this revision: it went on elsewhere"
+            raise ApiError(409, message, "session_changed", "revision")
         served, start = self._served(session), dialogue.next_turn
         session.busy = True
         try:
@@ -196,6 +199,6 @@ class SessionRoutes:
             "last_used": int(session.last_used),
             "model": session.model,
             "busy": session.busy,
-            "state_bytes": model_state_bytes(self._served(session).model.model),
+            "state_bytes": self._served(session).state_bytes,
             **session.facts,
         }

@@ -1,4 +1,4 @@
-"""One record an epoch: the same numbers on the screen, in `metrics.jsonl` and in TensorBoard.
+"""One record an epoch: the same numbers on the screen, in `metrics.jsonl` and in trackers.
 
 On a terminal the training line is live; anywhere else (a file, a pipe, `nohup`) plain lines are
 written and flushed as they grow, so that `tail -f` shows where a run is.
@@ -7,14 +7,13 @@ written and flushed as they grow, so that `tail -f` shows where a run is.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from newllm.errors import require_packages
 from newllm.results.records import EpochRecord
 from newllm.results.runs import write_lines
+from newllm.train.tracking import Tracker
 
 _MARKS = (20, 40, 60, 80, 100)
 
@@ -149,36 +148,26 @@ class MetricsFile:
     resumed, so that what is printed is what is stored.
     """
 
-    def __init__(self, path: Path, curves: Path | None = None) -> None:
-        """A file, and a folder for TensorBoard or None.
-
-        Raises:
-            UserError: TensorBoard is not installed.
-        """
-        self.path, self._curves = path, curves
-        self._writer: Any = None
-        self._last_drawn = 0
-        if curves is not None:
-            require_packages("--tensorboard", "tensorboard", extra="track")
-            from torch.utils import tensorboard
-
-            self._make_writer = tensorboard.SummaryWriter
+    def __init__(self, path: Path, tracker: Tracker | None = None) -> None:
+        """A file, and where else the numbers go."""
+        self.path, self._tracker = path, tracker
+        self._last_tracked = 0
 
     def write(self, history: list[EpochRecord]) -> None:
         """Store all records so far."""
         write_lines(self.path, history)
-        if self._curves is None or not history or history[-1]["epoch"] <= self._last_drawn:
+        if self._tracker is None or not history or history[-1]["epoch"] <= self._last_tracked:
             return
         record = history[-1]
-        self._last_drawn = epoch = record["epoch"]
-        if self._writer is None:  # of a resumed run: what was drawn from this epoch on is hidden
-            self._writer = self._make_writer(str(self._curves), purge_step=epoch)
-        for name, value in record.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._writer.add_scalar(name, value, epoch)
-        self._writer.flush()
+        self._last_tracked = epoch = record["epoch"]
+        numbers = {
+            name: value
+            for name, value in record.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        self._tracker.log(numbers, epoch)
 
     def close(self) -> None:
         """No more records come."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._tracker is not None:
+            self._tracker.close()

@@ -6,7 +6,7 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from newllm.config import ModelSettings, Settings
 from newllm.device import fast_bf16
 from newllm.model import LanguageModel
 from newllm.model.growth import old_entries
+from newllm.model.kernels import blend_, judge
 from newllm.model.residual import ResidualLM
 from newllm.model.spec import find_spec
 
@@ -47,6 +48,9 @@ al. 2025, "The Polar Express", arXiv:2505.16932). Four of these do what took Muo
 Beyond its interval a polynomial explodes, and bfloat16 would carry singular values there: hence a
 margin of 2% in all but the last."""
 
+_SMALL = 8 * 1024 * 1024
+"""Numbers up to which matrices of several shapes are one stack on a GPU."""
+
 NEWTON_STEPS = len(_POLAR_EXPRESS)
 """Iterations of Muon in each step."""
 
@@ -57,25 +61,54 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     The iteration of Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers"), for K
     matrices at once, computed in `dtype`.
     """
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    # Scaled in fp32 first: gradients may be too small for their squares.
-    x = _divided(x, torch.linalg.matrix_norm(x, keepdim=True).add_(1e-20), dtype)
+    wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    x = _iterate(_normalised(wide, torch.empty_like(wide, dtype=dtype)))
+    return x if wide is matrices else x.mT
+
+
+def orthogonalize_all(stacks: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The same of stacks of several shapes, as one of the largest: of small matrices a GPU takes
+    longer to be asked than to compute. Zeros beside a matrix stay zeros, and change nothing.
+    """
+    wide = [stack.mT if stack.shape[1] > stack.shape[2] else stack for stack in stacks]
+    counts, rows, columns = zip(*(stack.shape for stack in wide), strict=True)
+    if sum(counts) * max(rows) * max(columns) > _SMALL:
+        return [orthogonalize(stack, dtype) for stack in stacks]
+    together = wide[0].new_zeros(sum(counts), max(rows), max(columns))
+    for place, stack in zip(together.split(counts), wide, strict=True):
+        place[:, : stack.shape[1], : stack.shape[2]].copy_(stack)
+    x = _normalised(together, torch.empty_like(together, dtype=dtype))
+    parts = _iterate(x).split(counts)
+    return [
+        (
+            part[:, : w.shape[1], : w.shape[2]]
+            if w is stack
+            else part[:, : w.shape[1], : w.shape[2]].mT
+        )
+        for part, w, stack in zip(parts, wide, stacks, strict=True)
+    ]
+
+
+def _normalised(x: Tensor, out: Tensor) -> Tensor:
+    """Matrices of Frobenius norm one, rounded as they are written: gradients may be too small for
+    their squares, or for fp16.
+    """
+    return torch.div(x, torch.linalg.matrix_norm(x, keepdim=True).add_(1e-20), out=out)
+
+
+def _iterate(x: Tensor) -> Tensor:
+    """Wide matrices of Frobenius norm one -> with singular values of about one."""
     gram = x @ x.mT
     # In Frobenius norms, |X X^T|^(1/2) bounds the spectral norm from above, much closer than |X|.
     norm = torch.linalg.vector_norm(gram, dim=(1, 2), keepdim=True, dtype=torch.float32)
     bound = norm.sqrt_().add_(1e-20)
-    x, gram = _divided(x, bound, dtype), _divided(gram, bound.square(), dtype)
+    x = torch.div(x, bound, out=torch.empty_like(x))
+    gram = torch.div(gram, bound.square(), out=torch.empty_like(gram))
     for iteration, (a, b, c) in enumerate(_POLAR_EXPRESS):
         if iteration > 0:
             gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
-
-
-def _divided(x: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
-    """x / by, computed in fp32 and rounded as it is written."""
-    return torch.div(x, by, out=torch.empty_like(x, dtype=dtype))
+    return x
 
 
 def muon_dtype(device: torch.device) -> torch.dtype:
@@ -106,9 +139,10 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled, times the rate.
     """
 
-    grad_scale: Tensor | None = None
-    """What the gradients are divided by first; both are set for a step by `step_unless`."""
     found_inf: Tensor | None = None
+    """1 where nothing may change, and what the gradients are divided by first; both are set for a
+    step by `step_if_finite`."""
+    grad_scale: Tensor | None = None
 
     def __init__(
         self,
@@ -139,18 +173,28 @@ class Muon(torch.optim.Optimizer):
             for piece, change in zip(parameter.chunk(pieces), update.chunk(pieces), strict=True):
                 by_shape.setdefault(tuple(piece.shape), []).append((piece, change))
         rate, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
-        for (rows, columns), entries in by_shape.items():
-            weights, changes = zip(*entries, strict=True)
-            dtype = muon_dtype(weights[0].device)
-            moved = orthogonalize(torch.stack(changes), dtype)
-            factor = -rate * max(1.0, rows / columns) ** 0.5
-            if self.found_inf is None:
-                _torch._foreach_mul_(weights, 1 - rate * decay)
-                _torch._foreach_add_(weights, moved.unbind(), alpha=factor)
-            else:
-                taken = 1 - self.found_inf.view(1, 1, 1)
-                _torch._foreach_mul_(weights, 1 - rate * decay * taken.view(()))
-                _torch._foreach_add_(weights, (moved * (factor * taken)).unbind())
+        weights = [[weight for weight, _ in entries] for entries in by_shape.values()]
+        stacks = [torch.stack([change for _, change in entries]) for entries in by_shape.values()]
+        factors = [-rate * max(1.0, rows / columns) ** 0.5 for rows, columns in by_shape]
+        dtype = muon_dtype(stacks[0].device)
+        if self.found_inf is None:
+            for alike, stack, factor in zip(weights, stacks, factors, strict=True):
+                moved = orthogonalize(stack, dtype)
+                _torch._foreach_mul_(alike, 1 - rate * decay)
+                _torch._foreach_add_(alike, moved.unbind(), alpha=factor)
+            return
+        taken = 1 - self.found_inf
+        changes = [  # in fp32, as the factor has dimensions; laid out like the weights
+            torch.mul(
+                moved,
+                (taken * factor).view(1, 1, 1),
+                out=moved.new_empty(moved.shape, dtype=torch.float32),
+            )
+            for moved, factor in zip(orthogonalize_all(stacks, dtype), factors, strict=True)
+        ]
+        every = [weight for alike in weights for weight in alike]
+        _torch._foreach_mul_(every, 1 - rate * decay * taken)
+        _torch._foreach_add_(every, [change for stack in changes for change in stack.unbind()])
 
     def _updates(self, parameters: list[Tensor]) -> Sequence[Tensor]:
         """Nesterov: what the momentum will be if the gradient stays what it is."""
@@ -164,11 +208,9 @@ class Muon(torch.optim.Optimizer):
         # All of them as one: a launch costs as much as a matrix.
         momentum = self._momentum_of_all(parameters)
         gradient = torch.cat([gradient.flatten() for gradient in gradients])
-        if self.grad_scale is not None:
-            gradient.div_(self.grad_scale)
-        gradient = torch.where(self.found_inf > 0, momentum, gradient)
-        momentum.lerp_(gradient, 1 - keep)
-        parts = gradient.lerp_(momentum, keep).split([p.numel() for p in parameters])
+        assert self.grad_scale is not None
+        blend_(gradient, momentum, self.found_inf, self.grad_scale, keep)
+        parts = gradient.split([parameter.numel() for parameter in parameters])
         return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
 
     def _momentum(self, parameter: Tensor) -> Tensor:
@@ -236,34 +278,44 @@ def _muon_and_adamw(model: ResidualLM, settings: Settings) -> list[torch.optim.O
     return [muon, adamw]
 
 
-def loss_scale(scaler: torch.amp.GradScaler) -> Tensor | float:
-    """What the gradients were multiplied by, where it is known: on the device."""
-    if not scaler.is_enabled():
-        return 1.0
-    assert scaler._scale is not None  # since a loss was scaled
-    return scaler._scale
-
-
-def step_unless(
+def step_if_finite(
     optimizers: Iterable[torch.optim.Optimizer],
-    found_inf: Tensor,
-    grad_scale: Tensor,
+    parameters: Iterable[Tensor],
+    nats: Tensor,
+    clip: float,
     scaler: torch.amp.GradScaler,
-) -> None:
-    """Step every optimizer where `found_inf` is 0, which a GPU knows alone: nobody waits for it.
+    before: Callable[[Tensor], None],
+) -> Tensor:
+    """Clip the gradients and step, where a GPU alone knows whether it may: nobody waits for it.
 
-    Gradients are divided by `grad_scale` first (that is how torch's fused optimizers are told by
-    its scaler). The scale of fp16 then changes.
+    (The fused optimizers of torch are told by its scaler in this way.) The scale of fp16 changes,
+    too.
+
+    Args:
+        optimizers: AdamW or Adam, fused, and Muon.
+        parameters: all of them.
+        nats: of the step.
+        clip: norm of all gradients above which they are scaled down.
+        scaler: by which the loss was scaled, or a disabled one.
+        before: is called before the step with 1 on the device, or 0 where it is not taken.
+
+    Returns:
+        the step's nats, and 1 where it was taken, else 0: [2].
     """
+    norms = torch.stack(_torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
+    verdict = judge(nats, norms, scaler._scale if scaler.is_enabled() else None, clip)
+    before(verdict.said[1])
     for optimizer in optimizers:
-        optimizer.found_inf, optimizer.grad_scale = found_inf, grad_scale  # type: ignore[attr-defined]
+        told: Any = optimizer
+        told.found_inf, told.grad_scale = verdict.found_inf, verdict.grad_scale
         optimizer.step()
-        del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
+        del told.found_inf, told.grad_scale
     if scaler.is_enabled():
         _torch._amp_update_scale_(
-            scaler._scale, scaler._growth_tracker, found_inf, scaler.get_growth_factor(),
+            scaler._scale, scaler._growth_tracker, verdict.found_inf, scaler.get_growth_factor(),
             scaler.get_backoff_factor(), scaler.get_growth_interval(),
         )  # fmt: skip
+    return verdict.said
 
 
 def get_moments(

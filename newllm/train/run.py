@@ -54,6 +54,7 @@ from newllm.train.distributed import Processes, process_group
 from newllm.train.log import EpochLog, MetricsFile, make_log
 from newllm.train.optimizers import get_moments, set_moments
 from newllm.train.signals import StopRequest, run_lock
+from newllm.train.tracking import make_tracker
 from newllm.train.trainer import Trainer
 
 _ANSWER_TOKENS = 48
@@ -112,9 +113,9 @@ def train(
             else:
                 block = load_given(settings.architecture)
             device = processes.take_device(pick_device(settings.device))
-            if stored is None and processes.main:
-                set_aside(files, log.note)
             run = (make or TrainingRun)(settings, files, log, advise, processes, device, block)
+            if stored is None and processes.main:  # now: what it needs is there
+                set_aside(files, log.note)
             held.callback(run.metrics_file.close)
             trainer = run.prepare(stored)
         return run.train(trainer)
@@ -144,8 +145,8 @@ class TrainingRun:
         if settings.counts:
             self.counts = prepare_counts([self.data, *self.rehearsed.values()], settings.counts)
             give_back_freed_memory()  # a gigabyte, by now
-        curves = files.curves if settings.tensorboard and processes.main else None
-        self.metrics_file = MetricsFile(files.metrics, curves)
+        tracker = make_tracker(files, settings) if processes.main else None
+        self.metrics_file = MetricsFile(files.metrics, tracker)
 
     def prepare(self, stored: dict[str, Any] | None) -> Trainer:
         """A trainer at the point the run has reached; process 0 has logged and written so."""

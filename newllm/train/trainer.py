@@ -35,7 +35,7 @@ from newllm.train.counting import Counts
 from newllm.train.distributed import Processes, StepFlags
 from newllm.train.log import EpochLog, describe_expectation, validation_line
 from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, step_trial
-from newllm.train.optimizers import Frozen, loss_scale, make_optimizers, step_unless
+from newllm.train.optimizers import Frozen, make_optimizers, step_if_finite
 from newllm.train.schedule import Schedule, decay_pairs, set_dropout
 from newllm.train.signals import StopRequest
 
@@ -160,7 +160,7 @@ class Trainer:
 
     def _placed(self, state: State) -> State:
         """A state where it is used: what is made of tokens alone, integers, by the CPU."""
-        alone = isinstance(self.model, ResidualLM)
+        alone = self.model.TOKENS_ON_CPU
         return {
             name: part.to("cpu" if alone and not part.is_floating_point() else self.device)
             for name, part in state.items()
@@ -188,10 +188,7 @@ class Trainer:
             self._frozen.hold()
         if self.micro_batch == 0:
             self._find_micro_batch()
-        if self._on_gpu and self.precision != "fp32" and isinstance(self.model, ResidualLM):
-            matrices = [matrix for matrix, _ in self.model.matrices()]
-            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-            self._halves = HalfCopies([*matrices, self.model.embedding.weight], dtype)
+        self._begin()
         self._last_save = time.monotonic()
         while not progress.finished:
             loader = self._loader(progress.epoch)
@@ -218,6 +215,13 @@ class Trainer:
             self._end_epoch(len(loader))
             self._last_save = time.monotonic()
         return True
+
+    def _begin(self) -> None:
+        """What the steps of this session need besides the trainer's state."""
+        if self._on_gpu and self.precision != "fp32" and isinstance(self.model, ResidualLM):
+            matrices = [matrix for matrix, _ in self.model.matrices()]
+            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+            self._halves = HalfCopies([*matrices, self.model.embedding.weight], dtype)
 
     def _find_micro_batch(self) -> None:
         """Try a step's work before the first step: what fits, and how long a run will take."""
@@ -250,7 +254,8 @@ class Trainer:
         tables = None if self._counts is None else self._counts.table_of[0]
         if self._rehearsed:
             seed = self.settings.seed, epoch
-            documents = Mixture(documents, self._rehearsed, self.settings.rehearsal_share, seed)
+            share, last = self.settings.rehearsal_share, self.settings.rehearsal_last
+            documents = Mixture(documents, self._rehearsed, share, seed, last)
             if self._counts is not None:
                 tables = documents.select(self._counts.table_of)
         return EpochLoader(
@@ -342,7 +347,7 @@ class Trainer:
 
     def _inputs(self, ids: Tensor, state: State, reset: Tensor) -> tuple[Tensor, State, Tensor]:
         """Tokens stay on the CPU, where what is made of them alone is made."""
-        if isinstance(self.model, ResidualLM):
+        if self.model.TOKENS_ON_CPU:
             return ids, state, reset
         return send(ids, self.device), state, send(reset, self.device)
 
@@ -373,22 +378,21 @@ class Trainer:
         """The same where only the GPU knows whether the numbers are finite, and is not asked."""
         if self._frozen is not None:
             self._frozen.mask_gradients()
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        scale = loss_scale(self.scaler)
-        norm = torch.nn.utils.get_total_norm(gradients) / scale
-        sum_ = norm + nats
-        found_inf = (sum_ - sum_ != 0).float()  # inf - inf is no number
-        clip = self._spec.clip_norm(self.progress.epoch)
+        epoch = self.progress.epoch
         self._set_rates(rate_factor)
-        epoch, taken = self.progress.epoch, 1 - found_inf
-        decay_pairs(self.model, self.settings, epoch, rate_factor, taken)
-        grad_scale = ((norm + 1e-6) / clip).clamp(min=1) * scale
-        step_unless(self.optimizers, found_inf, grad_scale, self.scaler)
+        said = step_if_finite(
+            self.optimizers,
+            self.model.parameters(),
+            nats,
+            self._spec.clip_norm(epoch),
+            self.scaler,
+            before=lambda taken: decay_pairs(self.model, self.settings, epoch, rate_factor, taken),
+        )
         if self._frozen is not None:
             self._frozen.restore()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        return torch.stack([nats, taken])
+        return said
 
     def _set_rates(self, rate_factor: float) -> None:
         for optimizer in self.optimizers:

@@ -27,7 +27,7 @@ from newllm.settings import resolve
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = (
     "TRAINING_PROGRESSION", "HH_RLHF_TRAINING", "ULTRACHAT_TRAINING", "CODE_MATH_TRAINING",
-    "CLIMBING", "PRACTICE", "DISTRIBUTED", "SERVING", "EXPORT", "REFERENCE",
+    "CLIMBING", "PRACTICE", "DISTRIBUTED", "SERVING", "CLIENTS", "EXPORT", "REFERENCE",
 )  # fmt: skip
 TWINS = {"README.md": "README.ja.md"} | {f"docs/{g}.md": f"docs/ja/{g}.md" for g in GUIDES}
 PAGES = sorted(

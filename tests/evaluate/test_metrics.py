@@ -22,6 +22,8 @@ from newllm.results.records import Metrics
 class Uniform(nn.Module):
     """Gives every token the same probability."""
 
+    TOKENS_ON_CPU = False
+
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size

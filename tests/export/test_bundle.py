@@ -27,7 +27,7 @@ def test_it_imports_torch_and_transformers_alone(source: str) -> None:
             imported.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.Import):
             imported |= {alias.name.split(".")[0] for alias in node.names}
-    library = {"__future__", "collections", "dataclasses", "math", "typing"}
+    library = {"__future__", "collections", "dataclasses", "functools", "math", "sys", "typing"}
     assert imported == {"numpy", "torch", "transformers"} | library  # numpy comes with them
 
 

@@ -274,3 +274,83 @@ def test_another_process_needs_no_newllm(folder: Path, trained: TrainedModel, tm
     )  # fmt: skip
     assert (torch.load(logits) - our_logits(trained.model, ids)).abs().max() < 1e-4
     assert (again / "modeling_new_llm.py").is_file()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halved_after_loading(theirs: Any, dtype: torch.dtype) -> None:
+    """`.half()`, `.bfloat16()` and `.to`: as if loaded so, the norms and the recurrence exact."""
+    ids = random_ids(300, 2, 20)
+    method = {torch.float16: "half", torch.bfloat16: "bfloat16"}[dtype]
+    for half in (getattr(copy.deepcopy(theirs), method)(), copy.deepcopy(theirs).to(dtype)):
+        assert {p.dtype for p in half.parameters()} == {torch.float32, dtype}
+        for name, parameter in half.named_parameters():
+            if parameter.dtype == torch.float32:
+                assert torch.equal(parameter, theirs.get_parameter(name)), name
+        assert (half(ids).logits.float() - theirs(ids).logits).abs().max() < 0.1
+        assert half.generate(ids, max_new_tokens=3, do_sample=False).shape[0] == 2
+
+
+@pytest.mark.parametrize("side", ["left", "right", "none"])
+def test_hidden_states_and_the_bare_stack(folder: Path, theirs: Any, side: str) -> None:
+    from transformers import AutoModel
+
+    stack = AutoModel.from_pretrained(str(folder), trust_remote_code=True)
+    ids = random_ids(300, 2, 9)
+    padding = torch.zeros(2, 4 if side != "none" else 0, dtype=torch.long)
+    parts = [padding, ids] if side == "left" else [ids, padding]
+    padded = torch.cat(parts, dim=1)
+    mask = torch.cat([torch.ones_like(part) * (part is ids) for part in parts], dim=1)
+    real = slice(padding.shape[1], None) if side == "left" else slice(9)
+    with torch.no_grad():
+        plain = theirs(ids, output_hidden_states=True)
+        read = theirs(padded, attention_mask=mask, output_hidden_states=True)
+        bare = stack(padded, attention_mask=mask, output_hidden_states=True)
+    assert len(read.hidden_states) == theirs.config.num_layers + 1
+    assert torch.allclose(read.logits[:, real], plain.logits, atol=1e-4)
+    for ours, same, alone in zip(
+        read.hidden_states, bare.hidden_states, plain.hidden_states, strict=True
+    ):
+        assert torch.equal(ours, same)
+        assert torch.allclose(ours[:, real], alone, atol=1e-4)
+    assert torch.equal(bare.last_hidden_state, read.hidden_states[-1])
+    assert theirs(ids).hidden_states is None
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(theirs: Any) -> None:
+    ids, gradients = random_ids(300, 2, 20), []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(theirs).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            model = copy.deepcopy(model)
+        assert model.is_gradient_checkpointing == checkpointing
+        torch.manual_seed(0)
+        model(ids, labels=ids).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        assert torch.allclose(plain, again, atol=1e-6)
+    model.gradient_checkpointing_disable()
+    assert not model.is_gradient_checkpointing
+
+
+def test_tools_are_refused(tokenizer: Any) -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
+    with pytest.raises(Exception, match="not trained to call tools"):
+        tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tools=[tool])
+
+
+def test_weights_have_the_rights_of_the_other_files(folder: Path) -> None:
+    assert len({file.stat().st_mode for file in folder.iterdir() if file.is_file()}) == 1
+
+
+def test_lora_adapts_the_matrices_of_the_blocks(theirs: Any, monkeypatch) -> None:
+    """PEFT is told by the folder's own code, where it is in use."""
+    from types import SimpleNamespace
+
+    known: dict[str, list[str]] = {}
+    table = SimpleNamespace(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING=known)
+    monkeypatch.setitem(sys.modules, "peft.utils.constants", table)
+    type(theirs)(theirs.config)
+    assert set(known) == {"new_llm"}
+    linear = {n.split(".")[-1] for n, m in theirs.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert set(known["new_llm"]) == linear - {"lm_head"}

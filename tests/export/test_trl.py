@@ -28,7 +28,7 @@ def test_it_learns_and_comes_back(
     question, answer = {"role": "user", "content": "3?"}, {"role": "assistant", "content": "Four."}
     settings = trl.SFTConfig(
         output_dir=str(tmp_path / "out"), max_steps=40, per_device_train_batch_size=4,
-        learning_rate=0.02, report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False,
+        learning_rate=0.02, report_to=[], use_cpu=True, bf16=False,
         logging_steps=1, save_strategy="no", max_length=64, **options,
     )  # fmt: skip
     rows = Dataset.from_list([{"messages": [question, answer]}] * 64)

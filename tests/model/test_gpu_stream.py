@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,6 +132,75 @@ def test_embedding(interpreter, width: int, with_base: bool) -> None:
     assert_equal(fast, [x.detach() for x in expected])
 
 
+def _judged(*given: Any) -> list[Tensor]:
+    from newllm.model.kernels import gpu
+
+    verdict = gpu.judge(*given)
+    return [verdict.said, verdict.found_inf, verdict.grad_scale]
+
+
+@pytest.mark.parametrize("bad", [0.0, torch.inf, torch.nan])
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_the_verdict_on_a_step(interpreter, bad: float, scale: float | None) -> None:
+    norms = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    scaled = None if scale is None else torch.tensor(scale)
+    for nats, spoilt in ((5.0 + bad, norms), (5.0, norms + bad)):
+        given = torch.tensor(nats), spoilt, scaled, 1.0
+        said, found_inf, grad_scale = interpreter(_judged, *given)
+        expected = reference.judge(*given)
+        assert_equal([said[1:], found_inf], [expected.said[1:], expected.found_inf])
+        torch.testing.assert_close(said[0], torch.tensor(nats), equal_nan=True)
+        assert float(found_inf) == float(bad != 0)
+        if bad == 0:
+            torch.testing.assert_close(grad_scale, expected.grad_scale)
+
+
+def _blended(gradient: Tensor, momentum: Tensor, *given: Any) -> list[Tensor]:
+    from newllm.model.kernels import gpu
+
+    gpu.blend_(gradient, momentum, *given)
+    return [gradient, momentum]
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_momentum(interpreter, skipped: bool) -> None:
+    gradient, momentum = torch.randn(2, 1500, generator=torch.Generator().manual_seed(0))
+    gradient[7] = torch.nan if skipped else 1.0
+    given = torch.tensor(float(skipped)), torch.tensor(8.0), 0.7
+    expected, before = [gradient.clone(), momentum.clone()], momentum.clone()
+    reference.blend_(*expected, *given)
+    fast = interpreter(_blended, gradient, momentum, *given)  # whose memory the process shares
+    assert_equal(fast, expected)
+    assert not skipped or torch.equal(fast[1], before)
+
+
+def _summed_together(rows: int, weights: list[Tensor], x: Tensor) -> list[Tensor]:
+    from newllm.model.kernels import gpu
+
+    def several(*leaves: Tensor) -> Tensor:
+        y = leaves[-1]
+        for weight in gpu.norms_together(leaves[:-1], rows):
+            y = gpu.add_norm(None, y, weight, torch.float32)[1]
+        return y
+
+    return [x.detach() for x in outputs_and_gradients(several, [*weights, x])]
+
+
+def test_norms_whose_gradients_are_summed_together(interpreter) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = list(torch.randn(3, 8, generator=generator))
+    x = torch.randn(2, 3, 8, generator=generator)
+
+    def several(*leaves: Tensor) -> Tensor:
+        y = leaves[-1]
+        for weight in leaves[:-1]:
+            y = reference.norm(y, weight)
+        return y
+
+    fast = interpreter(_summed_together, 6, weights, x)
+    assert_equal(fast, [x.detach() for x in outputs_and_gradients(several, [*weights, x])], 1e-4)
+
+
 def test_a_lookup_says_where_each_row_is_used() -> None:
     index, order, row, times = make_lookup(torch.tensor([3, -1, 0, 3, 3, -1])).tolist()
     assert index == [3, -1, 0, 3, 3, -1]
@@ -161,3 +231,59 @@ def test_copies_in_half_precision_are_what_autocast_makes() -> None:
         torch.testing.assert_close(plain, fast, rtol=0.01, atol=0.01)
     with torch.autocast("cpu", torch.bfloat16):
         assert "Linear" not in str(linear(x, weight).grad_fn)
+
+
+FLOATS, INTS = "*fp32", {"targets": "*i64", "entries": "*i64", "keys": "*i32"}
+INTS |= dict.fromkeys(("index", "order", "row", "times"), "*i32")
+SCALARS = dict.fromkeys(("site", "first", "rows", "size", "count"), "i32")
+KERNELS: list[tuple[str, set[str], dict[str, Any]]] = [
+    ("_add_norm_forward", {"branch", "normed"},
+     {"EPSILON": 1e-5, "WIDTH": 384, "BLOCK": 512, "DROP_BELOW": 26, "SCALE": 1.1}),
+    ("_add_norm_forward", {"branch", "normed"},
+     {"EPSILON": 1e-5, "WIDTH": 256, "BLOCK": 256, "DROP_BELOW": 0, "SCALE": 1.0, "stream": None,
+      "keys": None}),
+    ("_add_norm_backward", {"d_branch", "d_normed"},
+     {"WIDTH": 384, "BLOCK": 512, "DROP_BELOW": 26, "SCALE": 1.1}),
+    ("_add_norm_backward", {"d_branch", "d_normed"},
+     {"WIDTH": 256, "BLOCK": 256, "DROP_BELOW": 0, "SCALE": 1.0, "d_total": None, "d_stream": None,
+      "keys": None}),
+    ("_squared_relu_forward", {"x", "y"}, {"BLOCK": 1024}),
+    ("_squared_relu_backward", {"x", "d_y", "d_x"}, {"BLOCK": 1024}),
+    ("_nats", {"logits"}, {"IGNORED": IGNORED, "LEAST": 1e-37, "VOCAB": 4096, "BLOCK": 4096,
+                           "GRADIENTS": True}),
+    ("_nats", {"logits"}, {"IGNORED": IGNORED, "LEAST": 1e-37, "VOCAB": 1000, "BLOCK": 1024,
+                           "GRADIENTS": True, "entries": None, "scores": None, "counted": None,
+                           "left": None, "d_scores": None, "d_counted": None, "d_left": None}),
+    ("_gather", set(), {"WIDTH": 256, "BLOCK": 256}),
+    ("_gather_backward", set(), {"WIDTH": 256, "BLOCK": 256, "ROWS": 16}),
+    ("_judge", set(), {"CLIP": 1.0, "BLOCK": 128}),
+    ("_blend", set(), {"KEEP": 0.7, "BLOCK": 1024}),
+]  # fmt: skip
+"""Name, which arguments are in half precision, constants."""
+
+
+@pytest.mark.parametrize(("capability", "half"), [(75, "fp16"), (90, "bf16")])
+@pytest.mark.parametrize(("name", "halves", "constants"), KERNELS)
+def test_compiles_for_gpus(
+    capability: int, half: str, name: str, halves: set[str], constants: dict[str, Any],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The interpreter does not check types; the compiler, which needs no GPU, does."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from newllm.model.kernels import gpu
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(gpu, name)
+    named = (
+        INTS | SCALARS | dict.fromkeys(halves, f"*{half}") | dict.fromkeys(constants, "constexpr")
+    )
+    types = {argument: named.get(argument, FLOATS) for argument in kernel.arg_names}
+    compiled = triton.compile(
+        ASTSource(kernel, types, constants),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": 8},
+    )
+    assert f".target sm_{capability}" in compiled.asm["ptx"]

@@ -12,7 +12,15 @@ from benchmarks.sizes import fit
 from newllm.cli import main
 from newllm.errors import UserError
 from newllm.planning import size
-from newllm.planning.size import choose_size, expected_bpb, fitted, measured_steps, rate_of
+from newllm.planning.size import (
+    REPEATS,
+    choose_size,
+    expected_bpb,
+    fitted,
+    measured_steps,
+    rate_of,
+    worth,
+)  # fmt: skip
 from newllm.results.runs import RunFiles
 from newllm.results.summary import load_summary
 
@@ -76,7 +84,8 @@ def test_steps_are_timed_at_two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def timed_step(settings, rows, length):
         timed.append(settings.num_layers)
-        return lambda: (len(timed) * 1.0, 0.5)
+        seconds = float(len(timed))
+        return lambda: (seconds, 0.5)
 
     monkeypatch.setattr(size, "timed_step", timed_step)
     steps = measured_steps("dolly", {})
@@ -86,9 +95,46 @@ def test_steps_are_timed_at_two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps(5_000_000) == pytest.approx(3.5)
 
 
-def test_without_minutes_there_is_nothing_to_fit() -> None:
-    with pytest.raises(UserError, match=r"--params auto: say how long .* --minutes"):
+def test_tokens_read_again_are_worth_less_and_less() -> None:
+    assert worth(5e6, None) == worth(5e6, 5e6) == worth(5e6, 9e6) == 5e6
+    values = [worth(times * 1e6, 1e6) for times in (1, 2, 4, 16, 64, 1000)]
+    assert values == sorted(values)
+    # Muennighoff et al.: four times is nearly as good as new, and much more brings nothing.
+    assert 3.7e6 < values[2] < 4e6
+    assert values[-1] == pytest.approx(1e6 * (1 + REPEATS))
+
+
+def test_less_is_expected_of_few_rows() -> None:
+    few, many = (choose_size("dolly", 60, machine(1), different=n) for n in (2e5, None))
+    assert few.expected is not None
+    assert many.expected is not None
+    assert few.expected[1] > many.expected[1]
+    assert few.parameters == many.parameters
+
+
+def test_epochs_take_the_size_whose_time_they_are_the_best_use_of() -> None:
+    few, many = (choose_size("dolly", None, machine(1), most=epochs * 3e6) for epochs in (1, 20))
+    assert few.tokens == 3e6
+    assert few.parameters < many.parameters
+    minutes = few.tokens / 4096 * machine(1)(few.parameters) / 60
+    assert choose_size("dolly", minutes, machine(1)).parameters >= few.parameters
+    # Of minutes and epochs it is what ends first.
+    short = choose_size("dolly", 600, machine(1), most=1e5)
+    assert short.tokens == 1e5
+
+
+def test_without_minutes_and_epochs_there_is_nothing_to_fit() -> None:
+    with pytest.raises(UserError, match=r"--params auto: say how long .* --minutes.*--epochs"):
         fitted("dolly", {}, {}, False, print)
+
+
+@pytest.mark.parametrize("given", [{"context_dim": 64}, {"init_from": "best.pt"}])
+def test_two_sizes_are_refused_before_any_step_is_timed(
+    given: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(size, "measured_steps", lambda *_: pytest.fail("timed"))
+    with pytest.raises(UserError, match="--params"):
+        fitted("dolly", {"minutes": 1.0, **given}, {}, False, print)
 
 
 def test_a_training_of_a_fitting_size(quick, dolly_folder: Path, tmp_path: Path, capsys) -> None:
@@ -110,8 +156,14 @@ def test_a_training_of_a_fitting_size(quick, dolly_folder: Path, tmp_path: Path,
     assert load_summary(files.summary).parameters == summary.parameters
 
 
-def test_what_was_given_stays(quick) -> None:
-    flags = {"minutes": 1.0, "learning_rate": 0.001, "vocab_size": 3000, "name": "mine"}
+def test_what_was_given_stays(quick, dolly_folder: Path) -> None:
+    flags = {
+        "data": str(dolly_folder),
+        "minutes": 1.0,
+        "learning_rate": 0.001,
+        "vocab_size": 3000,
+        "name": "mine",
+    }
     decided, _ = fitted("dolly", flags, {"dropout": 0.2}, False, lambda text: None)
     assert decided == {**flags, "dropout": 0.2}
 

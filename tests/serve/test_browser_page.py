@@ -188,7 +188,7 @@ def test_the_keyboard_is_enough(visit: Open, server: Running) -> None:
             expect(page.locator("#title")).to_have_text("one more (fork)")
             break
     assert seen == [
-        "new", "session", "open", "theme", "language", "rename", "undo", "fork",
+        "new", "search", "session", "open", "theme", "language", "rename", "undo", "fork",
     ]  # fmt: skip
     expect(page.locator("#question")).to_be_focused()
     page.focus("#open-settings")

@@ -74,13 +74,14 @@ def test_a_text_that_grows_keeps_what_is_selected(visit: Open, server: Running) 
     page = visit()
     found = page.evaluate(
         """async () => {
-          const { addPiece, drawRuns } = await import("/runs.js");
-          const runs = [];
-          const text = document.querySelector("#welcome-words");
-          text.replaceChildren();
-          const say = (...piece) => { addPiece(runs, ...piece); drawRuns(text, { runs }); };
+          const { addPiece } = await import("/runs.js");
+          const { drawText } = await import("/message_text.js");
+          const runs = [], shown = document.querySelector("#welcome-words");
+          shown.replaceChildren();
+          const say = (...piece) => { addPiece(runs, ...piece); drawText(shown, { runs }); };
           say("The", false);
           say(" river", true);
+          const text = shown.firstElementChild;
           getSelection().selectAllChildren(text);
           const nodes = [...text.childNodes];
           for (const piece of [[" is", true], [" long", false], ["", true], [",\\n", true],

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from newllm.errors import UserError
 from newllm.results.records import EpochRecord
+from newllm.results.runs import RunFiles
+from newllm.settings import resolve
 from newllm.train.log import (
     LiveLog,
     MetricsFile,
@@ -19,6 +26,7 @@ from newllm.train.log import (
     describe_expectation,
     validation_line,
 )
+from newllm.train.tracking import Tracker, make_tracker
 
 RECORD: EpochRecord = {
     "epoch": 50, "epochs": 100, "steps": 500, "trained_tokens": 9000, "train_loss": 2.853,
@@ -71,14 +79,18 @@ def test_bpe_shows_bits_per_byte() -> None:
 
 
 def test_record_is_stored_and_drawn(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "x.metrics.jsonl", tmp_path / "curves")
+    file = MetricsFile(tmp_path / "x.metrics.jsonl", tensorboard(tmp_path))
     file.write([{**RECORD, "epoch": 49}])
     file.write([{**RECORD, "epoch": 49}, RECORD])
     file.close()
     lines = (tmp_path / "x.metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [49, 50]
     assert json.loads(lines[1]) == RECORD
-    assert drawn(tmp_path / "curves") == [(49, RECORD["ppl"]), (50, RECORD["ppl"])]
+    assert drawn(tmp_path / "tensorboard" / "a_run") == [(49, RECORD["ppl"]), (50, RECORD["ppl"])]
+
+
+def tensorboard(folder: Path) -> Tracker | None:
+    return make_tracker(RunFiles(folder, "a_run"), resolve("dolly", {"track": "tensorboard"}))
 
 
 def drawn(curves: Path) -> list[tuple[int, Any]]:
@@ -90,15 +102,15 @@ def drawn(curves: Path) -> list[tuple[int, Any]]:
 def test_a_resumed_run_draws_no_epoch_twice(tmp_path: Path) -> None:
     first: EpochRecord = {**RECORD, "epoch": 1, "ppl": 9.0}
     second: EpochRecord = {**RECORD, "epoch": 2, "ppl": 9.0}
-    file = MetricsFile(tmp_path / "x.metrics.jsonl", tmp_path / "curves")
+    file = MetricsFile(tmp_path / "x.metrics.jsonl", tensorboard(tmp_path))
     file.write([first])
     file.write([first, second])  # and the run dies before it is saved
     file.close()
-    file = MetricsFile(tmp_path / "x.metrics.jsonl", tmp_path / "curves")
+    file = MetricsFile(tmp_path / "x.metrics.jsonl", tensorboard(tmp_path))
     file.write([first])
     file.write([first, {**second, "ppl": 8.0}])
     file.close()
-    assert drawn(tmp_path / "curves") == [(1, 9.0), (2, 8.0)]
+    assert drawn(tmp_path / "tensorboard" / "a_run") == [(1, 9.0), (2, 8.0)]
 
 
 def test_expectation_warns_of_the_colab_cut() -> None:
@@ -109,3 +121,37 @@ def test_expectation_warns_of_the_colab_cut() -> None:
     assert "3.0 hours" in long
     assert "--resume" in long
     assert "--minutes 80" in long
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_trackers_get_every_number(tmp_path: Path, monkeypatch, name: str) -> None:
+    """In the place of a package that is not there, an object with its three functions."""
+    calls: list[Any] = []
+    module = ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)
+    module.init = lambda **given: calls.append(given)  # type: ignore[attr-defined]
+    module.log = lambda numbers, step: calls.append((step, numbers))  # type: ignore[attr-defined]
+    module.finish = lambda: calls.append("finished")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, module)
+    settings = resolve("dolly", {"track": name})
+    tracker = make_tracker(RunFiles(tmp_path, "a_run"), settings)
+    file = MetricsFile(tmp_path / "metrics.jsonl", tracker)
+    history: list[Any] = [{"epoch": 1, "loss": 2.5, "best": True, "bpb": None, "seconds": 3}]
+    file.write(history)
+    file.write(history)
+    history.append({**history[0], "epoch": 2, "loss": 2.0})
+    file.write(history)
+    file.close()
+    begun, *steps, ended = calls
+    assert (begun["name"], begun["config"]["track"], ended) == ("a_run", name, "finished")
+    assert steps == [
+        (1, {"epoch": 1, "loss": 2.5, "seconds": 3}),
+        (2, {"epoch": 2, "loss": 2.0, "seconds": 3}),
+    ]
+
+
+def test_a_tracker_that_is_not_installed(tmp_path: Path) -> None:
+    if importlib.util.find_spec("wandb") is not None:
+        pytest.skip("it is installed")
+    with pytest.raises(UserError, match=r"--track wandb: needs wandb: pip install.*\[wandb\]"):
+        make_tracker(RunFiles(tmp_path, "a_run"), resolve("dolly", {"track": "wandb"}))

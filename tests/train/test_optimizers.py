@@ -15,10 +15,10 @@ from newllm.train.optimizers import (
     MUON_RATE,
     VECTOR_RATE,
     Muon,
-    loss_scale,
     make_optimizers,
     orthogonalize,
-    step_unless,
+    orthogonalize_all,
+    step_if_finite,
 )
 
 
@@ -152,16 +152,22 @@ def test_a_step_that_nobody_waits_for() -> None:
         for a, b in zip(_parameters(usual), _parameters(fast), strict=True):
             gradient = torch.randn(a.shape)
             a.grad, b.grad = gradient.clone(), scaler.scale(gradient)
-        scale = float(loss_scale(scaler))
-        broken = step == 3
+        broken, clip = step == 3, 10.0
         if broken:
             _parameters(fast)[1].grad[0, 0] = torch.inf  # type: ignore[index]
             _parameters(fast)[3].grad[:] = torch.nan  # type: ignore[index]
         else:
+            torch.nn.utils.clip_grad_norm_(_parameters(usual), clip)
             for optimizer in usual:
                 optimizer.step()
-        step_unless(fast, torch.tensor(float(broken)), torch.tensor(scale), scaler)
-        assert float(loss_scale(scaler)) == (512 if step >= 3 else 1024)
+        told: list[float] = []
+        said = step_if_finite(
+            fast, _parameters(fast), torch.tensor(5.0), clip, scaler,
+            before=lambda taken, told=told: told.append(float(taken)),
+        )  # fmt: skip
+        assert said.tolist() == [5.0, float(not broken)]
+        assert told == [float(not broken)]
+        assert float(scaler._scale) == (512 if step >= 3 else 1024)  # type: ignore[arg-type]
         for a, b in zip(_parameters(usual), _parameters(fast), strict=True):
             torch.testing.assert_close(a, b)
         if step == 1:
@@ -174,6 +180,16 @@ def test_a_step_that_nobody_waits_for() -> None:
     momenta = [usual[0].state[p]["momentum_buffer"] for p in _parameters(usual[:1])]
     for a, parameter in zip(momenta, _parameters(fast[:1]), strict=True):
         torch.testing.assert_close(a, fast[0].state[parameter]["momentum_buffer"])
+
+
+def test_stacks_of_several_shapes_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros beside a matrix change nothing of it."""
+    torch.manual_seed(0)
+    stacks = [torch.randn(3, 8, 8), torch.randn(2, 12, 8), torch.randn(1, 8, 12)]
+    together = orthogonalize_all(stacks, torch.float32)
+    monkeypatch.setattr(optimizers, "_SMALL", 0)
+    for one, other in zip(together, orthogonalize_all(stacks, torch.float32), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_muon_in_half_precision_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,9 @@ EPSILON = 1e-5
 
 class OriginalLM(nn.Module):
     """Same interface as `ContextLM`; the state is {"context": [1, B, C]}."""
+
+    TOKENS_ON_CPU: ClassVar[bool] = False
+    """Whether tokens may be on the CPU while the weights are on a GPU."""
 
     def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
         super().__init__()

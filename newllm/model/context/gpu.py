@@ -129,10 +129,13 @@ def _backward(
     sum_forget, sum_open, sum_scale = zero, zero, zero
 
     # Gradients of the state after token t: its context and the three writes of its tail.
-    d_c = tl.load(d_last_context + sequence * CHANNELS + at)
-    d_last_tail += sequence * 3 * CHANNELS + at
-    d_w1, d_w2 = tl.load(d_last_tail), tl.load(d_last_tail + CHANNELS)
-    d_w3 = tl.load(d_last_tail + 2 * CHANNELS)
+    d_c, d_w1, d_w2, d_w3 = zero, zero, zero, zero
+    if d_last_context is not None:
+        d_c = tl.load(d_last_context + sequence * CHANNELS + at)
+    if d_last_tail is not None:
+        d_last_tail += sequence * 3 * CHANNELS + at
+        d_w1, d_w2 = tl.load(d_last_tail), tl.load(d_last_tail + CHANNELS)
+        d_w3 = tl.load(d_last_tail + 2 * CHANNELS)
     # Gradients of v_{t+1} .. v_{t+3}, zero where a document's start hides token t from them.
     d_v1, d_v2, d_v3 = zero, zero, zero
 
@@ -262,19 +265,22 @@ class _ContextRead(torch.autograd.Function):
         inputs = (projected, forget_bias, read_bias, conv, scale, reset, lengths, context, tail)
         _launch(_forward, channels, (*inputs, read, contexts, last_context, last_tail), time)
         ctx.save_for_backward(*inputs[:7], tail, contexts)
+        ctx.set_materialize_grads(False)  # nothing flows back through the last state in training
         return read, last_context, last_tail
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         projected, lengths, tail = saved[0], saved[6], saved[7]
         batch, time, channels = projected.shape[0], projected.shape[1], tail.shape[2]
         d_projected = (torch.empty_like if lengths is None else torch.zeros_like)(projected)
         d_parameters = tail.new_empty(batch, CHANNEL_PARAMETERS, channels)
         d_context, d_tail = tail.new_empty(batch, channels), torch.empty_like(tail)
-        d_outputs = (grad.contiguous() for grad in grad_outputs)
+        d_read, *d_last = (None if grad is None else grad.contiguous() for grad in grad_outputs)
+        if d_read is None:
+            d_read = projected.new_zeros(batch, time, channels)
         d_inputs = (d_projected, d_parameters, d_context, d_tail)
-        _launch(_backward, channels, (*saved, *d_outputs, *d_inputs), time)
+        _launch(_backward, channels, (*saved, d_read, *d_last, *d_inputs), time)
         d_vectors = split_parameters(d_parameters.sum(dim=0))
         return d_projected, *d_vectors, None, None, d_context, d_tail, None
 

@@ -111,10 +111,10 @@ class ContextLM(ResidualLM[Boundaries]):
             yield self.pairs.table
 
     def _embed(self, ids: Tensor, state: State, reset: Tensor | None) -> Tensor:
-        embedded = embedding(self.embedding.weight, ids)
         if self.pairs is None:
-            return embedded
-        return embedded + self.pairs(ids, previous_tokens(ids, state["previous"][0], reset))
+            return super()._embed(ids, state, reset)
+        pairs = self.pairs(ids, previous_tokens(ids, state["previous"][0], reset))
+        return embedding(self.embedding.weight, ids, pairs)
 
     def _boundaries(
         self, ids: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None
@@ -154,11 +154,10 @@ class BigramHashEmbedding(nn.Module):
         """
         mixed = previous * PREVIOUS_FACTOR + ids * TOKEN_FACTOR
         index = (mixed >> HASH_SHIFT) % len(self.table)
-        if index.device != self.table.device:
-            rows = embedding(self.table, index.masked_fill(previous == 0, -1))
-        else:
-            rows = embedding(self.table, index) * (previous > 0)[:, :, None]
-        return rows @ self.widen
+        if index.device == self.table.device:
+            return (embedding(self.table, index) * (previous > 0)[:, :, None]) @ self.widen
+        with torch.autocast(self.table.device.type, enabled=False):  # no numbers to speak of
+            return embedding(self.table, index.masked_fill(previous == 0, -1)) @ self.widen
 
 
 def previous_tokens(ids: Tensor, before: Tensor, reset: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -22,12 +22,26 @@ from newllm.errors import UserError
 from newllm.model.dropout import Noise
 from newllm.model.kernels import reference
 from newllm.model.kernels.half import HalfCopies, half_copy, linear, wide_product
-from newllm.model.kernels.reference import EPSILON, NatsGradients
+from newllm.model.kernels.reference import EPSILON, NatsGradients, Verdict
 
 __all__ = [
-    "EPSILON", "KERNEL_VARIABLE", "HalfCopies", "Noise", "active_kernel", "add_norm", "choose",
-    "embedding", "half_copy", "linear", "make_lookup", "nats_gradient_", "squared_relu",
-    "triton_is_installed", "wide_product",
+    "EPSILON",
+    "KERNEL_VARIABLE",
+    "HalfCopies",
+    "Noise",
+    "active_kernel",
+    "add_norm",
+    "blend_",
+    "choose",
+    "embedding",
+    "half_copy",
+    "judge",
+    "linear",
+    "make_lookup",
+    "nats_gradient_",
+    "squared_relu",
+    "triton_is_installed",
+    "wide_product",
 ]  # fmt: skip
 
 KERNEL_VARIABLE = "NEWLLM_KERNEL"
@@ -92,6 +106,25 @@ def add_norm(
     return implementation.add_norm(stream, branch, weight, dtype, p, noise, site)
 
 
+def norm(x: Tensor, weight: Tensor) -> Tensor:
+    """See :func:`newllm.model.kernels.reference.norm`."""
+    implementation = choose(x, reference, triton=_gpu)
+    if implementation is reference:
+        return reference.norm(x, weight)
+    return implementation.add_norm(None, x, weight, x.dtype)[1]
+
+
+def norms_together(weights: Sequence[Tensor], x: Tensor) -> Sequence[Tensor]:
+    """Weights [D] of norms of a stream like `x`, [..., D], as :func:`add_norm` takes them.
+
+    On a GPU their gradients are then summed together.
+    """
+    implementation = choose(x, reference, triton=_gpu)
+    if implementation is reference:
+        return weights
+    return implementation.norms_together(weights, x.numel() // x.shape[-1])
+
+
 def squared_relu(x: Tensor) -> Tensor:
     """See :func:`newllm.model.kernels.reference.squared_relu`."""
     return choose(x, reference, numba=_cpu, triton=_gpu).squared_relu(x)
@@ -108,19 +141,34 @@ def nats_gradient_(
     return implementation.nats_gradient_(logits, targets, copying, mixing)
 
 
-def embedding(table: Tensor, index: Tensor) -> Tensor:
+def embedding(table: Tensor, index: Tensor, base: Tensor | None = None) -> Tensor:
     """See :func:`newllm.model.kernels.reference.embedding`.
 
     An index on the CPU for a table on a GPU, which may be -1 for zeros, is sorted on its way there:
     the rows' gradients are then sums in a fixed order, without a wait.
     """
     if index.device == table.device:
-        return reference.embedding(table, index)
+        return reference.embedding(table, index, base)
     if choose(table, reference, triton=_gpu) is reference:
         moved = send(index, table.device)
-        return reference.embedding(table, moved.clamp(min=0)) * (moved >= 0)[..., None]
+        rows = reference.embedding(table, moved.clamp(min=0)) * (moved >= 0)[..., None]
+        return rows if base is None else base + rows
     lookup = send(make_lookup(index.flatten()), table.device)
-    return _gpu().embedding(table, lookup).view(*index.shape, table.shape[1])
+    base = None if base is None else base.reshape(lookup.shape[1], table.shape[1])
+    return _gpu().embedding(table, lookup, base).view(*index.shape, table.shape[1])
+
+
+def judge(nats: Tensor, norms: Tensor, scale: Tensor | None, clip: float) -> Verdict:
+    """See :func:`newllm.model.kernels.reference.judge`."""
+    return choose(norms, reference, triton=_gpu).judge(nats, norms, scale, clip)
+
+
+def blend_(
+    gradient: Tensor, momentum: Tensor, found_inf: Tensor, grad_scale: Tensor, keep: float
+) -> None:
+    """See :func:`newllm.model.kernels.reference.blend_`."""
+    implementation = choose(gradient, reference, triton=_gpu)
+    implementation.blend_(gradient, momentum, found_inf, grad_scale, keep)
 
 
 def make_lookup(index: Tensor) -> Tensor:

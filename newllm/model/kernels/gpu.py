@@ -11,6 +11,7 @@ Lengths are not specialised: one compiled kernel serves every batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from newllm.data.loader import IGNORED
 from newllm.model.dropout import Noise, keep_scale, threshold
-from newllm.model.kernels.reference import EPSILON, LEAST, NatsGradients
+from newllm.model.kernels.reference import EPSILON, LEAST, NatsGradients, Verdict
 
 _jit: Any = triton.jit
 
@@ -120,6 +121,20 @@ def _add_norm_backward(
     tl.store(d_weight + program * WIDTH + at, sums, mask=within)
 
 
+def _for_programs(weight: Tensor, rows: int) -> Tensor:
+    """Weights [..., D] as often as there are programs in the backward: each gives its gradient."""
+    programs = min(rows, _MOST_PROGRAMS)
+    return weight.unsqueeze(-2).expand(*weight.shape[:-1], programs, weight.shape[-1])
+
+
+def norms_together(weights: Sequence[Tensor], rows: int) -> Sequence[Tensor]:
+    """Weights [D] of several norms as :func:`add_norm` takes them for so many rows, [P, D].
+
+    What the programs of all of them give is then summed in one launch.
+    """
+    return _for_programs(torch.stack(list(weights)), rows).unbind()
+
+
 class _AddNorm(torch.autograd.Function):
     """Everything [rows, D]; `stream` may be None. `weight` is [P, D], P times the same."""
 
@@ -151,22 +166,21 @@ class _AddNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         total, weight, keys, moments = ctx.saved_tensors
-        rows, width = total.shape
+        rows = len(total)
         d_total, d_normed = (None if d is None else d.contiguous() for d in grad_outputs)
         d_normed = torch.zeros_like(total) if d_normed is None else d_normed
         d_stream = torch.empty_like(total) if ctx.has_stream else None
         d_branch = torch.empty_like(total, dtype=ctx.branch_dtype)
-        programs = min(rows, _MOST_PROGRAMS)
-        d_weight = total.new_empty(programs, width)
+        d_weight = total.new_empty(weight.shape)
         launch(
             _add_norm_backward,
-            programs,
+            len(weight),
             (total, weight, keys, moments, d_total, d_normed, d_stream, d_branch, d_weight,
              *ctx.drawn, rows),
             ctx.warps,
             **ctx.constants,
         )  # fmt: skip
-        return d_stream, d_branch, d_weight.sum(dim=0), None, None, None
+        return d_stream, d_branch, d_weight, None, None, None
 
 
 def add_norm(
@@ -187,7 +201,7 @@ def add_norm(
     total, normed = _AddNorm.apply(
         None if stream is None else stream.reshape(-1, shape[-1]).contiguous(),
         branch.reshape(-1, shape[-1]).contiguous(),
-        weight.contiguous(),
+        _for_programs(weight, branch.numel() // shape[-1]) if weight.ndim == 1 else weight,
         dtype,
         keys,
         drawn,
@@ -312,11 +326,11 @@ def _nats(
             at = start + tl.arange(0, BLOCK)
             z = tl.load(logits + at, mask=at < VOCAB, other=0.0).to(tl.float32)
             wanted = at == target
-            d = tl.exp(z - total) - tl.where(wanted, 1.0, 0.0)
-            d = tl.where(at == entry, of_entry * own_share, d)
-            d = d * factor + tl.where(wanted, of_wanted, 0.0)
-            d = tl.where(scored, d, 0.0)
-            tl.store(logits + at, d.to(logits.dtype.element_ty), mask=at < VOCAB)
+            gradient = tl.exp(z - total) - tl.where(wanted, 1.0, 0.0)
+            gradient = tl.where(at == entry, of_entry * own_share, gradient)
+            gradient = gradient * factor + tl.where(wanted, of_wanted, 0.0)
+            gradient = tl.where(scored, gradient, 0.0)
+            tl.store(logits + at, gradient.to(logits.dtype.element_ty), mask=at < VOCAB)
 
 
 def nats_gradient_(
@@ -420,3 +434,53 @@ def embedding(table: Tensor, lookup: Tensor, base: Tensor | None = None) -> Tens
     """
     base = None if base is None else base.contiguous()
     return _Embedding.apply(table.contiguous(), lookup, base)
+
+
+@_jit(do_not_specialize=["count"])
+def _judge(nats, norms, scale, said, found_inf, grad_scale, count, CLIP: tl.constexpr,
+           BLOCK: tl.constexpr):  # fmt: skip
+    loss_scale = 1.0
+    if scale is not None:
+        loss_scale = tl.load(scale)
+    squares = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, count, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        norm = tl.load(norms + at, mask=at < count, other=0.0) / loss_scale
+        squares += norm * norm
+    norm = tl.sqrt(tl.sum(squares, axis=0))
+    loss = tl.load(nats)
+    both = norm + loss
+    taken = tl.where(both - both == 0, 1.0, 0.0)  # inf - inf is no number
+    tl.store(said, loss)
+    tl.store(said + 1, taken)
+    tl.store(found_inf, 1.0 - taken)
+    tl.store(grad_scale, tl.maximum((norm + 1e-6) / CLIP, 1.0) * loss_scale)
+
+
+def judge(nats: Tensor, norms: Tensor, scale: Tensor | None, clip: float) -> Verdict:
+    """See :func:`newllm.model.kernels.reference.judge`; one launch."""
+    said, found_inf, grad_scale = (norms.new_empty(size) for size in ((2,), (), ()))
+    tensors = nats, norms, scale, said, found_inf, grad_scale, len(norms)
+    launch(_judge, 1, tensors, 1, CLIP=clip, BLOCK=128)
+    return Verdict(said, found_inf, grad_scale)
+
+
+@_jit(do_not_specialize=["size"])
+def _blend(gradient, momentum, found_inf, grad_scale, size, KEEP: tl.constexpr,
+           BLOCK: tl.constexpr):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m = tl.load(momentum + at, mask=at < size, other=0.0)
+    g = tl.load(gradient + at, mask=at < size, other=0.0) / tl.load(grad_scale)
+    g = tl.where(tl.load(found_inf) > 0, m, g)
+    m += (1.0 - KEEP) * (g - m)
+    tl.store(momentum + at, m, mask=at < size)
+    tl.store(gradient + at, g + KEEP * (m - g), mask=at < size)
+
+
+def blend_(
+    gradient: Tensor, momentum: Tensor, found_inf: Tensor, grad_scale: Tensor, keep: float
+) -> None:
+    """See :func:`newllm.model.kernels.reference.blend_`; one launch."""
+    size, block = gradient.numel(), 1024
+    tensors = gradient, momentum, found_inf, grad_scale, size
+    launch(_blend, triton.cdiv(size, block), tensors, 4, KEEP=keep, BLOCK=block)

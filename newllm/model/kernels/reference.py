@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,16 @@ EPSILON = 1e-5
 
 LEAST = 1e-37
 """Probabilities are taken for no less, so that their ratios and logarithms are finite."""
+
+
+def norm(x: Tensor, weight: Tensor) -> Tensor:
+    """Layer norm of the last dimension, without a bias: [..., D] and [D] -> [..., D]."""
+    return F.layer_norm(x, weight.shape, weight, eps=EPSILON)
+
+
+def norms_together(weights: Sequence[Tensor], x: Tensor) -> Sequence[Tensor]:
+    """Weights of norms of a stream like `x`, as they are."""
+    return weights
 
 
 def add_norm(
@@ -44,7 +54,7 @@ def add_norm(
     """
     branch = dropout(branch.to(torch.promote_types(branch.dtype, torch.float32)), p, noise, site)
     stream = branch if stream is None else stream + branch
-    return stream, F.layer_norm(stream, weight.shape, weight, eps=EPSILON).to(dtype)
+    return stream, norm(stream, weight).to(dtype)
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -57,9 +67,10 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
-def embedding(table: Tensor, index: Tensor) -> Tensor:
-    """Rows [..., D] of a table [R, D]."""
-    return F.embedding(index, table)
+def embedding(table: Tensor, index: Tensor, base: Tensor | None = None) -> Tensor:
+    """Rows [..., D] of a table [R, D], added to `base` where there is one."""
+    rows = F.embedding(index, table)
+    return rows if base is None else base + rows
 
 
 def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
@@ -171,3 +182,45 @@ def _divide_(d_logits: Tensor, entries: Tensor, lead: Tensor) -> Tensor:
     both = d_logits.gather(1, entries).to(lead.dtype)
     d_logits.scatter_(1, entries, (both * torch.sigmoid(-lead)).to(d_logits.dtype))
     return both * torch.sigmoid(lead)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a step may be taken, as its device alone knows; fp32 scalars there."""
+
+    said: Tensor
+    """The step's nats, and 1 where it may be taken, else 0: [2]."""
+    found_inf: Tensor
+    """1 where nats or gradients are not finite, else 0."""
+    grad_scale: Tensor
+    """What the gradients are divided by: the loss's scale, and more where they are too long."""
+
+
+def judge(nats: Tensor, norms: Tensor, scale: Tensor | None, clip: float) -> Verdict:
+    """Judge a step by its nats and the norms of its gradients.
+
+    Args:
+        nats: of the step.
+        norms: of each gradient, [P].
+        scale: by which the loss was multiplied, or None.
+        clip: norm of all gradients above which they are scaled down.
+    """
+    loss_scale = 1.0 if scale is None else scale
+    norm = torch.linalg.vector_norm(norms) / loss_scale
+    both = norm + nats
+    found_inf = (both - both != 0).float()  # inf - inf is no number
+    grad_scale = ((norm + 1e-6) / clip).clamp(min=1) * loss_scale
+    return Verdict(torch.stack([nats, 1 - found_inf]), found_inf, grad_scale)
+
+
+def blend_(
+    gradient: Tensor, momentum: Tensor, found_inf: Tensor, grad_scale: Tensor, keep: float
+) -> None:
+    """Nesterov's momentum, in place: of gradients / grad_scale, or nothing where `found_inf`.
+
+    The gradient becomes what the momentum will be if the gradient stays what it is.
+    """
+    gradient.div_(grad_scale)
+    gradient.copy_(torch.where(found_inf > 0, momentum, gradient))
+    momentum.lerp_(gradient, 1 - keep)
+    gradient.lerp_(momentum, keep)

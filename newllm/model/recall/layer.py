@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newllm.device import send
-from newllm.model import kernels
-from newllm.model.kernels import linear
+from newllm.model.kernels import embedding, linear
 from newllm.model.recall.reference import MOST_TIMES, ORDER_UNIT, ORDERS, TIMES_UNIT
 
 FIRST_SCORE = -2.0
@@ -41,30 +40,30 @@ class RecallLayer(nn.Module):
         self.gate = nn.Parameter(torch.zeros(len(ORDERS), embed_dim))
         self.bias = nn.Parameter(torch.full((len(ORDERS), MOST_TIMES + 1), FIRST_SCORE))
 
-    def added(self, matches: Tensor, embedding: Tensor) -> Tensor:
-        """What is added to the embeddings [V, D] of tokens with these matches: [..., D]."""
-        if matches.device != embedding.device:
-            return self._added_at_all(matches, embedding)
+    def added(self, matches: Tensor, words: Tensor) -> Tensor:
+        """What is added to the embeddings `words` [V, D] of tokens with these matches: [..., D]."""
+        if matches.device != words.device:
+            return self._added_at_all(matches, words)
         found = matches > 0
         candidate, order, times = _parts(matches[found])
         # Each candidate is projected once, however often it is found.
         candidates, row = torch.unique(candidate, return_inverse=True)
-        rows = F.embedding(row, F.linear(F.embedding(candidates, embedding), self.project))
+        rows = F.embedding(row, F.linear(F.embedding(candidates, words), self.project))
         rows = rows + F.embedding(order, self.order) + F.embedding(times, self.times)
         return rows.new_zeros(*found.shape, rows.shape[-1]).index_put((found,), rows)
 
-    def _added_at_all(self, matches: Tensor, embedding: Tensor) -> Tensor:
+    def _added_at_all(self, matches: Tensor, words: Tensor) -> Tensor:
         """The same of matches on the CPU for a GPU, whose work must not depend on how many are."""
         none = matches == 0
         candidate, order, times = (part.masked_fill(none, -1) for part in _parts(matches))
-        projected = linear(embedding, self.project)
-        rows = kernels.embedding(projected, candidate) + kernels.embedding(self.order, order)
-        return rows + kernels.embedding(self.times, times)
+        projected = linear(words, self.project)
+        rows = embedding(projected, candidate)
+        return embedding(self.times, times, embedding(self.order, order, rows))
 
     def copying(self, hidden: Tensor, matches: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates, and the score of copying them, [..., 1] both: -inf where none was found."""
         candidate, order, times = _parts(matches)
-        bias = kernels.embedding(self.bias.view(-1, 1), order * (MOST_TIMES + 1) + times)
+        bias = embedding(self.bias.view(-1, 1), order * (MOST_TIMES + 1) + times)
         candidate, order, none = (send(x, hidden.device) for x in (candidate, order, matches == 0))
         gates = F.linear(hidden, self.gate.to(hidden.dtype))
         gates = gates.to(torch.promote_types(hidden.dtype, torch.float32))

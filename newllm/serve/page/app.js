@@ -14,15 +14,21 @@ import { SessionList } from "./session_list.js";
 import { Settings } from "./settings.js";
 import { StatePanel } from "./state_panel.js";
 import { beginToggles, showToggles } from "./toggles.js";
-import { showWelcome } from "./welcome.js";
+import { showModels, showWelcome } from "./welcome.js";
 import { bytes, count, layers, rounded, say, sayError } from "./words.js";
 
 const find = (id) => document.getElementById(id);
 
 const api = new Api();
-const chat = new ChatView();
+api.key = preferences.keptKey();
+const chat = new ChatView({ again: () => attempt(again), edit: () => attempt(edit) });
 const panel = new StatePanel();
-const list = new SessionList((id) => attempt(() => open(id)), titleOf);
+const list = new SessionList({
+  choose: (id) => attempt(() => open(id)),
+  titleOf,
+  more: () => attempt(moreSessions),
+  search: (words) => attempt(() => search(words)),
+});
 const settings = new Settings((key) => {
   api.key = key;
   attempt(connect);
@@ -33,14 +39,21 @@ const deletion = new Deletion(api, attempt, (id) => {
   opened.delete(id);
 });
 
+/** What the server has, as /v1/models tells it. */
+let models = [];
+/** What a conversation is begun with. */
 let model = null;
 let current = new Conversation();
 /** Conversations that were opened here, by id. */
 const opened = new Map();
-/** What the server told of all. */
+/** What the server told of those used last, or of those that are looked for. */
 let known = [];
+let hasMore = false;
+let sought = "";
 let opening = 0;
 let drawing = 0;
+/** Id of the conversation that has just got it, by its first turn. */
+let newest = null;
 /** The conversation that the address names, until it is open. */
 let wanted = addressed();
 
@@ -65,25 +78,50 @@ function showAround() {
   const { id, facts, writing } = current;
   find("title").textContent = titleOf(facts);
   document.title = id ? `${titleOf(facts)} · New-LLM` : "New-LLM";
-  panel.show(current);
-  list.show(known.filter((one) => one.id !== deletion.id), id);
+  showState();
+  const listed = known.filter((one) => one.id !== deletion.id);
+  list.show(listed, id, hasMore, sought !== "");
   find("send").hidden = writing;
   find("stop").hidden = !writing;
   for (const name of ["rename", "fork", "save", "delete"]) find(name).disabled = !id || writing;
   find("undo").disabled = !facts?.undo_turns || writing;
-  history.replaceState(null, "", id ? `#${id}` : location.pathname);
+  enter();
+}
+
+/** The state of what has begun: before that, there is nothing to see. */
+function showState() {
+  const begun = current.tokens > 0 || current.writing;
+  find("state").hidden = !begun;
+  document.body.classList.toggle("unbegun", !begun);
+  const of = models.find((one) => one.id === current.facts?.model) ?? model;
+  if (of) panel.setModel(of.newllm);
+  panel.show(current);
+}
+
+/** Each conversation is a place in the browser's history; one that gets its id stays where it is. */
+function enter() {
+  const { id } = current;
+  if (wanted || addressed() === id) return;
+  const url = id ? `#${id}` : location.pathname;
+  if (id !== null && id === newest) history.replaceState(null, "", url);
+  else history.pushState(null, "", url);
 }
 
 function showAll() {
   showToggles();
-  showWelcome(model, (words) => {
+  const of = models.find((one) => one.id === current.facts?.model) ?? model;
+  showWelcome(of, (words) => {
     find("question").value = words;
     send();
   });
-  if (model) {
-    const { num_layers, parameters } = model.newllm;
+  showModels(models, model, (chosen) => {
+    model = chosen;
+    showAll();
+  });
+  if (of) {
+    const { num_layers, parameters } = of.newllm;
     const size = say("parameters", { count: rounded(parameters) });
-    find("model").textContent = [model.id, layers(num_layers), size].join(" · ");
+    find("model").textContent = [of.id, layers(num_layers), size].join(" · ");
   }
   refreshNotice();
   show();
@@ -95,6 +133,20 @@ function error(problem) {
   } else if (problem.code === "invalid_api_key") {
     notice(() => sayError(problem), {
       error: true, action: () => say("settings"), act: () => settings.open("api-key"),
+    });
+  } else if (problem.code === "session_not_found" && current.copy) {
+    const { id, copy } = current;
+    notice(() => say("gone_but_here"), {
+      error: true, action: () => say("put_back"), act: () => attempt(() => putBack(id, copy)),
+    });
+  } else if (problem.code === "session_changed") {
+    attempt(async () => {
+      await reload();
+      notice(() => sayError(problem), { error: true });
+    });
+  } else if (problem.code === "too_many_sessions") {
+    notice(() => sayError(problem), {
+      error: true, action: () => say("delete_oldest"), act: () => attempt(deleteOldest),
     });
   } else {
     notice(() => sayError(problem), { error: true });
@@ -114,14 +166,20 @@ async function attempt(action) {
 async function connect() {
   const { data } = await api.json("GET", "/v1/models");
   hideNotice();
-  model = data[0];
-  panel.setModel(model.newllm);
+  models = data;
+  model = data.find((one) => one.id === model?.id) ?? data[0];
   settings.setLimit(model.newllm.max_answer_tokens);
   showAll();
   await refreshList();
   const id = wanted || current.id;
+  if (!id) return;
+  try {
+    await open(id); // it may be far down the list
+  } catch (problem) {
+    if (problem.code !== "session_not_found") throw problem;
+  }
+  if (wanted && !current.id) history.replaceState(null, "", location.pathname);
   wanted = null;
-  if (id && known.some((one) => one.id === id)) await open(id);
 }
 
 function lost() {
@@ -133,9 +191,19 @@ async function found() {
     const { id, copy } = current;
     await connect();
     notice(() => say("back"));
-    if (!id || known.some((one) => one.id === id)) return;
+    if (!id || (await exists(id))) return;
     await putBack(id, copy);
   });
+}
+
+async function exists(id) {
+  try {
+    await api.json("GET", `/v1/sessions/${id}`);
+    return true;
+  } catch (problem) {
+    if (problem.code === "session_not_found") return false;
+    throw problem;
+  }
 }
 
 /** The server forgot the present conversation: begin it again from the page's copy. */
@@ -153,15 +221,65 @@ async function putBack(id, copy) {
   notice(() => say("restored"));
 }
 
+/** A page of what is looked for, or of all: those used last, or those after an id. */
+function sessions(after, search = sought) {
+  const asked = new URLSearchParams({ ...(search && { search }), ...(after && { after }) });
+  return api.json("GET", asked.size ? `/v1/sessions?${asked}` : "/v1/sessions");
+}
+
 async function refreshList() {
-  known = (await api.json("GET", "/v1/sessions")).data;
+  const { data, has_more } = await sessions();
+  const first = new Set(data.map((one) => one.id));
+  const later = has_more ? known.filter((one) => !first.has(one.id)) : [];
+  known = named([...data, ...later]);
+  if (later.length === 0) hasMore = has_more;
   const facts = known.find((one) => one.id === current.id);
-  if (facts && !facts.busy && !current.writing && facts.tokens_read !== current.tokens) {
-    current.rows = []; // it went on elsewhere
-    await current.load(api);
-    show();
+  if (facts && !facts.busy && !current.writing && facts.revision !== current.facts?.revision) {
+    await reload(); // it went on elsewhere
   }
   showAround();
+}
+
+/** Those looked for by a name that only this browser knows are among what is found, too. */
+function named(found) {
+  if (!sought) return found;
+  const has = (one) => titleOf(one).toLowerCase().includes(sought.toLowerCase());
+  const more = [...opened.values()].map((one) => one.facts).filter((facts) => facts && has(facts));
+  return [...found, ...more.filter((facts) => !found.some((one) => one.id === facts.id))];
+}
+
+async function moreSessions() {
+  const { data, has_more } = await sessions(known.at(-1)?.id);
+  known = [...known, ...data];
+  hasMore = has_more;
+  showAround();
+}
+
+async function search(words) {
+  sought = words;
+  known = [];
+  await refreshList();
+}
+
+async function reload() {
+  current.rows = [];
+  await current.load(api);
+  show();
+}
+
+/** Make room for one more conversation. */
+async function deleteOldest() {
+  let last = null;
+  for (let more = true; more;) {
+    const { data, has_more } = await sessions(last?.id, "");
+    last = data.at(-1) ?? last;
+    more = has_more;
+  }
+  if (!last) return;
+  await api.json("DELETE", `/v1/sessions/${last.id}`);
+  known = known.filter((one) => one.id !== last.id);
+  notice(() => say("deleted", { title: titleOf(last) }));
+  await refreshList();
 }
 
 // Conversations
@@ -169,8 +287,7 @@ async function refreshList() {
 function begin() {
   hideNotice();
   opening += 1;
-  current = new Conversation();
-  show();
+  change(new Conversation());
   closeSidebar();
   find("question").focus();
 }
@@ -182,9 +299,20 @@ async function open(id) {
   if (!conversation.writing) await conversation.load(api, id);
   if (turn !== opening) return; // another one was chosen meanwhile
   opened.set(id, conversation);
-  current = conversation;
-  show();
+  change(conversation);
   if (!phone.matches) find("question").focus();
+}
+
+/** Another conversation is shown, with what was written and not sent in it. */
+function change(conversation) {
+  const field = find("question");
+  const before = wanted ?? current.id; // what is written while one is opened belongs to it
+  wanted = null;
+  preferences.keepDraft(before, field.value);
+  current = conversation;
+  if (current.id !== before) field.value = preferences.draftOf(current.id);
+  fit();
+  showAll();
 }
 
 /** What streams is drawn once a frame, however fast it comes. */
@@ -192,7 +320,7 @@ function drawTurn() {
   drawing = 0;
   if (!current.writing) return; // its end is shown by `send`
   chat.update(current);
-  panel.show(current);
+  showState();
 }
 
 async function send() {
@@ -204,16 +332,18 @@ async function send() {
   const conversation = current;
   hideNotice();
   field.value = "";
+  preferences.keepDraft(conversation.id, "");
   fit();
   find("live").textContent = say("writing");
   const wasNew = conversation.id === null;
   const changed = () => {
     if (conversation.id) opened.set(conversation.id, conversation);
+    if (wasNew && conversation.id) newest = conversation.id;
     if (!drawing) drawing = requestAnimationFrame(drawTurn);
   };
   let kept = false;
   try {
-    const turn = conversation.say(api, text, settings.sampling, changed);
+    const turn = conversation.say(api, text, settings.sampling, changed, model.id);
     show();
     kept = await turn;
     find("live").textContent = say("answered", { text: conversation.messages.at(-1)?.content ?? "" });
@@ -223,6 +353,7 @@ async function send() {
   }
   if (!kept && conversation === current && !field.value) {
     field.value = text;
+    preferences.keepDraft(conversation.id, text);
     fit();
   }
   if (!kept && wasNew && conversation.id) await attempt(() => forget(conversation));
@@ -238,14 +369,45 @@ async function forget(conversation) {
   await api.json("DELETE", `/v1/sessions/${id}`);
 }
 
-async function undo() {
-  const question = current.messages.findLast((message) => message.role === "user");
+/** The question that the last answer is to. */
+function lastQuestion() {
+  return current.messages.findLast((message) => message.role === "user")?.content ?? "";
+}
+
+async function takeBack() {
   await api.json("POST", `/v1/sessions/${current.id}/undo`);
-  current.rows = [];
   current.speed = null;
-  await current.load(api);
-  show();
-  if (!find("question").value && question) find("question").value = question.content;
+  await reload();
+}
+
+/** Another answer to the last question, in place of this one. */
+async function again() {
+  const question = lastQuestion();
+  if (!question || current.writing) return;
+  await takeBack();
+  const draft = find("question").value;
+  find("question").value = question;
+  await send();
+  if (!find("question").value) find("question").value = draft;
+  fit();
+}
+
+/** Change the last question: in a fork, so that what was said stays. */
+async function edit() {
+  const question = lastQuestion();
+  if (current.writing) return;
+  await fork();
+  await takeBack();
+  find("question").value = question;
+  fit();
+  find("question").focus();
+  notice(() => say("editing"));
+}
+
+async function undo() {
+  const question = lastQuestion();
+  await takeBack();
+  if (!find("question").value) find("question").value = question;
   fit();
   find("question").focus();
   notice(() => say("undone"));
@@ -311,11 +473,14 @@ on("composer", "submit", (event) => {
   send();
 });
 on("question", "keydown", (event) => {
-  const plain = event.key === "Enter" && !event.shiftKey && !event.isComposing;
+  // Safari ends a composition before the Enter that ended it: only the code 229 tells.
+  const composing = event.isComposing || event.keyCode === 229;
+  const plain = event.key === "Enter" && !event.shiftKey && !composing;
   if (!plain) return;
   event.preventDefault();
   send();
 });
+on("question", "input", () => preferences.keepDraft(wanted ?? current.id, find("question").value));
 on("stop", "click", () => {
   current.stop();
   find("question").focus();
@@ -334,12 +499,17 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && model && !connection.away) attempt(refreshList);
 });
-addEventListener("hashchange", () => {
+// Back and Forward, and addresses typed by hand.
+addEventListener("popstate", () => {
   const id = addressed();
-  if (id && id !== current.id) attempt(() => open(id));
+  if (id === current.id) return;
+  if (id) attempt(() => open(id));
+  else begin();
 });
 
 receiveFiles((files) => attempt(() => upload(files)));
 beginToggles(showAll);
 showAll();
+find("question").value = preferences.draftOf(wanted);
+fit();
 const connected = attempt(connect);

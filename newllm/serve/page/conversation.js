@@ -67,7 +67,7 @@ export class Conversation {
    * Throws what went wrong. `kept` tells whether the turn is part of the conversation even so:
    * what is shown then is what the state has read, to the letter.
    */
-  async say(api, text, sampling, changed) {
+  async say(api, text, sampling, changed, model) {
     const before = this.facts?.messages ?? 0;
     const answer = { role: "assistant", content: "", runs: [], writing: true };
     this.messages.push({ role: "user", content: text }, answer);
@@ -75,7 +75,7 @@ export class Conversation {
     let ended = false;
     changed();
     try {
-      if (this.id === null) this.setFacts(await api.json("POST", "/v1/sessions", {}));
+      if (this.id === null) this.setFacts(await api.json("POST", "/v1/sessions", { model }));
       await this.#listen(api, text, sampling, answer, changed);
       ended = true;
       await this.keepCopy(api);
@@ -100,7 +100,8 @@ export class Conversation {
 
   async #listen(api, text, sampling, answer, changed) {
     const started = performance.now();
-    const body = { content: text, stream: true, context: true, ...sampling };
+    const { revision } = this.facts; // another tab may have gone on with it
+    const body = { content: text, stream: true, context: true, revision, ...sampling };
     let reason = "stop";
     for await (const told of api.turn(this.id, body, this.#writer.signal)) {
       const choice = told.choices[0];

@@ -14,7 +14,7 @@ export function askName(title, done) {
   };
   field.onblur = () => end(true);
   field.onkeydown = (event) => {
-    if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+    if (event.isComposing || event.keyCode === 229 || !["Enter", "Escape"].includes(event.key)) return;
     event.preventDefault();
     event.stopPropagation();
     end(event.key === "Enter");

@@ -74,3 +74,38 @@ export function setName(id, name) {
   if (name) names[id] = name;
   write("names", Object.fromEntries(Object.entries(names).slice(-MOST_NAMES)));
 }
+
+/** What lasts as long as the tab: drafts, and the key if that was wished. */
+function kept(name) {
+  try {
+    return sessionStorage.getItem(`newllm.${name}`) ?? "";
+  } catch {
+    return unstored[name] ?? "";
+  }
+}
+
+function keep(name, value) {
+  try {
+    if (value) sessionStorage.setItem(`newllm.${name}`, value);
+    else sessionStorage.removeItem(`newllm.${name}`);
+  } catch {
+    unstored[name] = value;
+  }
+}
+
+export function keptKey() {
+  return kept("key");
+}
+
+export function keepKey(key) {
+  keep("key", key);
+}
+
+/** What was written and not sent, in a conversation or (null) before one. */
+export function draftOf(id) {
+  return kept(`draft.${id ?? "new"}`);
+}
+
+export function keepDraft(id, text) {
+  keep(`draft.${id ?? "new"}`, text);
+}

@@ -27,23 +27,3 @@ export function settledRuns(message, content) {
   add(settled, content.slice(seen.length), false);
   return settled;
 }
-
-/** Draw what has been added to a message; `element` has a node for each run drawn so far. */
-export function drawRuns(element, { runs, content }) {
-  const all = runs ?? [{ text: content, recalled: false }];
-  const nodes = element.childNodes;
-  for (let i = Math.max(0, nodes.length - 1); i < all.length; i++) {
-    if (i === nodes.length) element.append(nodeOf(all[i].recalled));
-    const text = nodes[i].firstChild ?? nodes[i];
-    text.appendData(all[i].text.slice(text.length));
-  }
-}
-
-function nodeOf(recalled) {
-  const text = document.createTextNode("");
-  if (!recalled) return text;
-  const line = document.createElement("u");
-  line.className = "recalled";
-  line.append(text);
-  return line;
-}

@@ -17,10 +17,14 @@ export class Settings {
       this.#changed();
     });
     find("open-settings").addEventListener("click", () => this.open());
-    let key = "";
+    let key = preferences.keptKey();
+    find("api-key").value = key;
+    find("keep-key").checked = key !== "";
     find("settings").addEventListener("close", () => {
       this.#show(preferences.sampling()); // what was no number is as it was
-      if (find("api-key").value !== key) keyChanged((key = find("api-key").value.trim()));
+      const given = find("api-key").value.trim();
+      preferences.keepKey(find("keep-key").checked ? given : "");
+      if (given !== key) keyChanged((key = given));
     });
   }
 

@@ -40,3 +40,14 @@ function element(kind, words) {
   made.textContent = words;
   return made;
 }
+
+/** The choice among several models; chosen: called with another one. */
+export function showModels(models, model, chosen) {
+  find("choose-model").hidden = models.length < 2;
+  find("models").replaceChildren(...models.map((one) => {
+    const option = element("option", one.id);
+    option.selected = one.id === model.id;
+    return option;
+  }));
+  find("models").onchange = () => chosen(models[find("models").selectedIndex]);
+}

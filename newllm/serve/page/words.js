@@ -24,8 +24,16 @@ const en = {
   theme_to_light: "Change to light colours",
   theme_to_dark: "Change to dark colours",
   other_language: "日本語",
-  row: "{tokens} tokens",
-  row_label: "{title}, {tokens} tokens",
+  row: "{time} · {tokens} tokens",
+  row_label: "{title}, {time}, {tokens} tokens",
+  search: "Search conversations",
+  none_found: "None found.",
+  which_model: "Model",
+  code: "code",
+  copy: "Copy",
+  copied: "Copied",
+  again: "Another answer",
+  edit: "Change the question, in a fork",
 
   state_heading: "Context vector",
   negative: "negative",
@@ -92,6 +100,7 @@ const en = {
   note_stopped: "stopped",
   recalled: "Dotted underline: recalled, from where the same words stood earlier in this conversation.",
   undone: "The last turn is undone.",
+  editing: "This is a fork: change the question and send it. The other conversation stays as it is.",
   forked: "This is a fork: the other conversation stays as it is.",
   saved: "Saved: {bytes} hold {tokens} tokens of conversation.",
   opened: "Going on with {title}: {tokens} tokens, none of them read again.",
@@ -111,7 +120,8 @@ const en = {
   seed_hint: "random",
   seed_help: "With a seed, the same question at the same place gets the same answer.",
   api_key: "API key",
-  api_key_help: "Only if the server asks for one. Kept until this page is closed, nowhere else.",
+  api_key_help: "Only if the server asks for one. Forgotten when the page is closed or loaded again.",
+  keep_key: "Keep it until this tab is closed",
   defaults: "Defaults",
   done: "Done",
 
@@ -120,6 +130,11 @@ const en = {
   back: "The server is back.",
   restored: "The server was restarted; this conversation was put back from this page's copy.",
   lost: "This conversation is no longer on the server. Open its saved file to go on with it.",
+  gone_but_here: "This conversation is no longer on the server. This page has a copy of it.",
+  put_back: "Put it back",
+  delete_oldest: "Delete the oldest",
+  error_session_changed: "This conversation went on elsewhere; this is how it stands now. Send again if you still want to.",
+  error_disk_full: "The server cannot save conversations: its disk is full or cannot be written.",
   error_other: "{message}",
   error_invalid_api_key: "The server asks for an API key: enter it in the settings.",
   error_session_busy: "An answer is still being written in this conversation. Wait a moment, then try again.",
@@ -161,8 +176,16 @@ const ja = {
   theme_to_light: "ライト（明るい配色）に切り替える",
   theme_to_dark: "ダーク（暗い配色）に切り替える",
   other_language: "English",
-  row: "{tokens} トークン",
-  row_label: "{title}、{tokens} トークン",
+  row: "{time}・{tokens} トークン",
+  row_label: "{title}、{time}、{tokens} トークン",
+  search: "会話を検索",
+  none_found: "見つかりません。",
+  which_model: "モデル",
+  code: "コード",
+  copy: "コピー",
+  copied: "コピーしました",
+  again: "別の回答を書かせる",
+  edit: "分岐して質問を書き直す",
 
   state_heading: "コンテキストベクトル",
   negative: "負",
@@ -229,6 +252,7 @@ const ja = {
   note_stopped: "停止しました",
   recalled: "点線の下線は、この会話で前に同じ語のあとに続いた語を想起したものです。",
   undone: "最後のやり取りを取り消しました。",
+  editing: "分岐した会話です。質問を書き直して送信してください。元の会話はそのまま残ります。",
   forked: "分岐した会話です。元の会話はそのまま残ります。",
   saved: "保存しました。{bytes} に {tokens} トークンの会話が入っています。",
   opened: "「{title}」の続きから始めます。{tokens} トークンを読み直す必要はありません。",
@@ -248,7 +272,8 @@ const ja = {
   seed_hint: "毎回変える",
   seed_help: "指定すると、同じ状態での同じ質問には同じ回答が返ります。",
   api_key: "API キー",
-  api_key_help: "サーバーが求める場合のみ。このページを閉じるまで保持し、どこにも保存しません。",
+  api_key_help: "サーバーが求める場合のみ。ページを閉じるか再読み込みすると忘れます。",
+  keep_key: "このタブを閉じるまで保持する",
   defaults: "既定値に戻す",
   done: "完了",
 
@@ -257,6 +282,11 @@ const ja = {
   back: "サーバーに再接続しました。",
   restored: "サーバーが再起動していたため、このページの控えから会話を復元しました。",
   lost: "この会話はサーバーに残っていません。続けるには保存したファイルを開いてください。",
+  gone_but_here: "この会話はサーバーに残っていませんが、このページに控えがあります。",
+  put_back: "元に戻す",
+  delete_oldest: "いちばん古い会話を削除",
+  error_session_changed: "この会話は別の場所で続けられました。これが現在の内容です。よければもう一度送信してください。",
+  error_disk_full: "サーバーが会話を保存できません。ディスクがいっぱいか、書き込めません。",
   error_other: "サーバーのエラー：{message}",
   error_invalid_api_key: "API キーが必要です。設定で入力してください。",
   error_session_busy: "この会話ではまだ回答を書いています。少し待ってからやり直してください。",
@@ -319,6 +349,21 @@ export function rounded(number) {
 /** 1234567 as 1,234,567. */
 export function count(number) {
   return Math.round(number).toLocaleString(current);
+}
+
+/** A time in seconds as a word: 5 minutes ago; dates of other years in full. */
+export function ago(seconds) {
+  const passed = Date.now() / 1000 - seconds;
+  const units = [["second", 60], ["minute", 60], ["hour", 24], ["day", 7]];
+  let left = passed;
+  for (const [unit, size] of units) {
+    if (left < size) {
+      const format = new Intl.RelativeTimeFormat(current, { numeric: "auto" });
+      return format.format(-Math.max(0, Math.round(unit === "second" ? 0 : left)), unit);
+    }
+    left /= size;
+  }
+  return new Date(1000 * seconds).toLocaleDateString(current, { dateStyle: "medium" });
 }
 
 /** 4 as 4 layers. */

@@ -1,0 +1,335 @@
+"""What a training step asks of a GPU, counted without one.
+
+    python -m tools.gpu_dry_run [--layers 4] [--old]
+
+The real step of a trainer runs on tensors without content (torch's meta device) that say they are
+on a GPU: nothing is computed there, and every operation is seen. Tensors on the CPU are real. It
+needs neither a GPU nor a CUDA build of torch. Counted are
+
+- launches: operations that write something, most of them one kernel; `KERNELS` says which take
+  more. A Triton kernel is one, a copy too.
+- waits: where the host needs a number from the GPU, or a copy for which it waits.
+- bytes that operations other than matrix products read and write.
+
+No times: they need a GPU.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import click
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from newllm.data.loader import Batch
+from newllm.settings import resolve
+
+KERNELS = {
+    "aten.logsumexp.default": 9,
+    "aten.embedding_dense_backward.default": 20,
+    "aten.native_layer_norm_backward.default": 2,
+    "aten.nonzero.default": 4,
+    "aten._index_put_impl_.default": 12,
+    "aten.index_put_.default": 12,
+    "aten.sort.stable": 6,
+}
+"""Kernels of operations that are not one (as counted in torch 2.13's sources)."""
+
+_NO_KERNEL = {
+    "aten.detach.default", "aten.alias.default", "aten._unsafe_view.default",
+    "aten.empty_like.default", "aten.new_empty.default", "aten.empty.memory_format",
+    "aten.lift_fresh.default", "aten.new_empty_strided.default", "aten.empty_strided.default",
+    "aten._local_scalar_dense.default", "aten.split.Tensor", "aten.chunk.default",
+    "aten.is_pinned.default", "aten.split_with_sizes.default", "aten.unbind.int",
+}  # fmt: skip
+
+_ASKED = ("aten._local_scalar_dense.default", "aten.is_nonzero.default", "aten.equal.default")
+
+_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten._scaled")
+
+
+@dataclass
+class Counts:
+    """What one step asks of the GPU."""
+
+    operations: collections.Counter[str] = field(default_factory=collections.Counter)
+    """Operations and Triton kernels, by name."""
+    waits: collections.Counter[str] = field(default_factory=collections.Counter)
+    """Where the host waits: kind and line."""
+    bytes: int = 0
+    """Read and written outside of matrix products."""
+
+    @property
+    def launches(self) -> int:
+        """Kernels and copies."""
+        return sum(times * KERNELS.get(name, 1) for name, times in self.operations.items())
+
+    @property
+    def products(self) -> int:
+        """Launches that are matrix products."""
+        return sum(n for name, n in self.operations.items() if name.startswith(_PRODUCTS))
+
+    def facts(self) -> dict[str, Any]:
+        """As numbers for a table or JSON."""
+        return {
+            "launches": self.launches,
+            "products": self.products,
+            "waits": sum(self.waits.values()),
+            "elementwise_mb": round(self.bytes / 1e6),
+            "where it waits": dict(self.waits),
+        }
+
+
+class _Counting(TorchDispatchMode):
+    """Runs what touches the GPU on tensors without content, the rest for real, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counts()
+        self.pinned = WeakTensorKeyDictionary()
+        self.inside = False
+        """Whether torch itself asks where a tensor is, and has to be told."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = str(func)
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        on_gpu = any(x.is_meta for x in given)
+        device = kwargs.get("device")
+        to_gpu = device is not None and torch.device(device).type in ("cuda", "meta")
+        if not on_gpu and not to_gpu:
+            return func(*args, **kwargs)
+        if on_gpu and name in _ASKED:
+            self.wait("number for the host")
+            return _usual(given[0])
+        if on_gpu and name in ("aten.nonzero.default", "aten._unique2.default"):
+            self.wait(name)
+        if name == "aten.index.Tensor" and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        ):
+            self.wait("boolean index")
+            self.counts.operations.update(["aten.nonzero.default", name])
+            mask = args[1][0]
+            return args[0].new_empty((mask.numel() // 2, *args[0].shape[mask.dim() :]))
+        if name == "aten.copy_.default" and not given[0].is_meta:
+            if not kwargs.get("non_blocking") and not (len(args) > 2 and args[2]):
+                self.wait("copy to the host")
+            self.counts.operations["copy to the host"] += 1
+            return args[0].zero_()
+        if name == "aten._to_copy.default" and not (to_gpu or device is None):
+            self.wait("copy to the host")
+            self.counts.operations["copy to the host"] += 1
+            return torch.zeros(given[0].shape, dtype=kwargs.get("dtype") or given[0].dtype)
+        if name == "aten._to_copy.default" and not on_gpu:
+            if not (kwargs.get("non_blocking") and given[0] in self.pinned):
+                self.wait("copy to the GPU")
+            self.counts.operations["copy to the GPU"] += 1
+            return torch.empty_like(
+                given[0], dtype=kwargs.get("dtype") or given[0].dtype, device="meta"
+            )
+        if to_gpu:
+            kwargs["device"] = torch.device("meta")
+        self.inside = True
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.inside = False
+        made = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        if not func.is_view and name not in _NO_KERNEL:
+            self.counts.operations[name] += 1
+            if not name.startswith(_PRODUCTS):
+                self.add_bytes([*given, *made])
+        return out
+
+    def add_bytes(self, tensors: list[torch.Tensor | None]) -> None:
+        for x in tensors:
+            if x is not None and x.is_meta:
+                self.counts.bytes += x.numel() * x.element_size()
+
+    def wait(self, kind: str) -> None:
+        frames = [f for f in traceback.extract_stack() if "/newllm/" in f.filename]
+        where = frames[-1] if frames else traceback.extract_stack()[0]
+        place = where.filename.rpartition("newllm/")[2]
+        self.counts.waits[f"{kind} in {place}:{where.lineno}"] += 1
+
+    def launched(self, kernel: Any, tensors: tuple[Any, ...]) -> None:
+        """In place of a Triton launch."""
+        given = [x for x in tensors if isinstance(x, torch.Tensor)]
+        assert all(x.is_meta for x in given), f"{kernel} of tensors on the CPU"
+        self.counts.operations[f"triton.{kernel.fn.__name__}"] += 1
+        self.add_bytes(given)
+
+
+def _usual(x: torch.Tensor) -> Any:
+    """A number that a step may well be: finite, and true."""
+    return True if x.dtype == torch.bool else 1.0 if x.is_floating_point() else 1
+
+
+class _Event:
+    """Of a stream that does nothing."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+@contextlib.contextmanager
+def fake_gpu(capability: tuple[int, int]) -> Iterator[_Counting]:
+    """A block in which torch believes in a GPU of this compute capability."""
+    import torch._dynamo  # it looks at all functions, before some are replaced
+    import torch.cuda.amp.common as amp
+
+    from newllm import device
+    from newllm.model.context import gpu as context_gpu
+    from newllm.model.kernels import gpu as stream_gpu
+
+    counting = _Counting()
+    empty, true_device = torch.empty, torch._C.TensorBase.device
+
+    def pin(x: torch.Tensor, *_: Any) -> torch.Tensor:
+        counting.pinned[x] = True
+        return x
+
+    def made(*sizes: Any, pin_memory: bool = False, **named: Any) -> torch.Tensor:
+        return empty(*sizes, **named)
+
+    def said_device(x: torch.Tensor) -> torch.device:
+        claimed = x.is_meta and not counting.inside
+        return torch.device("cuda", 0) if claimed else true_device.__get__(x)
+
+    def launch(kernel: Any, programs: int, tensors: Any, warps: int, **constants: Any) -> None:
+        counting.launched(kernel, tensors)
+
+    def launch_context(kernel: Any, channels: int, tensors: Any, time: int) -> None:
+        counting.launched(kernel, tensors)
+
+    nothing: Any = lambda *_, **__: None  # noqa: E731
+    replaced = [
+        (torch.cuda, "_lazy_init", nothing), (torch.cuda, "set_device", nothing),
+        (torch.cuda, "current_device", lambda: 0), (torch.cuda, "device_count", lambda: 1),
+        (torch.cuda, "is_available", lambda: True), (torch.cuda, "is_initialized", lambda: True),
+        (torch.cuda, "get_device_name", lambda *_: "NVIDIA H200"),
+        (torch.cuda, "get_device_capability", lambda *_: capability),
+        (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
+        (torch.cuda, "manual_seed_all", nothing), (torch.cuda, "manual_seed", nothing),
+        (torch.cuda, "Event", _Event), (torch.cuda, "synchronize", nothing),
+        (torch.Tensor, "pin_memory", pin), (torch, "empty", made),
+        (amp, "amp_definitely_not_available", lambda: False),
+        (context_gpu, "_launch", launch_context), (stream_gpu, "launch", launch),
+    ]  # fmt: skip
+    device.fast_bf16.cache_clear()
+    torch.Tensor.device = property(said_device)  # type: ignore[assignment, misc]
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in replaced:
+            stack.enter_context(mock.patch.object(owner, name, value))
+        try:
+            yield counting
+        finally:
+            del torch.Tensor.device
+            device.fast_bf16.cache_clear()
+
+
+def count_step(
+    dataset: str, flags: dict[str, Any], capability: tuple[int, int] = (9, 0), dropout: float = 0.0
+) -> Counts:
+    """Of the third step of a training on the built-in rows."""
+    from newllm.data.prepare import Encoding, prepare_training
+    from newllm.data.sources import open_source
+    from newllm.datasets import find_dataset
+    from newllm.train import trainer as training
+    from newllm.train.log import EpochLog
+
+    settings = resolve(dataset, {"data": "sample", "device": "cuda", **flags})
+    encoding = Encoding.of(settings)
+    source = open_source(find_dataset(dataset), "sample", settings.subset, encoding.head)
+    data = prepare_training(source, encoding, None)
+    counts = None
+    if settings.counts:
+        from newllm.train.counting import prepare_counts
+
+        counts = prepare_counts([data], settings.counts)
+    build = training.build_model
+
+    def build_on_gpu(shape: Any, vocab_size: int, block: Any) -> Any:
+        # The sample's rows make a small vocabulary; the model has the one that was asked for.
+        size = settings.vocab_size if settings.tokenizer == "bpe" else vocab_size
+        model = build(shape, size, block)
+        if model_counts := getattr(model, "counts", None):
+            model_counts.set_tables(counts.tables)  # a table is read by the CPU, and stays there
+        return model
+
+    built = mock.patch.object(training, "build_model", build_on_gpu)
+    with fake_gpu(capability) as counting, built, counting:
+        trainer = training.Trainer(
+            settings, data, EpochLog(), lambda *_: None, lambda *_: None,
+            torch.device("cuda", 0), counts=counts,
+        )  # fmt: skip
+        trainer.micro_batch = flags.get("micro_batch_size") or settings.batch_size
+        if hasattr(trainer, "_begin"):
+            trainer._begin()
+        if hasattr(trainer.model, "set_dropout"):
+            trainer.model.set_dropout(dropout)
+        loader = trainer._loader(0)
+        for step in range(3):
+            batch: Batch = loader.batch(min(step, len(loader) - 1))
+            counting.counts = Counts()
+            trainer._step(batch, 1.0)
+    return counting.counts
+
+
+ONE = {"tokenizer": "word1000", "num_layers": 1}
+FOUR = {"tokenizer": "word1000", "num_layers": 4}
+BPE = {"tokenizer": "bpe", "num_layers": 4, "vocab_size": 4096}
+TWELVE = {"tokenizer": "bpe", "num_layers": 12, "context_dim": 1024, "vocab_size": 4096}
+BARE = {"recall_slots": 0, "counts": 0}
+CASES: dict[str, tuple[dict[str, Any], tuple[int, int], float]] = {
+    "1 x 256, word1000": ({**ONE, **BARE}, (9, 0), 0.0),
+    "4 x 256, word1000": ({**FOUR, **BARE}, (9, 0), 0.0),
+    "4 x 256": ({**BPE, **BARE}, (9, 0), 0.0),
+    "4 x 256, dropout": ({**BPE, **BARE}, (9, 0), 0.1),
+    "4 x 256, fp16": ({**BPE, **BARE}, (7, 5), 0.0),
+    "4 x 256, fp32": ({**BPE, **BARE, "precision": "fp32"}, (9, 0), 0.0),
+    "4 x 256, 512 rows": ({**BPE, **BARE, "batch_size": 512}, (9, 0), 0.0),
+    "4 x 256, recall": ({**BPE, "counts": 0}, (9, 0), 0.0),
+    "4 x 256, recall and counts": (BPE, (9, 0), 0.0),
+    "12 x 1024": ({**TWELVE, **BARE}, (9, 0), 0.0),
+    "mingru, 4 x 256": ({**BPE, **BARE, "architecture": "mingru"}, (9, 0), 0.0),
+    "transformer, 4 x 256": ({**BPE, **BARE, "architecture": "transformer"}, (9, 0), 0.0),
+}
+"""Flags, compute capability and dropout of each case; 32 rows of 128 tokens unless said."""
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--operations", is_flag=True, help="Also every operation, most launched first.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def command(names: tuple[str, ...], operations: bool, as_json: bool) -> None:
+    """Count a step of the cases whose names begin like NAMES (default: all)."""
+    found = {}
+    for name, (flags, capability, dropout) in CASES.items():
+        if names and not name.startswith(names):
+            continue
+        counts = count_step("hh_rlhf", flags, capability, dropout)
+        found[name] = counts.facts()
+        if not as_json:
+            click.echo(f"{name:30s} {json.dumps(found[name])}")
+            if operations:
+                for operation, times in counts.operations.most_common():
+                    click.echo(f"{times * KERNELS.get(operation, 1):6d}  {operation}")
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(command())
