@@ -221,6 +221,8 @@ class _Practising:
     def _train(self, data: Path, number: int, epochs: int) -> Path:
         plan, before = self.plan, self.rounds[-1]["checkpoint"]
         start = parse(checkpoint.load_model(Path(plan.file))["settings"])
+        # Of rows of one's own, as those of an earlier practice, what these were mixed with.
+        known = start.rehearse if start.dataset == "chat" else [f"{start.dataset}={start.data}"]
         flags: dict[str, Any] = {
             "data": str(data),
             "init_from": before,
@@ -233,7 +235,7 @@ class _Practising:
             "name": f"{plan.name}_{number}",
             "device": plan.device,
             "seed": plan.seed,
-            "rehearse": [plan.replay or f"{start.dataset}={start.data}"],
+            "rehearse": [plan.replay] if plan.replay else known,
             "rehearsal_share": plan.replay_share,
         }
         files = RunFiles(self.folder, flags["name"])

@@ -36,9 +36,10 @@ class RunFiles:
 
     def existing(self) -> list[Path]:
         """Those files that are there, the resume file's predecessor included."""
-        files = (self.best, self.final, self.resume, previous_path(self.resume), self.metrics,
-                 self.answers, self.settings, self.summary, self.preferences,
-                 self.curves)  # fmt: skip
+        files = (
+            self.best, self.final, self.resume, previous_path(self.resume), self.metrics,
+            self.answers, self.settings, self.summary, self.preferences, self.curves,
+        )  # fmt: skip
         return [path for path in files if path.exists()]
 
 

@@ -45,6 +45,7 @@ QUICK = {
     "--context-dim 16 --embed-dim 16 --hidden-dim 16",
     "data": "--max-samples 64",
     "climb": "--minutes 0.01 --max-samples 64 --device cpu --context-dim 16 --batch-size 4",
+    "prefer": "--max-steps 2 --max-samples 64 --batch-size 4 --device cpu",
     "eval": "--device cpu",
     "generate": "--device cpu --max-new-tokens 8",
     "chat": "--device cpu --max-new-tokens 8",
