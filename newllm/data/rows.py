@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import IO, Literal, TextIO
 
 from newllm.data.containers import (
     COMPRESSIONS,
@@ -107,7 +107,7 @@ def read_file(file: RowFile | Path, division: Division = "block") -> Iterator[It
         yield Malformed(name, f"unreadable from here on ({error})")
 
 
-def _seekable(stream: io.BufferedReader) -> io.BufferedIOBase:
+def _seekable(stream: io.BufferedReader) -> IO[bytes]:
     """A stream that can seek: of what is compressed or in an archive, a copy in memory."""
     return stream if isinstance(stream.raw, io.FileIO) else io.BytesIO(stream.read(LARGEST_WHOLE))
 
