@@ -21,7 +21,7 @@ import contextlib
 import json
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -152,7 +152,7 @@ class _Counting(TorchDispatchMode):
                 self.add_bytes([*given, *made])
         return out
 
-    def add_bytes(self, tensors: list[torch.Tensor | None]) -> None:
+    def add_bytes(self, tensors: Sequence[torch.Tensor | None]) -> None:
         for x in tensors:
             if x is not None and x.is_meta:
                 self.counts.bytes += x.numel() * x.element_size()
@@ -265,7 +265,7 @@ def count_step(
         # The sample's rows make a small vocabulary; the model has the one that was asked for.
         size = settings.vocab_size if settings.tokenizer == "bpe" else vocab_size
         model = build(shape, size, block)
-        if model_counts := getattr(model, "counts", None):
+        if counts is not None and (model_counts := getattr(model, "counts", None)):
             model_counts.set_tables(counts.tables)  # a table is read by the CPU, and stays there
         return model
 

@@ -137,12 +137,12 @@ def evaluate(
     model = TrainedModel.load(file, device or "auto", weights, architecture)
     if skills:
         require_skills(dataset or model.settings.dataset, run_code)
-    size = {} if batch_size is None else {"batch_size": batch_size}
+    given: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
     place = data or model.settings.data
-    names = {"columns": columns, "splits": splits}
-    result = model.evaluate(place, dataset, subset, **size, **names)
+    names: dict[str, Any] = {"columns": columns, "splits": splits}
+    result = model.evaluate(place, dataset, subset, **given, **names)
     if skills:
-        count = {} if skill_rows is None else {"rows": skill_rows}
+        count: dict[str, Any] = {} if skill_rows is None else {"rows": skill_rows}
         result["skills"] = model.skills(place, dataset, subset, run_code=run_code, **count, **names)
     click.echo(json.dumps(result) if as_json else evaluation_table(result))
 

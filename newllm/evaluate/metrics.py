@@ -146,7 +146,7 @@ def _score(model: LanguageModel, hidden: Hidden, targets: Tensor, assistant: Ten
     step = chunk_rows(model.vocab_size, targets.device)
     for start in range(0, len(targets), step):
         part = slice(start, start + step)
-        scores = model.token_scores(hidden[part], targets[part])
+        scores = model.token_scores(hidden[part], targets[part])  # type: ignore[arg-type]
         nats, without = scores.nats.double(), scores.without_counts
         of_network = total.new_zeros(()) if without is None else without.double().sum()
         said = nats.sum(), nats @ assistant[part].double(), scores.hit.sum().double(), of_network

@@ -176,18 +176,18 @@ class NewLLMBackbone(ContextLM):
         reset = None if position_ids is None else (position_ids == 0).expand_as(input_ids)
         state = None if cache is None else cache.read()
         self._streams = [] if output_hidden_states else None
-        read, state = super().forward(input_ids, state, reset, valid)
+        read, after = super().forward(input_ids, state, reset, valid)
         said = read if isinstance(read, TrunkOutput) else TrunkOutput(read)
         streams, self._streams = self._streams, None
         if streams is not None:
             if valid is not None and not bool(valid.all()):
                 order, _ = real_tokens_first(valid)
-                streams = [put_back(stream, order, valid) for stream in streams]
+                streams = [cast(Tensor, put_back(stream, order, valid)) for stream in streams]
             streams.append(said.hidden)
         if use_cache and cache is None:
             cache = ContextCache(self.settings.num_layers)
         if cache is not None:
-            cache.write(state, time)
+            cache.write(after, time)
         return NewLLMOutput(
             last_hidden_state=cast(torch.FloatTensor, said.hidden),
             past_key_values=cache,
@@ -245,7 +245,7 @@ class NewLLMPreTrainedModel(PreTrainedModel):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """As always (`half`, `bfloat16`, `to`); what has to be exact stays in 32 bits."""
-        kept = self._keep_in_fp32_modules_strict
+        kept = set(self._keep_in_fp32_modules_strict or ())
         exact = {
             name: parameter.detach()
             for name, parameter in self.named_parameters()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -271,8 +271,8 @@ class PreferenceTrainer(Trainer):
         self.before, self.loss_before = self._scored, metrics["loss"]
         self.log.note(
             f"Before: loss {metrics['loss']:.4f}, prefers the chosen answer of "
-            f"{metrics['prefers_chosen']:.1%} of {len(self.validation.sides)} validation pairs; "
-            f"the longer one is chosen in {metrics['longer_chosen']:.1%}"
+            f"{self.before.prefers_chosen.mean():.1%} of {len(self.validation.sides)} validation "
+            f"pairs; the longer one is chosen in {self.before.longer_chosen.mean():.1%}"
         )
         if self.options.needs_reference:
             sides = [side for pair in self.sides for side in pair]
@@ -394,7 +394,8 @@ class PreferenceRun(TrainingRun):
     def prepare(self, stored: dict[str, Any] | None) -> Trainer:
         """The optimizers begin afresh: the gradients of pairs are others than those of texts."""
         if self.start.content is not None:
-            self.start.content.pop("moments", None)
+            content = {k: v for k, v in self.start.content.items() if k != "moments"}
+            self.start = replace(self.start, content=content)
         return super().prepare(stored)
 
     def _trainer(self, kind: type[Trainer] = PreferenceTrainer, **more: Any) -> Trainer:

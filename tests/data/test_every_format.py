@@ -22,7 +22,7 @@ import pyarrow.parquet
 import pytest
 
 from newllm.data.encode import Accounting, usable_rows
-from newllm.data.located import Located
+from newllm.data.located import Located, Malformed
 from newllm.data.sources import Source, open_source
 from newllm.datasets import DATASETS
 from newllm.errors import UserError
@@ -113,7 +113,7 @@ def test_same_rows_whatever_encodes_writes_and_packs_them(tmp_path: Path, encodi
             source = open_source(CHAT, str(file))
             if encoding in LEGACY:
                 reasons = [item.reason for item in source.splits["all"]()
-                           if not isinstance(item, Located)]  # type: ignore[union-attr]  # fmt: skip
+                           if isinstance(item, Malformed)]  # fmt: skip
                 assert reasons, (name, container)
                 assert all("save it as UTF-8" in reason for reason in reasons)
                 legacy += 1

@@ -24,7 +24,7 @@ import torch
 
 from newllm.chat import session_file
 from newllm.config import read_yaml
-from newllm.data.located import Malformed
+from newllm.data.located import Located
 from newllm.data.rows import read_file
 from newllm.data.tokenizers import BPE, load_tokenizer
 from newllm.datasets import DATASETS
@@ -67,7 +67,7 @@ def refusing(read: Callable[[Path], object], name: str) -> Target:
 
 def _rows(path: Path) -> None:
     for count, item in enumerate(read_file(path)):
-        if not isinstance(item, Malformed):
+        if isinstance(item, Located):
             for dataset in DATASETS.values():
                 try:
                     dataset.conversation(item.row)

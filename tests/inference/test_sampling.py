@@ -195,10 +195,10 @@ def test_top_k_and_min_p() -> None:
 
 
 def test_penalties_of_what_was_said() -> None:
-    greedy = {"temperature": 0.0, "repetition_penalty": 1.0}
+    greedy: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": 1.0}
     logits = np.array([1.0, 0.75, 0.5], np.float32)
 
-    def said(**penalty: float) -> list[int]:
+    def said(**penalty: Any) -> list[int]:
         sampler = Sampler(Sampling(**greedy, **penalty), [])
         return [sampler.draw(logits) for _ in range(6)]
 

@@ -168,7 +168,7 @@ def test_momentum(interpreter, skipped: bool) -> None:
     gradient[7] = torch.nan if skipped else 1.0
     given = torch.tensor(float(skipped)), torch.tensor(8.0), 0.7
     expected, before = [gradient.clone(), momentum.clone()], momentum.clone()
-    reference.blend_(*expected, *given)
+    reference.blend_(expected[0], expected[1], *given)
     fast = interpreter(_blended, gradient, momentum, *given)  # whose memory the process shares
     assert_equal(fast, expected)
     assert not skipped or torch.equal(fast[1], before)

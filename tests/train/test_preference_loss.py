@@ -59,6 +59,7 @@ def test_orpo_of_a_certain_answer_is_finite() -> None:
     nats = torch.tensor([[0.0, 5.0]], requires_grad=True)
     loss = Preferring("orpo").loss(nats, torch.tensor([[4, 4]]))
     loss.sum().backward()
+    assert nats.grad is not None
     assert bool(torch.isfinite(loss).all() and torch.isfinite(nats.grad).all())
 
 

@@ -242,7 +242,7 @@ class _SquaredRelu(torch.autograd.Function):
 
 def _elementwise(kernel: Any, *tensors: Tensor, block: int = 1024) -> None:
     size = tensors[0].numel()
-    launch(kernel, triton.cdiv(size, block), (*tensors, size), 4, BLOCK=block)
+    launch(kernel, int(triton.cdiv(size, block)), (*tensors, size), 4, BLOCK=block)
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -348,7 +348,7 @@ def nats_gradient_(
     d_scores, d_counted, d_left = (
         None if x is None else torch.empty_like(x) for x in given[1:]
     )  # fmt: skip
-    block = min(_MOST_COLUMNS, triton.next_power_of_2(vocab))
+    block = min(_MOST_COLUMNS, int(triton.next_power_of_2(vocab)))
     launch(
         _nats,
         rows,
@@ -483,4 +483,4 @@ def blend_(
     """See :func:`newllm.model.kernels.reference.blend_`; one launch."""
     size, block = gradient.numel(), 1024
     tensors = gradient, momentum, found_inf, grad_scale, size
-    launch(_blend, triton.cdiv(size, block), tensors, 4, KEEP=keep, BLOCK=block)
+    launch(_blend, int(triton.cdiv(size, block)), tensors, 4, KEEP=keep, BLOCK=block)
