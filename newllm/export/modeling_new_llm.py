@@ -181,7 +181,7 @@ class NewLLMBackbone(ContextLM):
         streams, self._streams = self._streams, None
         if streams is not None:
             if valid is not None and not bool(valid.all()):
-                order, _ = real_tokens_first(valid)
+                order = real_tokens_first(valid)[0]
                 streams = [cast(Tensor, put_back(stream, order, valid)) for stream in streams]
             streams.append(said.hidden)
         if use_cache and cache is None:
