@@ -7,6 +7,7 @@ what cannot be written is replaced, what is not there reads as empty and writes 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import os
 import sys
@@ -34,12 +35,14 @@ def prepare_streams() -> None:
         if stream is None:  # closed: the number is taken, lest a file of ours gets it
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
-            if mode == "w":
-                stream.reconfigure(errors=_REPLACE)
-            elif codecs.lookup(stream.encoding).name == "ascii":  # a C locale says nothing
-                stream.reconfigure(encoding="utf-8", errors="replace")
-            else:
-                stream.reconfigure(errors="replace")
+            # What was read from already (by a program that calls `main`) stays as it is.
+            with contextlib.suppress(io.UnsupportedOperation):
+                if mode == "w":
+                    stream.reconfigure(errors=_REPLACE)
+                elif codecs.lookup(stream.encoding).name == "ascii":  # a C locale says nothing
+                    stream.reconfigure(encoding="utf-8", errors="replace")
+                else:
+                    stream.reconfigure(errors="replace")
 
 
 def refuse_variables() -> None:

@@ -106,9 +106,9 @@ class EncodedSplit:
         token is what the next is predicted from, and never predicted itself; uint16."""
         length = int(self.lengths[document])
         tokens = self.tokens(document, 0, length)
-        masked = self.assistant(document, 0, length) == MASKED
-        if not masked.any():
+        if not self.masked:
             return [tokens]
+        masked = self.assistant(document, 0, length) == MASKED
         edges = np.flatnonzero(np.diff(masked, prepend=True, append=True))  # of what is scored
         return [tokens[max(0, a - 1) : b] for a, b in edges.reshape(-1, 2).tolist()]
 

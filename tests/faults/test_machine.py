@@ -146,13 +146,13 @@ def test_memory_ends_in_the_middle(fits: int, flags, monkeypatch, capsys) -> Non
     gradients: list[dict[str, torch.Tensor]] = []
     update = Trainer._update
 
-    def keep(self: Trainer, nats: torch.Tensor, factor: float) -> None:
+    def keep(self: Trainer, nats: torch.Tensor, factor: float) -> torch.Tensor:
         if self.progress.total_steps == 2:
             kept = {
                 n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None
             }
             gradients.append(kept)
-        update(self, nats, factor)
+        return update(self, nats, factor)
 
     def run_out(trainer: Trainer) -> None:
         loss = trainer.model.loss
@@ -251,8 +251,6 @@ def test_a_folder_that_is_read_only(mounted, flags, capsys) -> None:
     mounted(out, "--bind", str(out))
     subprocess.run(["mount", "-o", "remount,ro,bind", str(out)], check=True)
     for more in ([], ["--resume"]):
-        assert "Read-only file system; nothing written before is lost" in complaint(
-            {**flags, "epochs": 1}, capsys, *more
-        )
+        assert "Read-only file system" in complaint({**flags, "epochs": 1}, capsys, *more)
     after = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     assert after == before
