@@ -309,5 +309,5 @@ def test_commands_run(
         code = main([*arguments, *QUICK.get(arguments[0], "").split()])
         assert code == 0, f"{command.where}: {shlex.join(command.words)}\n{capsys.readouterr().err}"
         done.append(arguments[0])
-    assert {"eval", "generate", "chat", "grow"} & set(done[1:]), done
+    assert {"eval", "generate", "chat", "grow", "export"} & set(done[1:]), done
     assert done[0] in ("train", "climb")
