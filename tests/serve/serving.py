@@ -36,9 +36,17 @@ class Running:
     server: uvicorn.Server | None = None
 
     def openai(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key=self.key or "none", max_retries=0, **options
-        )
+        return openai.OpenAI(**self._client(), **options)
+
+    def async_openai(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(**self._client())
+
+    def _client(self) -> dict[str, Any]:
+        """Its own five seconds to connect are short where this process also compiles."""
+        return {
+            "base_url": f"{self.url}/v1", "api_key": self.key or "none", "max_retries": 0,
+            "timeout": 120,
+        }  # fmt: skip
 
     def http(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
@@ -46,7 +54,7 @@ class Running:
 
     def wait_idle(self) -> None:
         """Until no answer is being written."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while any(served.engine.jobs for served in self.service.models.values()):
             assert time.monotonic() < deadline, "an answer holds its place"
             time.sleep(0.01)

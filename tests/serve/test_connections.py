@@ -9,7 +9,6 @@ import time
 from contextlib import ExitStack, suppress
 
 import httpx
-import openai
 import pytest
 
 from newllm.serve.protect import Access
@@ -78,9 +77,7 @@ def test_a_queue_in_place_of_refusals(start: Start) -> None:
     server = start(requests=2, queue=40)
 
     async def all_of_them() -> list[float]:
-        async with openai.AsyncOpenAI(
-            base_url=f"{server.url}/v1", api_key="x", max_retries=0
-        ) as client:
+        async with server.async_openai() as client:
 
             async def one() -> float:
                 began = time.monotonic()

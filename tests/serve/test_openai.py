@@ -229,7 +229,7 @@ def test_a_key(start: Start) -> None:
         for wrong in (b"Bearer s\xe9same", b"Bearer sesam", b"sesame", b"Basic sesame"):
             refused = http.get("/v1/models", headers={b"Authorization": wrong})
             assert refused.json()["error"]["code"] == "invalid_api_key"
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0, timeout=120)
     with pytest.raises(openai.AuthenticationError, match="API key"):
         client.models.list()
 
@@ -245,9 +245,7 @@ def test_fifty_at_once_get_what_they_get_alone(start: Start, architecture: str) 
     assert len(set(wanted)) > 40
 
     async def all_of_them() -> list[str]:
-        async with openai.AsyncOpenAI(
-            base_url=f"{server.url}/v1", api_key="x", max_retries=0
-        ) as client:
+        async with server.async_openai() as client:
 
             async def one(number: int) -> str:
                 messages = [{"role": "user", "content": f"say {number}!"}]
