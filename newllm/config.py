@@ -55,6 +55,11 @@ class DataSettings(_Settings):
         description="what splits of the rows are called, as train=THEIRS validation=THEIRS; the "
         "others are not read",
     )
+    documents: Literal["file", "block"] | None = Field(
+        None,
+        description="what one document of plain text is: a file, or what blank lines part; else a "
+        "part of a .txt, and all of any other file",
+    )
     decontaminate: bool = Field(
         False, description="leave validation rows out that stand in training too"
     )

@@ -252,7 +252,11 @@ class TrainedModel:
             columns = self.settings.columns if same else ()
         if splits is None:
             splits = self.settings.splits if same else ()
-        return open_source(find_dataset(dataset), data, subset, columns=columns, splits=splits)
+        documents = self.settings.documents if same else None
+        return open_source(
+            find_dataset(dataset), data, subset, columns=columns, splits=splits,
+            documents=documents,
+        )  # fmt: skip
 
     def _training_rows(self) -> Encoded | None:
         """The encoded training rows, if they are still in the cache (the n-gram counts them)."""

@@ -164,7 +164,7 @@ def info(file: str, as_json: bool) -> None:
 @cli.command(cls=SeveralWords)
 @click.argument("dataset", type=DatasetOrHub(), metavar="DATASET|hub:ORG/NAME")
 @setting_options(
-    "data", "columns", "splits", "decontaminate", "subset", "tokenizer", "vocab_size",
+    "data", "columns", "splits", "documents", "decontaminate", "subset", "tokenizer", "vocab_size",
     "max_samples", "max_seq_length", "seed",
 )  # fmt: skip
 @json_option

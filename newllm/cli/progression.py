@@ -51,6 +51,12 @@ def grow(file: str, output: Path, seed: int | None, **sizes: int | None) -> None
 @click.command(cls=SeveralWords)
 @levels_option
 @data_dir_option
+@click.option(
+    "--text",
+    metavar="PATH",
+    help="Plain text to read before the levels, as train text --data takes it: a folder of books, "
+    "notes or code, a file, hub:ORG/NAME.",
+)
 @setting_options(
     "minutes", "epochs", "num_layers", "context_dim", "vocab_size", "max_samples", "batch_size",
     "learning_rate", "dropout", "seed", "device", "precision", "out", "save_minutes",
@@ -73,6 +79,7 @@ def grow(file: str, output: Path, seed: int | None, **sizes: int | None) -> None
 def climb(
     levels: tuple[str, ...],
     data_dir: str,
+    text: str | None,
     out: str | None,
     rehearsal_share: float | None,
     grow: bool,
@@ -93,12 +100,14 @@ def climb(
     from newllm.curriculum.climb import climb as run
     from newllm.curriculum.climb import named_levels
     from newllm.errors import UserError
-    from newllm.results.climb import NAME, ClimbConfig, read_config
+    from newllm.results.climb import NAME, PLAIN_TEXT, ClimbConfig, read_config
 
     if run_code and not skills:
         raise UserError("--run-code belongs to the skill check: add --skills")
 
     folder = Path(out or "checkpoints")
+    if text is not None:
+        levels = (PLAIN_TEXT, *(level for level in levels if level not in (PLAIN_TEXT, "0")))
     given = {name: value for name, value in settings.items() if value is not None}
     sizes = [name for name in ("num_layers", "context_dim") if name in given]
     if grow and sizes:
@@ -113,6 +122,7 @@ def climb(
     config = ClimbConfig(
         levels=named_levels(levels),
         data_dir=data_dir,
+        text=text,
         out=str(folder),
         settings=given,
         rehearsal_share=rehearsal_share,

@@ -24,7 +24,7 @@ COMPARED_FIELDS = tuple(name for name in Settings.model_fields if name not in ("
 """Settings of `compare`; the names of its runs follow from the values."""
 
 _ONCE = ("out", "tensorboard", "device", "save_minutes", "rehearse", "freeze_old", "columns",
-         "splits", "decontaminate", "track")  # fmt: skip
+         "splits", "documents", "decontaminate", "track")  # fmt: skip
 
 SWEPT_FIELDS = tuple(name for name in COMPARED_FIELDS if name not in _ONCE)
 """Those that may have several values: single values that change what is learned."""

@@ -45,7 +45,9 @@ def named_levels(names: Sequence[str]) -> list[str]:
     Raises:
         UserError: an unknown one, or one twice.
     """
-    by_number = {str(level.number): name for name, level in DATASETS.items() if level.number}
+    by_number = {
+        str(level.number): name for name, level in DATASETS.items() if level.number is not None
+    }
     chosen = []
     for name in names:
         dataset = by_number.get(name, name.replace("-", "_"))

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from newllm.data.containers import DAMAGED, RowFile, members, open_text
 from newllm.data.json_rows import splits_inside
-from newllm.data.rows import EXPECTED, kind_of, refusal_of, sniffed, suffixes
+from newllm.data.rows import EXPECTED, is_text, kind_of, refusal_of, sniffed, suffixes
 from newllm.errors import UserError
 
 _SPLITS = {
@@ -88,7 +88,9 @@ def _looks_like_a_split(word: str) -> bool:
     return joined or word in _TYPING_ERRORS or bool(near)
 
 
-def find_rows(path: Path, own_splits: Mapping[str, str], folders: Collection[str]) -> Layout:
+def find_rows(
+    path: Path, own_splits: Mapping[str, str], folders: Collection[str], documents: bool = False
+) -> Layout:
     """The files with rows at `path`, a file or a folder.
 
     Args:
@@ -97,6 +99,7 @@ def find_rows(path: Path, own_splits: Mapping[str, str], folders: Collection[str
             are not read.
         folders: names of the folders that a level's parts have; where one is there, the others are
             not read.
+        documents: whether files of any text are rows too, a document each (code, markup, notes).
 
     Raises:
         UserError: nothing can be read there, or what a name says is not clear.
@@ -106,6 +109,8 @@ def find_rows(path: Path, own_splits: Mapping[str, str], folders: Collection[str
             "no such file or folder"
         )  # fmt: skip
         raise UserError(f"{path}: {broken}; --data takes a path, hub, or sample (built-in rows)")
+    if documents and (tree := _tree(path)) is not None:
+        return tree
     if path.is_file():
         return _single(path, own_splits)
     layout = Layout()
@@ -120,6 +125,39 @@ def find_rows(path: Path, own_splits: Mapping[str, str], folders: Collection[str
     _refuse_doubles(found)
     _sort_by_split(layout, found, path, own_splits)
     return layout
+
+
+def _tree(path: Path) -> Layout | None:
+    """A tree of texts, each a document; None where all that is there is in formats of rows.
+
+    Names in it say nothing of splits (`test_parser.py`, `train/`), but where all on its first level
+    do.
+    """
+    inside = None if path.is_dir() else members(path)
+    if inside is not None:
+        every = [RowFile(path, name) for name in sorted(inside) if not _hidden(PurePosixPath(name))]
+    else:
+        every = [RowFile(found) for found in ([path] if path.is_file() else _walk(path))]
+    texts = [file for file in every if kind_of(file.name) is None and is_text(file)]
+    if path.is_file() and inside is None:
+        return Layout({"all": texts}) if texts else None
+    if all(_ABOUT_ROWS.match(file.name) for file in texts):
+        return None
+    texts = sorted([*texts, *(f for f in every if kind_of(f.name) == "text")], key=str)
+    layout = Layout()
+    if left := len(every) - len(texts):
+        layout.notes.append(f"not read: {left} file(s) that are no text, or rows in a table")
+    splits = {file: _SPLIT_OF.get(_first_part(file, path)) for file in texts}
+    told = {split for file, split in splits.items() if split or not _ABOUT_ROWS.match(file.name)}
+    for file, split in splits.items():
+        layout.files.setdefault((None not in told and split) or "train", []).append(file)
+    return layout
+
+
+def _first_part(file: RowFile, root: Path) -> str:
+    """The first name on the way from `root` to a file, without its ending."""
+    inside = PurePosixPath(file.member or file.path.relative_to(root))
+    return inside.parts[0].partition(".")[0].lower()
 
 
 def _single(path: Path, own_splits: Mapping[str, str]) -> Layout:
@@ -195,8 +233,12 @@ def _saved_files(folder: Path) -> set[str] | None:
 
 
 def _is_rows(name: PurePosixPath) -> bool:
-    hidden = any(p.startswith(".") or p in _EDITORS_FOLDERS for p in name.parts if p != "..")
-    return kind_of(name.name) is not None and not hidden and not _ABOUT_ROWS.match(name.name)
+    named = kind_of(name.name) is not None and not _ABOUT_ROWS.match(name.name)
+    return named and not _hidden(name)
+
+
+def _hidden(name: PurePosixPath) -> bool:
+    return any(p.startswith(".") or p in _EDITORS_FOLDERS for p in name.parts if p != "..")
 
 
 def _json_splits(file: RowFile) -> list[RowFile]:

@@ -23,8 +23,8 @@ from newllm.errors import UserError
 
 Kind = Literal["json", "csv", "text", "parquet", "arrow"]
 
-Division = Literal["file", "block", "line"]
-"""What is one document of plain text: a whole file, what blank lines part, or a line."""
+Division = Literal["file", "block"]
+"""What is one document of plain text: a whole file, or what blank lines part."""
 
 KINDS: dict[str, Kind] = {
     ".jsonl": "json", ".json": "json", ".ndjson": "json", ".jl": "json",
@@ -72,19 +72,33 @@ def refusal_of(name: str) -> str | None:
     return CONVERSIONS.get(suffixes(name)[1])
 
 
-def read_file(file: RowFile | Path, division: Division = "block") -> Iterator[Item]:
+def is_text(file: RowFile) -> bool:
+    """Whether a file begins as text does: no zero bytes, and an encoding that can be read."""
+    try:
+        with open_text(file) as text:
+            begins = text.read(4096)
+    except DAMAGED:
+        return False
+    return "\0" not in begins and not badly_encoded(begins)
+
+
+def read_file(
+    file: RowFile | Path, division: Division | None = None, documents: bool = False
+) -> Iterator[Item]:
     """All rows of one file, whatever its format.
 
     Args:
         file: where they are.
-        division: what is one row of plain text.
+        division: what is one row of plain text; None: a block of a .txt, a file of all others.
+        documents: whether a file that is of none of the formats is plain text.
 
     Raises:
         UserError: the file has gone, or its disk cannot be read; it is encrypted.
     """
     file = RowFile(file) if isinstance(file, Path) else file
     name = str(file)
-    kind = kind_of(file.name) or sniffed(file)
+    named = kind_of(file.name)
+    kind = named or ("text" if documents else sniffed(file))
     try:
         if kind in ("parquet", "arrow"):
             with open_bytes(file) as stream:
@@ -95,7 +109,7 @@ def read_file(file: RowFile | Path, division: Division = "block") -> Iterator[It
             if kind == "csv":
                 yield from read_csv(text, name)
             elif kind == "text":
-                yield from _read_text(text, name, division)
+                yield from _read_text(text, name, division or ("block" if named else "file"))
             else:
                 yield from read_json(text, name, file.part)
     except DAMAGED as error:
@@ -128,7 +142,7 @@ def sniffed(file: RowFile) -> Kind | None:
 
 
 def _read_text(text: TextIO, name: str, division: Division) -> Iterator[Item]:
-    """Plain text, a row each: whole, by blocks between blank lines, or by lines."""
+    """Plain text: whole, or by blocks between blank lines."""
     block: list[str] = []
     size = start = 0
 
@@ -147,7 +161,7 @@ def _read_text(text: TextIO, name: str, division: Division) -> Iterator[Item]:
     while line := text.readline(LARGEST_WHOLE):
         number += 1
         blank = not line.strip()
-        if block and (division == "line" or (blank and division == "block")):
+        if block and blank and division == "block":
             yield finished()
             block, size = [], 0
         if blank and not (block and division == "file"):

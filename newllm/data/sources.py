@@ -21,7 +21,7 @@ from newllm.data.containers import RowFile
 from newllm.data.hub import named_repository, open_hub
 from newllm.data.layout import find_rows
 from newllm.data.located import Item, Located, Malformed, Rows
-from newllm.data.rows import kind_of, read_file
+from newllm.data.rows import Division, kind_of, read_file
 from newllm.datasets import find_dataset
 from newllm.datasets.base import Dataset
 from newllm.errors import UserError, did_you_mean
@@ -80,6 +80,7 @@ def open_chosen(settings: Settings) -> Source:
         columns=settings.columns,
         splits=settings.splits,
         most=settings.max_samples,
+        documents=settings.documents,
     )
 
 
@@ -91,6 +92,7 @@ def open_source(
     columns: Sequence[str] = (),
     splits: Sequence[str] = (),
     most: int | None = None,
+    documents: Division | None = None,
 ) -> Source:
     """Open `data`: "hub", "sample", hub:ORG/NAME, or a path to a file or folder.
 
@@ -103,6 +105,7 @@ def open_source(
         columns: OURS=THEIRS, what the fields that the data set is read from are called there.
         splits: OURS=THEIRS, what the splits are called there; the others are not read.
         most: training rows that will be read at most; hub:ORG/NAME is then read as a stream.
+        documents: what is one document of plain text in files; None: as `read_file` says.
 
     Raises:
         UserError: nothing can be read there, with what to do instead.
@@ -121,7 +124,7 @@ def open_source(
         source = _hub(level, subset, head, most if data != "hub" else None)
     else:
         local = data != "sample"
-        source = _local(Path(data), level, own_splits) if local else _sample(level.name)
+        source = _local(Path(data), level, own_splits, documents) if local else _sample(level.name)
         source = source if subset == "all" else _only(source, subset, level)
     return _renamed(source, names, level.forms) if names else source
 
@@ -218,7 +221,12 @@ def _split(rows: Rows, description: str, count: int | None) -> tuple[Rows, Rows]
             wrong = next((i for i in rows() if isinstance(i, Malformed)), None)
             if wrong is not None:
                 raise UserError(f"{wrong.where}: {wrong.reason}")
-            raise UserError(f"{description}: {total} row(s), too few to set validation rows aside")
+            only = next(iter(rows()), None)
+            parts = isinstance(only, Located) and list(only.row) == ["text"]
+            hint = "; --documents block makes a row of what blank lines part" if parts else ""
+            raise UserError(
+                f"{description}: {total} row(s), too few to set validation rows aside{hint}"
+            )
         # The very rows that `datasets`' train_test_split(test_size=0.1, seed=42) sets aside, which
         # the published numbers were measured on.
         held = np.zeros(total, dtype=bool)
@@ -304,10 +312,12 @@ def _hub(level: Dataset, subset: str, head: bool, most: int | None) -> Source:
 # -- local files ---------------------------------------------------------------------------------
 
 
-def _local(path: Path, level: Dataset, own_splits: Mapping[str, str]) -> Source:
+def _local(
+    path: Path, level: Dataset, own_splits: Mapping[str, str], division: Division | None
+) -> Source:
     if not own_splits:
         own_splits = {name: ours for place in level.hub for name, ours in place.splits.items()}
-    layout = find_rows(path, own_splits, level.subsets.values())
+    layout = find_rows(path, own_splits, level.subsets.values(), level.documents)
     digest = hashlib.sha256()
     sha256_of = cache(sha256)  # of an archive once, whatever is in it
     for name, files in sorted(layout.files.items()):
@@ -319,11 +329,15 @@ def _local(path: Path, level: Dataset, own_splits: Mapping[str, str]) -> Source:
             # What JSON and Parquet are is told by their bytes, the others by their names.
             kind = kind_of(file.name)
             how = [kind] if kind in ("csv", "text", "arrow") else []
+            how += ["documents"] if kind is None and level.documents else []
+            how += [division] if division and kind in ("text", None) else []
             where = [part for part in (file.member, file.part) if part]
             digest.update(f"{':'.join([name, content, *how, *where])}\n".encode(errors="replace"))
 
     def rows(files: list[RowFile]) -> Rows:
-        return lambda: (item for file in files for item in read_file(file))
+        return lambda: (
+            item for file in files for item in read_file(file, division, level.documents)
+        )
 
     return Source(
         description=str(path),

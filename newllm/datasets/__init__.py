@@ -16,7 +16,7 @@ def _all_datasets() -> dict[str, Dataset]:
     """The `DATASET` of every file here: the levels first, one's own rows last."""
     modules = [import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)]
     found: list[Dataset] = [module.DATASET for module in modules if hasattr(module, "DATASET")]
-    ordered = sorted(found, key=lambda d: (not d.number, d.number or 0, not d.hub, d.name))
+    ordered = sorted(found, key=lambda d: (d.number is None, d.number or 0, not d.hub, d.name))
     return {dataset.name: dataset for dataset in ordered}
 
 

@@ -76,6 +76,8 @@ class Dataset:
     """Raised when the same rows are read otherwise than before: part of the cache's key."""
     conversation: Callable[[Row], Conversation]
     """The turns of a row: what BPE models learn. White space and case are kept."""
+    documents: bool = False
+    """Whether files of any text are read, a document each, beside those in formats of rows."""
     plain_text: bool = False
     """Whether rows are plain text, which a prompt begins, rather than questions and answers."""
     protocol_text: Callable[[Row], str]

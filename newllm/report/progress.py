@@ -92,7 +92,7 @@ class Progress:
 
     folder: Path
     rows: tuple[Row, ...]
-    """The five levels, those with runs in both protocols twice."""
+    """The five levels, those with runs in both protocols twice; before them plain text, if any."""
     beside: tuple[Row, ...]
     """Runs on data sets beside the levels."""
     climb: Climb | None
@@ -134,7 +134,8 @@ def read_progress(folder: Path) -> Progress:
         row
         for level in DATASETS.values()
         if level.number is not None
-        for row in _rows(level, runs, trained, steps) or [_without_run(level, trained, folder)]
+        for row in _rows(level, runs, trained, steps)
+        or ([_without_run(level, trained, folder)] if level.number else [])
     ]
     beside = [
         row

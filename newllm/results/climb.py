@@ -26,6 +26,9 @@ NAME, FORMAT, VERSION = "climb.json", "new-llm climb", 1
 TOKENIZER = "tokenizer.json"
 """The one vocabulary of all levels, in the same folder."""
 
+PLAIN_TEXT = "text"
+"""The data set that may come before the levels."""
+
 GO_ON, AGAIN = "go on with the climb", "the climb again, twice as long"
 
 Matrix = list[list[float | None]]
@@ -66,6 +69,8 @@ class ClimbConfig:
     """Data sets, in the order of training."""
     data_dir: str = "hub"
     """hub, sample, or a folder with a folder for every data set."""
+    text: str | None = None
+    """Where the plain text is that comes before the levels; None: as the others' rows."""
     out: str = DEFAULT_OUT
     settings: dict[str, Any] = field(default_factory=dict)
     """Training settings for every level, in place of its own."""
@@ -80,6 +85,8 @@ class ClimbConfig:
 
     def data_of(self, dataset: str) -> str:
         """Where the rows of a data set are."""
+        if dataset == PLAIN_TEXT and self.text is not None:
+            return self.text
         in_folder = self.data_dir not in ("hub", "sample")
         return str(Path(self.data_dir) / dataset) if in_folder else self.data_dir
 
@@ -87,6 +94,8 @@ class ClimbConfig:
         """The command line of this climb, ready to paste."""
         words = ["newllm", "climb", "--levels", *self.levels]
         words += ["--data-dir", self.data_dir, "--out", self.out]
+        if self.text is not None:
+            words += ["--text", self.text]
         for name, value in self.settings.items():
             words += [option_name(name), f"{value:g}" if isinstance(value, float) else str(value)]
         if self.rehearsal_share is not None:
@@ -171,7 +180,7 @@ def read_config(folder: Path) -> tuple[ClimbConfig, list[LevelResult]]:
         results = content["results"]
         for result in results:
             result["dataset"]  # a result without one is none
-        return ClimbConfig(**{name: content[name] for name in _CONFIG}), results
+        return ClimbConfig(**{name: content[name] for name in _CONFIG if name in content}), results
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: damaged; move the folder away and climb anew") from None
 

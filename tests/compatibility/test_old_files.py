@@ -70,7 +70,8 @@ def without_memories(monkeypatch: pytest.MonkeyPatch) -> None:
 def known_then(text: str) -> str:
     """Without the settings that came later."""
     later = re.compile(
-        r" *(recall_slots|counts|threads|columns|splits|decontaminate|track|rehearsal_last)\b"
+        r" *(recall_slots|counts|threads|columns|splits|documents|decontaminate|track|"
+        r"rehearsal_last)\b"
     )
     text = text.replace(" hub:ORG/NAME[:CONFIG][@REVISION],", "")
     return "".join(line for line in text.splitlines(True) if not later.match(line))
@@ -590,7 +591,7 @@ def test_mistakes_get_the_same_line_and_exit_code() -> None:
     unpack("climb")
     for then in said("mistakes"):
         result = run(then["command"])
-        err = result.err.replace("'dolly-ja', ", "")  # a data set that came later
+        err = result.err.replace("'dolly-ja', ", "").replace("'text', ", "")  # came later
         assert (result.code, err) == (then["code"], then["err"]), then["command"]
 
 

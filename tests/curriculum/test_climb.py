@@ -106,6 +106,26 @@ def test_one_model_grows_and_is_scored_on_all_levels(route, capsys) -> None:
     ] == pytest.approx(bpb[2]["ultrachat"], rel=1e-6)
 
 
+def test_plain_text_comes_before_the_levels(route, data: Path, tmp_path: Path, capsys) -> None:
+    """It is read first, rehearsed and scored like a level; of an older record nothing is missed."""
+    book = tmp_path / "book"
+    book.mkdir()
+    for number in range(30):
+        (book / f"{number}.md").write_text(f"Chapter {number} is short.\n")
+    words = ["climb", "--levels", "1", "--text", str(book), "--data-dir", str(data), "--keep-going"]
+    sizes = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()
+             if name not in ("embed_dim", "hidden_dim", "max_seq_length")]  # fmt: skip
+    assert main([*words, *sizes, "--out", str(tmp_path / "climb")]) == 0
+    record = json.loads((tmp_path / "climb" / NAME).read_text())
+    assert record["levels"] == ["text", "dolly"]
+    assert record["text"] == str(book)
+    assert set(record["results"][1]["evaluations"]) == {"text", "dolly"}
+    assert record["results"][0]["status"] == "not judged"
+    capsys.readouterr()
+    assert main(["progress", "--out", str(tmp_path / "climb")]) == 0
+    assert "text" in capsys.readouterr().out
+
+
 def test_each_level_begins_with_the_weights_of_the_one_before(route) -> None:
     two = route("dolly", "hh_rlhf", rehearsal_share=0.0)
     climb(two)
