@@ -12,12 +12,13 @@ import ipaddress
 import logging
 import socket
 import time
+import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 import anyio
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -102,11 +103,13 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status, started = 0, time.perf_counter()
+        status, started, name = 0, time.perf_counter(), f"req_{uuid.uuid4().hex}"
 
         async def send_in_time(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = name  # as OpenAI's clients show it
             with anyio.fail_after(self._seconds):
                 await send(message)
 
@@ -125,7 +128,8 @@ class Guard:
                 took = (time.perf_counter() - started) * 1000
                 # The path as it was asked for: no query, no header, nothing of a body.
                 asked = quote(scope["path"][:100])
-                access_log.info("%s %s %s %d %.1f ms", client, scope["method"], asked, status, took)
+                facts = client, scope["method"], asked, status, took, name
+                access_log.info("%s %s %s %d %.1f ms %s", *facts)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)

@@ -193,7 +193,7 @@ def test_other_origins(start: Start) -> None:
 def test_the_access_log_has_no_texts_and_no_keys(start: Start, caplog) -> None:
     server = start(key="hidden-key")
     with caplog.at_level(logging.INFO, logger="newllm.access"), server.http() as http:
-        http.post(CHAT, json=body("hidden-text"))
+        asked = http.post(CHAT, json=body("hidden-text")).headers["x-request-id"]
         http.get("/v1/sessions", params={"search": "hidden-text"})
         http.get("/no%0Awhere")
         deadline = time.monotonic() + 5
@@ -201,5 +201,6 @@ def test_the_access_log_has_no_texts_and_no_keys(start: Start, caplog) -> None:
             time.sleep(0.01)
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0].startswith(f"127.0.0.1 POST {CHAT} 200 ")
+    assert lines[0].endswith(f" ms {asked}")
     assert "/no%0Awhere 404" in lines[2]
     assert "hidden" not in "".join(lines)
