@@ -15,11 +15,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,track]"
 	touch $@
 
-demo: $(VENV)/installed  ## train on the built-in sample, show the verdict and an answer
-	$(BIN)/newllm train dolly --data sample --context-dim 128 --batch-size 8 --minutes 1.4 --out $(DEMO)
+demo: $(VENV)/installed  ## train on the built-in sample, show the verdict and a talk that remembers
+	$(BIN)/newllm train hh_rlhf --data sample --context-dim 128 --epochs 4 --out $(DEMO)
 	@echo
-	$(BIN)/newllm generate $(DEMO)/best_new_llm_dolly_layers1_bpe.pt --temperature 0 \
-		--prompt "What is the capital of France?"
+	printf 'Hello, my name is Lena.\nWhat is my name?\n' | \
+		$(BIN)/newllm chat $(DEMO)/best_new_llm_hh_rlhf_layers1_bpe.pt --temperature 0
 
 test: $(VENV)/installed  ## all tests, offline (but for onnxruntime-web, fetched once)
 	$(BIN)/python examples/browser/fetch.py || \
