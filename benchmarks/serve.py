@@ -1,18 +1,22 @@
-"""The server with one and with many clients, and a session that reads a million tokens.
+"""The server with one and with many clients, with many conversations kept, and with a long one.
 
     newllm bench serve --checkpoint checkpoints/best_new_llm_dolly_layers1_bpe.pt
 
 Clients: `newllm serve` in a process of its own, asked over HTTP by this one; answers of fixed
-length, not streamed. Session: turns of some thousand tokens, each with a short answer; the speed of
-reading and writing, memory and the size of the session's file as it grows longer.
+length, not streamed. Kept: started on a folder of so many conversations, its `/health` asked every
+ten milliseconds while another client turns all pages of their list. Session: turns of some thousand
+tokens, each with a short answer; the speed of reading and writing, memory and the size of the
+session's file as it grows longer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +33,7 @@ from newllm.trained import TrainedModel
 
 CLIENTS = (1, 8, 50)
 ROUNDS, SPEED_ROUNDS = 3, 15
+LISTENED_SECONDS = 10.0
 TURN_WORDS, ANSWER_TOKENS = 2000, 200
 
 
@@ -36,24 +41,27 @@ TURN_WORDS, ANSWER_TOKENS = 2000, 200
 @click.option("--checkpoint", required=True, metavar="FILE", help="The model that is served.")
 @click.option("--answer-tokens", default=100, show_default=True, type=click.IntRange(min=1),
               help="Length of every answer.")  # fmt: skip
+@click.option("--kept", "count", default=10_000, show_default=True, type=click.IntRange(min=1),
+              help="Conversations in the folder of sessions.")  # fmt: skip
 @click.option("--tokens", default=1_000_000, show_default=True, type=click.IntRange(min=100),
               help="Tokens that the session reads.")  # fmt: skip
 @report_options
-def command(checkpoint: str, answer_tokens: int, tokens: int) -> Report:
+def command(checkpoint: str, answer_tokens: int, count: int, tokens: int) -> Report:
     model = TrainedModel.load(checkpoint, "cpu")
     with running_server(checkpoint) as url:
         together = clients(url, model.path.stem, answer_tokens)
     tables = {
         "Clients at the same time": together,
+        "Conversations kept": kept(model, checkpoint, count),
         "One session as it grows": long_session(model, tokens),
     }
     return Report(tables, {"model": checkpoint, "parameters": model.parameters})
 
 
 @contextmanager
-def running_server(checkpoint: str) -> Iterator[str]:
+def running_server(checkpoint: str, *more: str) -> Iterator[str]:
     """The address of a server in a process of its own."""
-    arguments = ["serve", checkpoint, "--port", "0", "--device", "cpu"]
+    arguments = ["serve", checkpoint, "--port", "0", "--device", "cpu", *more]
     command = [sys.executable, "-u", "-m", "newllm", *arguments]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
@@ -107,6 +115,63 @@ def clients(url: str, name: str, tokens: int) -> list[Row]:
         }
         for timing in rounds(candidates, ROUNDS, work=work)
     ]
+
+
+def kept(model: TrainedModel, checkpoint: str, count: int) -> list[Row]:
+    """Start and `/health` beside one conversation and beside so many."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        session = model.chat(Sampling(seed=0))
+        session.say("What is a river?", 30)
+        first = Path(folder) / f"{secrets.token_hex(16)}.session"
+        session.save(first)
+        content = first.read_bytes()
+        for wanted in (1, count):
+            for _ in range(wanted - sum(1 for _ in Path(folder).glob("*.session"))):
+                (Path(folder) / f"{secrets.token_hex(16)}.session").write_bytes(content)
+            started = time.perf_counter()
+            with running_server(checkpoint, "--sessions-dir", folder) as url:
+                seconds = time.perf_counter() - started
+                milliseconds, pages = _health_beside_lists(url)
+            rows.append(
+                {
+                    "conversations": wanted,
+                    "start_seconds": seconds,
+                    "health_ms": float(np.median(milliseconds)),
+                    "health_ms_99th": float(np.percentile(milliseconds, 99)),
+                    "pages_read": pages,
+                }
+            )
+            progress(f"{wanted:,} conversations: {rows[-1]['health_ms']:.1f} ms")
+    return rows
+
+
+def _health_beside_lists(url: str) -> tuple[list[float], int]:
+    """Milliseconds of each `/health`, and pages of the list that another client read meanwhile."""
+    done, milliseconds, pages = threading.Event(), [], 0
+
+    def turn_pages() -> None:
+        nonlocal pages
+        after: dict[str, str] = {}
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+            while not done.is_set():
+                found = client.get("/v1/sessions", params={"limit": 100, **after}).json()
+                after = {"after": found["data"][-1]["id"]} if found["has_more"] else {}
+                pages += 1
+
+    reader = threading.Thread(target=turn_pages)
+    reader.start()
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        client.get("/health")
+        ends = time.perf_counter() + LISTENED_SECONDS
+        while time.perf_counter() < ends:
+            started = time.perf_counter()
+            client.get("/health").raise_for_status()
+            milliseconds.append(1e3 * (time.perf_counter() - started))
+            time.sleep(0.01)
+    done.set()
+    reader.join()
+    return milliseconds, pages
 
 
 def long_session(model: TrainedModel, tokens: int) -> list[Row]:

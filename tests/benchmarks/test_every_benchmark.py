@@ -399,11 +399,14 @@ def test_serve(checkpoint: str, capsys, monkeypatch) -> None:
 
     monkeypatch.setattr(serve, "CLIENTS", (1, 3))
     monkeypatch.setattr(serve, "TURN_WORDS", 20)
+    monkeypatch.setattr(serve, "LISTENED_SECONDS", 0.3)
     arguments = ["--checkpoint", checkpoint, "--answer-tokens", "5", "--tokens", "1000"]
-    tables = run_json(capsys, "serve", *arguments)["tables"]
-    together, session = tables.values()
+    tables = run_json(capsys, "serve", *arguments, "--kept", "3")["tables"]
+    together, kept, session = tables.values()
     assert [row["clients"] for row in together] == [1, 3]
     assert [row["lost"] for row in together] == [0, 0]
+    assert [row["conversations"] for row in kept] == [1, 3]
+    assert all(row["pages_read"] > 0 < row["health_ms"] for row in kept)
     assert session[-1]["tokens_read"] >= 1000
     assert len({row["state_bytes"] for row in session}) == 1
 
