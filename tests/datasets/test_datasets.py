@@ -232,3 +232,10 @@ def test_own_rows_need_a_path() -> None:
         open_source(DATASETS["chat"], "hub")
     with pytest.raises(UserError, match="no built-in sample"):
         open_source(DATASETS["chat"], "sample")
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_page_says_what_a_model_was_trained_on(dataset: str) -> None:
+    """In both languages: else the welcome shows the name alone."""
+    words = Path(__file__).parents[2] / "newllm" / "serve" / "page" / "words.js"
+    assert words.read_text(encoding="utf-8").count(f"\n  data_{dataset}: ") == 2
