@@ -246,7 +246,7 @@ for module in (talk, progression, practice, report, exchange, planning, help_pag
         cli.add_command(verb)
 
 
-_RESUMABLE = ("train", "climb", "compare", "prefer", "practise")
+_RESUMABLE = {"train", "climb", "compare", "prefer", "practise"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -254,11 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     try:
         refuse_variables()
-        result = cli.main(args=arguments, prog_name="newllm", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help())
-        return 0
+        return _run(arguments)
     except click.ClickException as error:
         return _complain(" ".join(error.format_message().split()))
     except UserError as error:
@@ -280,15 +276,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno in PATH_ERRORS:
             return _complain(f"{where}give another path")
         again = "give the command again"
-        if (sys.argv[1:] if arguments is None else arguments)[0] in (
-            "train",
-            "climb",
-            "compare",
-            "prefer",
-            "practise",
-        ):
+        if set((sys.argv[1:] if arguments is None else arguments)[:1]) & _RESUMABLE:
             again = "go on with --resume (or begin in another --out)"
         return _complain(f"{where}nothing written before is lost: free space there, then {again}")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        result = cli.main(args=arguments, prog_name="newllm", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help())
+        return 0
+    return result if isinstance(result, int) else 0
 
 
 def _complain(message: str) -> int:

@@ -99,16 +99,13 @@ def _plan_size(dataset: str, minutes: float, as_json: bool) -> None:
 
     steps = measured_steps(dataset, {})
     choice = choose_size(dataset, minutes, steps)
-    others = [
-        (size, tokens, expected_bpb(dataset, size, tokens))
-        for size in (choice.parameters // 3, choice.parameters, 3 * choice.parameters)
-        for tokens in [round(60 * minutes / steps(size) * STEP_TOKENS)]
-    ]
     if as_json:
         click.echo(json.dumps(asdict(choice)))
         return
     click.echo(describe(choice, dataset))
-    for size, tokens, expected in others:
+    for size in (choice.parameters // 3, choice.parameters, 3 * choice.parameters):
+        tokens = round(60 * minutes / steps(size) * STEP_TOKENS)
+        expected = expected_bpb(dataset, size, tokens)
         reaches = "" if expected is None else f", {expected:.3f} bits per byte expected"
         click.echo(f"       {size:>11,} parameters: {tokens:>12,} tokens{reaches}")
     click.echo(f"Train  newllm train {dataset} --params auto --minutes {minutes:g}")

@@ -106,7 +106,8 @@ def _begin(
             f"{path}: a climb is here already; go on with --resume, or give another --out"
         )
     before, results = read_config(folder)
-    changed = [] if before.rehearsal_share == config.rehearsal_share else ["rehearsal_share"]
+    same = before.rehearsal_share == config.rehearsal_share
+    changed = [] if same else [option_name("rehearsal_share")]
     changed += [
         option_name(name)
         for name in sorted(before.settings.keys() | config.settings.keys())

@@ -122,14 +122,9 @@ def located(row: Any, where: str) -> Item:
         return Located(where, row)
     if is_turns(row):
         return Located(where, {"messages": row})
-    kinds = {
-        "str": "text",
-        "NoneType": "null",
-        "int": "number",
-        "float": "number",
-        "bool": "yes/no",
-    }
-    kind = kinds.get(type(row).__name__, type(row).__name__)
+    name = type(row).__name__
+    kinds = {"str": "text", "NoneType": "null", "int": "number", "float": "number"}
+    kind = {**kinds, "bool": "yes/no"}.get(name, name)
     return Malformed(where, f"a {kind}, expected an object with fields")
 
 
@@ -181,7 +176,7 @@ def _one_after_another(text: str) -> tuple[list[tuple[Any, int]], int | None]:
             value, end = decoder.raw_decode(text, place)
         except json.JSONDecodeError as error:
             return values, error.lineno
-        except RecursionError:
+        except (ValueError, RecursionError):  # a number of thousands of digits; nested too deeply
             return values, line
         values.append((value, line))
         line += text.count("\n", place, end)
@@ -210,9 +205,10 @@ def unwrapped(value: Any) -> list[Any] | None:
         return None if is_turns(value) else value
     if not isinstance(value, dict) or not value:
         return None
-    if isinstance(columns := value.get("columns"), list) and isinstance(value.get("data"), list):
-        return [dict(zip(columns, row)) if isinstance(row, list) else row  # noqa: B905
-                for row in value["data"]]  # fmt: skip
+    columns, rows = value.get("columns"), value.get("data")
+    named = isinstance(columns, list) and not any(isinstance(c, (list, dict)) for c in columns)
+    if named and isinstance(rows, list):
+        return [dict(zip(columns, row)) if isinstance(row, list) else row for row in rows]  # noqa: B905
     if len(value) == 1 or any(field in value for field in _WRAPPERS):
         for field, inside in value.items():
             if (len(value) == 1 or field in _WRAPPERS) and _holds_rows(inside):
@@ -232,11 +228,8 @@ def unwrapped(value: Any) -> list[Any] | None:
 def _holds_rows(value: Any) -> bool:
     """Whether a field's value is several rows rather than a part of one."""
     if isinstance(value, list):
-        return (
-            bool(value)
-            and all(isinstance(v, dict) or is_turns(v) for v in value)
-            and (not is_turns(value))
-        )
+        rows = all(isinstance(v, dict) or is_turns(v) for v in value)
+        return bool(value) and rows and not is_turns(value)
     return isinstance(value, dict) and unwrapped(value) is not None
 
 

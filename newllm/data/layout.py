@@ -80,10 +80,8 @@ def _split_of_word(word: str) -> str | None:
 
 
 def _looks_like_a_split(word: str) -> bool:
-    joined = any(
-        word.startswith(one) and word[len(one) :] in _SPLIT_OF
-        for one in _SPLIT_OF  # trainval
-    )
+    # trainval
+    joined = any(word.startswith(one) and word[len(one) :] in _SPLIT_OF for one in _SPLIT_OF)
     near = difflib.get_close_matches(word, _LONG_WORDS, 1, 0.85)
     return joined or word in _TYPING_ERRORS or bool(near)
 
@@ -275,7 +273,9 @@ def _sort_by_split(
         file: own_splits[name]
         for file in found
         for name in own_splits
-        if any(re.search(rf"(?<![a-z]){name}(?![a-z])", part, re.I) for part in parts[file])
+        if any(
+            re.search(rf"(?<![a-z]){re.escape(name)}(?![a-z])", part, re.I) for part in parts[file]
+        )
     }
     splits = own if own else {file: _split_of(file, parts[file]) for file in found}
     unnamed = [file for file in found if splits.get(file) is None]

@@ -120,10 +120,8 @@ class EpochLoader:
             place = np.repeat(first - ends + lengths, lengths) + count
             # One more token than positions: inputs and their successors overlap by all but one.
             read = here.document, here.start, here.stop + 1
-            tokens, input_ = (
-                self.split.parts(*read),
-                np.repeat(np.arange(len(ends)), lengths) + count,
-            )
+            tokens = self.split.parts(*read)
+            input_ = np.repeat(np.arange(len(ends)), lengths) + count
             ids.reshape(-1)[place], targets.reshape(-1)[place] = tokens[input_], tokens[input_ + 1]
             if assistant is not None or self.split.masked:
                 marks = self.split.parts(*read, assistant=True)[input_ + 1]

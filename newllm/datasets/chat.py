@@ -56,7 +56,10 @@ def _as_turns(value: Any, role: str) -> list[Any]:
 def _history(row: Row) -> Conversation:
     """Earlier turns of a question, as pairs in the field `history`."""
     earlier: Conversation = []
-    for pair in row.get("history") or []:
+    history = row.get("history") or []
+    if not isinstance(history, (list, tuple)):
+        raise ValueError(f"field 'history' is {type(history).__name__}, expected a list")
+    for pair in history:
         if not isinstance(pair, (list, tuple)) or not all(isinstance(t, str) for t in pair):
             raise ValueError("field 'history' is no list of questions with answers")
         earlier += question_and_answer(pair[0], "", pair[1]) if len(pair) == 2 else []

@@ -94,9 +94,7 @@ def content_text(content: Any) -> str:
         raise ValueError(f"its content is {type(content).__name__}, expected text")
     texts = []
     for part in content:
-        text = (
-            part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
-        )
+        text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
             kind = part.get("type", "no text") if isinstance(part, dict) else type(part).__name__
             raise ValueError(f"a part of it is {kind}; only text can be learnt")
@@ -116,7 +114,7 @@ def turns_conversation(turns: Any, field: str) -> Conversation:
     if isinstance(turns, str) and turns.lstrip().startswith("["):  # of a table's cell
         try:
             turns = json.loads(turns)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"field {field!r} is no valid JSON") from None
     if not isinstance(turns, list):
         raise ValueError(f"field {field!r} is {type(turns).__name__}, expected a list of messages")

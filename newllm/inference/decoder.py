@@ -137,11 +137,10 @@ class Decoder:
         Returns:
             scores after each of them, fp32 [len(ids), V].
         """
-        logits = np.empty((0, self.model.vocab_size), np.float32)
-        for _, hidden, state in read_chunks(self.model, (ids,), self._join((slot,)), len(ids)):
-            logits = self.model.logits(hidden[0]).float().numpy(force=True)
-            self._split((slot,), state)
-        return logits
+        chunks = read_chunks(self.model, (ids,), self._join((slot,)), len(ids))
+        ((_, hidden, state),) = chunks
+        self._split((slot,), state)
+        return self.model.logits(hidden[0]).float().numpy(force=True)
 
     @torch.inference_mode()
     def _read(

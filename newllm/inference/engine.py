@@ -299,26 +299,28 @@ class Engine:
             job, stream, unread = running.job, running.stream, running.unread
             part, running.unread = unread[:PREFILL_TOKENS], unread[PREFILL_TOKENS:]
             budget -= len(part)
+            begins = not running.unread and not job.answer.stopped and job.max_tokens > 0
             try:
                 if job.prompt_logprobs:
                     _score(job, stream, part)
                 else:
                     stream.read(part)
+                if begins:
+                    running.slot, running.logits = self._decoder.add(stream.state), stream.logits
+                    self._decoder.begin_answer(running.slot)
             except Exception:
                 log.exception("a prompt could not be read")
                 self._finish(job, "error", None)
                 continue
-            if running.unread:
+            if begins:
+                job.sampler.begin_answer()
+                self._writing.append(running)
+            elif running.unread:
                 self._reading.append(running)
             elif job.answer.stopped:  # what was said before the stop string is read now
                 self._finish(job, "stop", stream.snapshot)
-            elif job.max_tokens == 0:
-                self._finish(job, "length", stream.snapshot)
             else:
-                running.slot, running.logits = self._decoder.add(stream.state), stream.logits
-                self._decoder.begin_answer(running.slot)
-                job.sampler.begin_answer()
-                self._writing.append(running)
+                self._finish(job, "length", stream.snapshot)
 
     def _write(self) -> None:
         """Draw a token of every answer, and read it."""
@@ -375,17 +377,17 @@ class Engine:
 
     def _read_again(self, running: _Running) -> None:
         """Read the answer up to its stop string: the state then is of what was said, no more."""
+        running.unread = running.job.answer.tokens()
         self._writing.remove(running)
         self._decoder.remove(running.slot)
-        running.unread = running.job.answer.tokens()
         if running.unread:
             self._reading.append(running)
         else:
             self._finish(running.job, "stop", running.stream.snapshot)
 
     def _end_writing(self, running: _Running, reason: FinishReason) -> None:
-        self._writing.remove(running)
         after = running.snapshot(self._decoder)
+        self._writing.remove(running)
         self._decoder.remove(running.slot)
         self._finish(running.job, reason, after)
 

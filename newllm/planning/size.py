@@ -186,23 +186,23 @@ def fitted(
             "--params auto: say how long training may take, with --minutes, or with --epochs"
         )
     settings = resolve(dataset, flags, file)
-    named = {**flags, "name": settings.model_copy(update={"name": None}).run_name}
-    named["name"] = given.get("name") or named["name"].replace(
-        f"_layers{settings.num_layers}", "_auto", 1
-    )
+    usual = settings.model_copy(update={"name": None}).run_name
+    auto = usual.replace(f"_layers{settings.num_layers}", "_auto", 1)
+    named = {**flags, "name": given.get("name") or auto}
     if resume and RunFiles(Path(settings.out), named["name"]).resume.exists():
         return named, None
     resolve(dataset, flags, file, params=PROBES[0])  # refuses what sets the size as well
     kept = ("architecture", "tokenizer", "vocab_size", "recall_slots", "counts", "num_layers")
     shape = {name: given[name] for name in kept if name in given}
-    different = prepare_training(open_chosen(settings), Encoding.of(settings)).accounting["train"]
+    encoded = prepare_training(open_chosen(settings), Encoding.of(settings))
+    different = encoded.accounting["train"].tokens
     choice = choose_size(
         dataset,
         settings.minutes,
         measured_steps(dataset, shape),
         given.get("vocab_size"),
-        different.tokens,
-        math.inf if given.get("epochs") is None else settings.epochs * different.tokens,
+        different,
+        math.inf if given.get("epochs") is None else settings.epochs * different,
     )
     note(describe(choice, dataset))
     decided = {"vocab_size": choice.vocab_size, "learning_rate": rate_of(choice.parameters)}

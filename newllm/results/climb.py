@@ -20,7 +20,8 @@ from newllm.config import DEFAULT_OUT, option_name
 from newllm.errors import UserError
 from newllm.files import write_text
 from newllm.results.records import Metrics
-from newllm.results.verdict import NextStep
+from newllm.results.verdict import NextStep, option_words
+from newllm.settings import SHAPE
 
 NAME, FORMAT, VERSION = "climb.json", "new-llm climb", 1
 TOKENIZER = "tokenizer.json"
@@ -96,8 +97,10 @@ class ClimbConfig:
         words += ["--data-dir", self.data_dir, "--out", self.out]
         if self.text is not None:
             words += ["--text", self.text]
+        # Sizes that were chosen for --minutes are chosen again: --resume finds them in the file.
+        chosen = SHAPE if "embed_dim" in self.settings else ()
         for name, value in self.settings.items():
-            words += [option_name(name), f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [] if name in chosen else option_words(name, value)
         if self.rehearsal_share is not None:
             words += ["--rehearsal-share", f"{self.rehearsal_share:g}"]
         given = ("until_cleared", "keep_going", "skills", "run_code")
@@ -180,7 +183,7 @@ def read_config(folder: Path) -> tuple[ClimbConfig, list[LevelResult]]:
         results = content["results"]
         for result in results:
             result["dataset"]  # a result without one is none
-        return ClimbConfig(**{name: content[name] for name in _CONFIG if name in content}), results
+        return _config(content), results
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: damaged; move the folder away and climb anew") from None
 
@@ -196,7 +199,7 @@ def read_climb(folder: Path) -> Climb | None:
         return None
     try:
         content = _read(path)
-        config = ClimbConfig(**{name: content[name] for name in _CONFIG if name in content})
+        config = _config(content)
         results = tuple(content["results"])
         for result in results:
             if any(len(pair) != 2 for pair in (result.get("grown") or {}).values()):
@@ -208,7 +211,9 @@ def read_climb(folder: Path) -> Climb | None:
         raise UserError(f"{path}: not a climb that can be read ({error!r})") from None
 
 
-_CONFIG = tuple(item.name for item in fields(ClimbConfig))
+def _config(content: Mapping[str, Any]) -> ClimbConfig:
+    known = (item.name for item in fields(ClimbConfig))
+    return ClimbConfig(**{name: content[name] for name in known if name in content})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -48,10 +48,10 @@ def set_aside(files: RunFiles, note: Callable[[str], None]) -> None:
     existing = files.existing()
     if not existing:
         return
-    folder = files.folder / "replaced" / f"{files.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    number = 1
+    name = f"{files.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = files.folder / "replaced" / name, 1
     while folder.exists():
-        folder, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+        folder, number = folder.with_name(f"{name}-{number}"), number + 1
     folder.mkdir(parents=True)
     for path in existing:
         path.rename(folder / path.name)
@@ -146,7 +146,8 @@ def read_lines(path: Path, needed: set[str]) -> list[Any]:
     if not path.exists():
         return []
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as lines:  # not `splitlines`: an answer may hold a U+2028
+            records = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not JSON lines ({error})") from None
     for number, record in enumerate(records, start=1):

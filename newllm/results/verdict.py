@@ -131,8 +131,17 @@ def _command(advice: Advice, settings: Settings) -> str | None:
         return None
     words = ["newllm", "train", settings.dataset]
     for name, value in (given | changes).items():
-        words += [option_name(name), str(value)]
+        words += option_words(name, value)
     return shlex.join(words)
+
+
+def option_words(name: str, value: Any) -> list[str]:
+    """A setting as it is given on the command line."""
+    if isinstance(value, bool):
+        return [option_name(name)] if value else []
+    values = value if isinstance(value, list) else [value]
+    texts = (str(v).removesuffix(".0") if isinstance(v, float) else str(v) for v in values)
+    return [option_name(name), *texts]
 
 
 def _chosen(settings: Settings) -> dict[str, Any]:

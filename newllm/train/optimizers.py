@@ -78,15 +78,12 @@ def orthogonalize_all(stacks: Sequence[Tensor], dtype: torch.dtype) -> list[Tens
     for place, stack in zip(together.split(counts), wide, strict=True):
         place[:, : stack.shape[1], : stack.shape[2]].copy_(stack)
     x = _normalised(together, torch.empty_like(together, dtype=dtype))
-    parts = _iterate(x).split(counts)
-    return [
-        (
-            part[:, : w.shape[1], : w.shape[2]]
-            if w is stack
-            else part[:, : w.shape[1], : w.shape[2]].mT
-        )
-        for part, w, stack in zip(parts, wide, stacks, strict=True)
+    parts = [
+        part[:, : stack.shape[1], : stack.shape[2]]
+        for part, stack in zip(_iterate(x).split(counts), wide, strict=True)
     ]
+    each = zip(parts, wide, stacks, strict=True)
+    return [part if turned is stack else part.mT for part, turned, stack in each]
 
 
 def _normalised(x: Tensor, out: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Every number of `metrics.jsonl` goes there, under the same name, with the epoch 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, Protocol
 
 from newllm.config import Settings
@@ -60,7 +61,7 @@ class _Service:
 
     def log(self, numbers: Mapping[str, float], epoch: int) -> None:
         if self._run is None:
-            self._run = __import__(self.module)
+            self._run = import_module(self.module)
             self._run.init(
                 project=PROJECT, name=self._files.name, config=self._settings.model_dump()
             )

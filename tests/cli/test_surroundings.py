@@ -59,6 +59,14 @@ def run(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("verb", ["", "--version"])
+def test_a_full_disk_is_one_line(verb: str) -> None:
+    done = run(f"newllm {verb} > /dev/full")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "No space left on device" in done.stderr
+
+
 def test_streams_that_are_closed(rows: Path) -> None:
     done = run(f"newllm data chat --data {rows} <&- >&- 2>&-")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -158,6 +158,16 @@ def test_same_splits_however_a_folder_is_laid_out(tmp_path: Path, layout: str) -
                 assert [CHAT.conversation(row) for row in rows] == said, (name, place)
 
 
+def test_a_table_whose_columns_have_several_names_each_is_a_row(tmp_path: Path) -> None:
+    """As pandas writes a table with a hierarchy of columns: nothing says what they are called."""
+    file = tmp_path / "split.json"
+    file.write_text(
+        dumped({"columns": [["question", "de"], ["answer", "de"]], "data": [["q", "a"]]})
+    )
+    (row,) = open_source(CHAT, str(file)).splits["all"]()
+    assert isinstance(row, Located)
+
+
 def test_tables_of_columns(tmp_path: Path) -> None:
     rows = pyarrow.Table.from_pylist([{**row, "unused": None} for row in ROWS])
     pyarrow.parquet.write_table(rows, tmp_path / "a.parquet")

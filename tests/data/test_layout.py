@@ -86,6 +86,13 @@ def test_a_levels_own_splits_hold_for_copies(tmp_path: Path) -> None:
     assert "_gen.jsonl" in source.notes[0]
 
 
+def test_splits_with_any_characters_in_their_names(tmp_path: Path) -> None:
+    fill(tmp_path, {"my(set+1.jsonl": 3, "held.out.jsonl": 2, "heldXout.jsonl": 1})
+    splits = ["train=my(set+1", "validation=held.out"]
+    source = open_source(DATASETS["chat"], str(tmp_path), splits=splits)
+    assert counts(source) == {"train": 3, "validation": 2}
+
+
 def test_files_of_no_split_beside_others_are_told_or_refused(tmp_path: Path) -> None:
     fill(tmp_path, {"train.jsonl": 2, "validation.jsonl": 2, "more.jsonl": 2})
     source = opened(tmp_path)

@@ -76,6 +76,7 @@ def test_a_broken_first_line_costs_no_other_row(tmp_path: Path, first: str, name
         ("no.jsonl.gz", b"this is no gzip file", 0),
         ("no.parquet", b"PAR1 nor Parquet", 0),
         ("bad.json", b'[{"instruction": "q"}, {]', 0),
+        ("digits.json", b'{\n"instruction": ' + b"1" * 5000 + b"}", 0),
     ],
 )
 def test_damaged_files_are_reported(tmp_path: Path, name, content, rows) -> None:

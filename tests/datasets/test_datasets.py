@@ -61,6 +61,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("wikitext2", {"text": 5}, "'text' is int"),
     ("chat", {"content": "x"}, "no messages, no question with an answer, no text: it has content"),
     ("chat", {"messages": []}, "no assistant message"),
+    ("chat", {"messages": "[" * 100_000}, "'messages' is no valid JSON"),
+    ("chat", {"question": "q", "answer": "a", "history": 5}, "'history' is int, expected a list"),
     ("chat", {"messages": [{"role": "user", "content": None}]}, "message 1: has no text"),
 ]
 

@@ -89,13 +89,17 @@ def test_every_next_command_can_be_pasted(add_run: AddRun, tmp_path: Path) -> No
 
     from newllm.config import read_yaml
 
-    add_run("dolly", 16.0, tokenizer="word1000")
+    columns = ["instruction=Frage", "response=Antwort"]
+    add_run("dolly", 16.0, tokenizer="word1000", columns=columns, decontaminate=True)
     files = add_run("ultrachat", 1.4, finished=False, num_layers=2, epochs=7)
     for row in rows_of(tmp_path / "runs").values():
         if row.next_command is None:
             continue
         verb, *arguments = shlex.split(row.next_command)[1:]
         context = cli.commands[verb].make_context(verb, arguments)
+        if row.level.name == "dolly":
+            assert context.params["columns"] == tuple(columns)
+            assert context.params["decontaminate"]
         if row.status == "training":
             assert context.params["resume"]
             file = read_yaml(context.params["config"])

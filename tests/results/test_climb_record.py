@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newllm.results.climb import backward_transfer, forgetting_matrix
+from newllm.cli import cli
+from newllm.results.climb import ClimbConfig, backward_transfer, forgetting_matrix
 
 LEVELS = ["dolly", "hh_rlhf", "math"]
 
@@ -40,3 +43,16 @@ def test_the_same_loss_everywhere_is_its_negative(learned: list[float], loss: fl
         matrix[level][level] = score
     matrix[-1][:-1] = [score + loss for score in learned[:-1]]
     assert backward_transfer(matrix) == pytest.approx(-loss, abs=1e-9)
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_its_command_can_be_pasted(chosen: bool) -> None:
+    """Also where the size was chosen for the time, which no option of `climb` says."""
+    shape = {"num_layers": 4, "context_dim": 256}
+    widths = {"embed_dim": 256, "hidden_dim": 384, "pair_rows": 32768} if chosen else {}
+    settings = {"vocab_size": 2048, "learning_rate": 0.006, **shape, **widths, "minutes": 3.0}
+    command = ClimbConfig(LEVELS, settings=settings).command("--resume")
+    verb, *words = shlex.split(command)[1:]
+    given = cli.commands[verb].make_context(verb, words).params
+    assert (given["minutes"], given["learning_rate"], given["resume"]) == (3.0, 0.006, True)
+    assert given["num_layers"] == (None if chosen else 4)
