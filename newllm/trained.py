@@ -18,7 +18,7 @@ from newllm.data.prepare import Encoded, Encoding, find_encoded, prepare_evaluat
 from newllm.data.render import Renderer, make_renderer
 from newllm.data.shards import EncodedSplit
 from newllm.data.sources import Source, open_source
-from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
+from newllm.data.tokenizers import Tokenizer, answer_marks, fingerprint, from_dict
 from newllm.datasets import find_dataset
 from newllm.device import pick_device
 from newllm.errors import UserError
@@ -104,6 +104,13 @@ class TrainedModel:
         )
 
     @property
+    def as_trained(self) -> LanguageModel:
+        """The model as it read answers in training, which it writes the same way ever."""
+        if not (self.settings.closed_answers and isinstance(self.model, ResidualLM)):
+            return self.model
+        return self.model.reading_closed(answer_marks(self.tokenizer))
+
+    @property
     def parameters(self) -> int:
         """Number of parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
@@ -183,7 +190,7 @@ class TrainedModel:
         """
         dataset = dataset or self.settings.dataset
         split = self.validation_rows(data, dataset, subset, columns, splits)
-        metrics = evaluate(self.model, split, self.tokenizer, self.device, batch_size)
+        metrics = evaluate(self.as_trained, split, self.tokenizer, self.device, batch_size)
         trained_on = self._training_rows()
         baseline = ngram_baseline(trained_on, split) if trained_on else None
         word1000 = self.tokenizer.kind == "word1000"
@@ -235,7 +242,7 @@ class TrainedModel:
         """
         dataset = dataset or self.settings.dataset
         source = self._open(data, dataset, subset, columns, splits)
-        return skill_check(self.model, self.tokenizer, dataset, source, rows, run_code)
+        return skill_check(self.as_trained, self.tokenizer, dataset, source, rows, run_code)
 
     def _open(
         self,

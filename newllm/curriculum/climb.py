@@ -246,7 +246,7 @@ class LevelRun:
         scores = {}
         for dataset in self.before:
             split = model.validation_rows(self.config.data_of(dataset), dataset, "all")
-            scores[dataset] = evaluate(model.model, split, model.tokenizer, model.device)
+            scores[dataset] = evaluate(model.as_trained, split, model.tokenizer, model.device)
         scores[learnt] = {name: best[name] for name in Metrics.__annotations__ if name in best}
         for dataset, metrics in scores.items():
             self.note(f"  {dataset}: {metrics['bpb']:.4f} bits per byte")

@@ -230,6 +230,7 @@ class _Practising:
             "learning_rate": plan.learning_rate,
             "batch_size": plan.batch_size,
             "dropout": 0.0,
+            "closed_answers": True,
             "patience": epochs,
             "out": plan.out,
             "name": f"{plan.name}_{number}",

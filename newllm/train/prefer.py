@@ -78,11 +78,10 @@ def prefer(file: str, options: Preferring, flags: Mapping[str, Any], resume: boo
     before = parse(checkpoint.load_model(Path(file))["settings"])
     if before.tokenizer != "bpe":
         raise UserError(f"{file}: word1000 loses most words of an answer; train with BPE first")
-    inherited: dict[str, Any] = {}
+    inherited: dict[str, Any] = {"closed_answers": before.closed_answers}
     if before.dataset == DATASET.name:  # the same rows are counted, so that the table stays
-        inherited = before.model_dump(
-            include={"rehearse", "rehearsal_share", "rehearsal_last", "max_seq_length"}
-        )
+        kept = {"rehearse", "rehearsal_share", "rehearsal_last", "max_seq_length"}
+        inherited |= before.model_dump(include=kept)
     name = f"{Path(file).stem.removeprefix('best_').removesuffix('_final')}_{options.method}"
     given = {**RECIPE, "name": name, **inherited, **flags, "init_from": file}
     make = functools.partial(PreferenceRun, options)
