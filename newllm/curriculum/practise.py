@@ -43,7 +43,7 @@ from newllm.trained import TrainedModel
 
 TASKS = ("arithmetic", "code", "math")
 
-_SHOWN_EPOCHS, _ROUND_EPOCHS = 8, 2
+_SHOWN_EPOCHS, _ROUND_EPOCHS = 20, 3
 _VALIDATION_ROWS = 50
 
 

@@ -100,6 +100,15 @@ class Pairs:
     first_left_out: str
     """Where the first malformed one stands, and what is wrong; empty for none."""
 
+    def line(self, split: str) -> str:
+        """How many there are, and what was left out, in words."""
+        line = f"Pairs  {len(self.sides):,} {split}"
+        if self.left_out:
+            line += f"; {self.left_out} rows without two answers left out"
+        if self.first_left_out:
+            line += f", the first malformed one {self.first_left_out}"
+        return line
+
 
 def read_pairs(rows: Rows, renderer: ChatRenderer) -> Pairs:
     """The pairs of rows; what is none is counted."""
@@ -405,12 +414,7 @@ class PreferenceRun(TrainingRun):
     def _introduce(self, trainer: Trainer, resumed: bool) -> None:
         super()._introduce(trainer, resumed)
         for name, pairs in (("training", self.training), ("validation", self.validation)):
-            line = f"Pairs  {len(pairs.sides):,} {name}"
-            if pairs.left_out:
-                line += f"; {pairs.left_out} rows without two answers left out"
-            if pairs.first_left_out:
-                line += f", the first malformed one {pairs.first_left_out}"
-            self.log.note(line)
+            self.log.note(pairs.line(name))
         how = asdict(self.options)
         self.log.note("Loss   " + ", ".join(f"{name} {value}" for name, value in how.items()))
 
@@ -472,20 +476,24 @@ def judge_preferences(
     }
 
 
+def compared(what: str, share: float, other: float, interval: tuple[float, float]) -> str:
+    """A share of pairs beside another one, with the 95% interval of the difference, in words."""
+    low, high = (100 * end for end in interval)
+    word = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+    return (
+        f"  {word} {what} ({other:.1%}): {100 * (share - other):+.1f} points "
+        f"(95%: {low:+.1f} to {high:+.1f})"
+    )
+
+
 def preference_lines(verdict: Mapping[str, Any]) -> list[str]:
     """The verdict in words."""
     low, high = verdict["after_interval"]
     share = f"{verdict['after']:.1%} of {verdict['pairs']} validation pairs"
     lines = [f"Prefers the chosen answer of {share} (95%: {low:.1%} to {high:.1%})"]
     for name, what in (("before", "the model before"), ("longer", "always the longer answer")):
-        low, high = (100 * end for end in verdict[f"over_{name}_interval"])
-        word = "better than" if verdict[f"better_than_{name}"] else "not told apart from"
-        word = "worse than" if high < 0 else word
-        points = 100 * (verdict["after"] - verdict[name])
-        lines.append(
-            f"  {word} {what} ({verdict[name]:.1%}): {points:+.1f} points "
-            f"(95%: {low:+.1f} to {high:+.1f})"
-        )
+        interval = verdict[f"over_{name}_interval"]
+        lines.append(compared(what, verdict["after"], verdict[name], interval))
     was, now = verdict["loss_before"], verdict["loss_after"]
     much = "" if verdict["loss_kept"] else f": more than the {MOST_LOSS:.0%} that it may cost"
     lines.append(f"  ordinary loss {was:.4f} -> {now:.4f} ({now / was - 1:+.1%}){much}")
