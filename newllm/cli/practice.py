@@ -90,9 +90,9 @@ def prefer(
 @setting_options("data", default="hub; of math alone")
 @click.option("--shown", type=click.IntRange(0), default=300, show_default=True,
               help="Solved problems that are shown first.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(1), default=6, show_default=True,
+@click.option("--rounds", type=click.IntRange(1), default=8, show_default=True,
               help="Rounds of practice at most.")  # fmt: skip
-@click.option("--problems", type=click.IntRange(1), default=600, show_default=True,
+@click.option("--problems", type=click.IntRange(1), default=1000, show_default=True,
               help="New problems a round.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(1), default=2, show_default=True,
               help="Answers to each.")  # fmt: skip

@@ -59,8 +59,8 @@ class Practice:
     """Where MATH's rows are."""
     shown: int = 300
     """Solved problems that are shown first."""
-    rounds: int = 6
-    problems: int = 600
+    rounds: int = 8
+    problems: int = 1000
     """New problems a round."""
     samples: int = 2
     """Answers to each."""
