@@ -40,6 +40,7 @@ from newllm.evaluate.preferences import (
     pair_sides,
     preference_pair,
 )
+from newllm.evaluate.refusals import refusal_share
 from newllm.files import write_text
 from newllm.model import LanguageModel, State
 from newllm.model.kernels import Noise
@@ -131,6 +132,17 @@ def read_pairs(rows: Rows, renderer: ChatRenderer) -> Pairs:
         pairs.append(pair)
         harmless.append(part_of(item, DATASET.subsets["harmless"], DATASET))
     return Pairs(pair_sides(renderer, pairs), harmless, left_out, first)
+
+
+MOST_PROMPTS = 100
+"""Harmless validation prompts that are answered before and after."""
+
+
+def harmless_prompts(pairs: Pairs, assistant: int) -> list[list[int]]:
+    """What the last answers of harmless chosen dialogues answer, spread over all of them."""
+    ids = [chosen.ids for (chosen, _), h in zip(pairs.sides, pairs.harmless, strict=True) if h]
+    ids = ids[:: -(-len(ids) // MOST_PROMPTS) or 1]
+    return [side[: len(side) - side[::-1].index(assistant)] for side in ids]
 
 
 def tables_of(
@@ -271,12 +283,26 @@ class PreferenceTrainer(Trainer):
         self.before: PairScores | None = None
         """What the model before training said of the validation pairs."""
         self.loss_before = float("nan")
+        assert isinstance(self.data.tokenizer, BPE)
+        self._prompts = harmless_prompts(validation, self.data.tokenizer.roles["assistant"])
+        self.refusals_before: float | None = None
+        """Share of the harmless validation prompts that the model refused before training."""
+
+    def refusals(self) -> float | None:
+        """That share now; None without such prompts."""
+        if not self._prompts:
+            return None
+        training = self.model.training
+        share = refusal_share(self.model.eval(), self.data.tokenizer, self._prompts)
+        self.model.train(training)
+        return share
 
     def _find_micro_batch(self) -> None:
         """What the model says before the first step; a batch is computed a few pairs at a time."""
         self.micro_batch = self.settings.micro_batch_size or PAIRS_AT_ONCE
         metrics = self._evaluate()
         self.before, self.loss_before = self._scored, metrics["loss"]
+        self.refusals_before = self.refusals()
         self.log.note(
             f"Before: loss {metrics['loss']:.4f}, prefers the chosen answer of "
             f"{self.before.prefers_chosen.mean():.1%} of {len(self.validation.sides)} validation "
@@ -351,6 +377,7 @@ class PreferenceTrainer(Trainer):
             "reference": reference,
             "before": torch.from_numpy(self.before.nats),
             "loss_before": self.loss_before,
+            "refusals_before": self.refusals_before,
         }
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
@@ -367,6 +394,7 @@ class PreferenceTrainer(Trainer):
         sizes = [[side.size for side in pair] for pair in self.validation.sides]
         self.before = PairScores(stored["before"].numpy(), np.array(sizes))
         self.loss_before = stored["loss_before"]
+        self.refusals_before = stored.get("refusals_before")
         if self.progress.finished:
             self._evaluate()
 
@@ -428,6 +456,10 @@ class PreferenceRun(TrainingRun):
             self.validation.harmless,
             (trainer.loss_before, trainer.progress.history[-1]["loss"]),
         )
+        verdict |= {
+            "refusals_before": trainer.refusals_before,
+            "refusals_after": trainer.refusals(),
+        }
         content = {**asdict(self.options), **verdict}
         write_text(self.files.preferences, json.dumps(content, indent=1) + "\n")
         for line in preference_lines(verdict):
@@ -500,4 +532,7 @@ def preference_lines(verdict: Mapping[str, Any]) -> list[str]:
     parts = verdict["rejected_likelier"]
     said = ", ".join(f"{share:.1%} ({name})" for name, share in parts.items())
     lines.append(f"  rejected answers that became likelier: {said}")
+    was, now = verdict.get("refusals_before"), verdict.get("refusals_after")
+    if was is not None and now is not None:
+        lines.append(f"  refusals of harmless validation prompts: {was:.1%} -> {now:.1%}")
     return lines
