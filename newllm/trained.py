@@ -106,7 +106,7 @@ class TrainedModel:
 
     @property
     def as_trained(self) -> LanguageModel:
-        """The model as it read answers in training, which it writes the same way ever."""
+        """The model, reading answers as in its training: closed to recall if they were."""
         if not (self.settings.closed_answers and isinstance(self.model, ResidualLM)):
             return self.model
         return self.model.reading_closed(answer_marks(self.tokenizer))
