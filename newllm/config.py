@@ -195,6 +195,11 @@ class TrainingSettings(_Settings):
     )
     patience: int = Field(ge=1, description="epochs without improvement before training winds down")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of weights, order and dropout")
+    closed_answers: bool = Field(
+        False,
+        description="let recall look nothing of an answer up while it is learnt, as while it is "
+        "written",
+    )
     freeze_old: bool = Field(
         False, description="train only what `grow` added to the model of --from"
     )

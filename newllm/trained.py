@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from newllm.chat.dialogue import knows_system
-from newllm.chat.session import MAX_NEW_TOKENS, ChatSession
+from newllm.chat.session import MAX_NEW_TOKENS, BestOf, ChatSession
 from newllm.chat.session_file import model_fingerprint
 from newllm.config import Settings, parse
 from newllm.data.prepare import Encoded, Encoding, find_encoded, prepare_evaluation
 from newllm.data.render import Renderer, make_renderer
 from newllm.data.shards import EncodedSplit
 from newllm.data.sources import Source, open_source
-from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict
+from newllm.data.tokenizers import Tokenizer, answer_marks, fingerprint, from_dict
 from newllm.datasets import find_dataset
 from newllm.device import pick_device
 from newllm.errors import UserError
@@ -26,8 +26,9 @@ from newllm.evaluate.metrics import EVALUATION_BATCH_SIZE, evaluate
 from newllm.evaluate.ngram import ngram_baseline
 from newllm.evaluate.skills import SKILL_ROWS, skill_check
 from newllm.inference.decoder import Decoder, make_decoder
+from newllm.inference.reward import reward_file, rewards
 from newllm.inference.sampler import Sampling
-from newllm.model import LanguageModel, build_model
+from newllm.model import LanguageModel, State, build_model
 from newllm.model.own_block import block_of_checkpoint
 from newllm.model.quantize import WeightFormat, round_weights
 from newllm.model.residual import ResidualLM
@@ -104,6 +105,13 @@ class TrainedModel:
         )
 
     @property
+    def as_trained(self) -> LanguageModel:
+        """The model, reading answers as in its training: closed to recall if they were."""
+        if not (self.settings.closed_answers and isinstance(self.model, ResidualLM)):
+            return self.model
+        return self.model.reading_closed(answer_marks(self.tokenizer))
+
+    @property
     def parameters(self) -> int:
         """Number of parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
@@ -134,21 +142,71 @@ class TrainedModel:
         """Reads and writes texts with the weights, packed when this is first asked for."""
         return make_decoder(self.model)
 
-    def chat(self, sampling: Sampling | None = None, system: str | None = None) -> ChatSession:
-        """Begin a conversation; see :class:`newllm.chat.session.ChatSession`.
+    @cached_property
+    def reward(self) -> torch.Tensor:
+        """Weights of the reward head that lies beside the file, [D].
 
         Raises:
-            UserError: a system message for a model that knows none.
+            UserError: there is none, or it is damaged or another model's.
+        """
+        file = reward_file(self.path)
+        if not file.exists():
+            raise UserError(
+                f"{self.path}: no reward head lies beside it; make one with newllm prefer "
+                f"{self.path} --method reward"
+            )
+        content = checkpoint.load(file)
+        weight = content.get("weight")
+        width = (self.settings.embed_dim,)
+        if not isinstance(weight, torch.Tensor) or weight.shape != width:
+            raise UserError(f"{file}: no reward head of this model; make it anew")
+        if content.get("model") != checkpoint.digest(self.path):
+            raise UserError(
+                f"{file}: the head of other weights than {self.path} has now; make it anew with "
+                f"newllm prefer {self.path} --method reward"
+            )
+        return weight.float()
+
+    def rewards(self, texts: Sequence[Sequence[int]], start: State | None = None) -> list[float]:
+        """What the reward head gives for texts that end with an answer, in tokens.
+
+        `start` is the state from which all of them go on.
+
+        Raises:
+            UserError: see :attr:`reward`.
+        """
+        return rewards(self.as_trained, self.reward, texts, start)
+
+    def chat(
+        self,
+        sampling: Sampling | None = None,
+        system: str | None = None,
+        best_of: int = 1,
+    ) -> ChatSession:
+        """Begin a conversation; see :class:`newllm.chat.session.ChatSession`.
+
+        Of `best_of` answers to each turn the one that the reward head likes best is given.
+
+        Raises:
+            UserError: a system message for a model that knows none; no reward head where one is
+                needed.
         """
         if system is not None and not knows_system(self.renderer):
             raise UserError(
                 "--system: models of the word-1000 protocol or of plain text know no system message"
             )
-        return ChatSession(self.decoder, self.renderer, sampling or Sampling(), system)
+        session = ChatSession(self.decoder, self.renderer, sampling or Sampling(), system)
+        return self._choosing(session, best_of)
 
-    def resume_chat(self, path: str | Path) -> ChatSession:
-        """Go on with a saved conversation; see :meth:`ChatSession.load`."""
-        return ChatSession.load(path, self.decoder, self.renderer)
+    def resume_chat(self, path: str | Path, best_of: int = 1) -> ChatSession:
+        """Go on with a saved conversation; see :meth:`ChatSession.load` and :meth:`chat`."""
+        return self._choosing(ChatSession.load(path, self.decoder, self.renderer), best_of)
+
+    def _choosing(self, session: ChatSession, best_of: int) -> ChatSession:
+        if best_of > 1:
+            assert self.reward is not None  # refused now, not at the first answer
+            session.best_of = BestOf(best_of, self.rewards)
+        return session
 
     def generate(
         self,
@@ -156,9 +214,10 @@ class TrainedModel:
         sampling: Sampling | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
         min_new_tokens: int = 0,
+        best_of: int = 1,
     ) -> Iterator[str]:
-        """Answer one prompt, in pieces as they are written."""
-        return self.chat(sampling).stream(prompt, max_new_tokens, min_new_tokens)
+        """Answer one prompt, in pieces as they are written; of several answers the best, whole."""
+        return self.chat(sampling, best_of=best_of).stream(prompt, max_new_tokens, min_new_tokens)
 
     def evaluate(
         self,
@@ -183,7 +242,7 @@ class TrainedModel:
         """
         dataset = dataset or self.settings.dataset
         split = self.validation_rows(data, dataset, subset, columns, splits)
-        metrics = evaluate(self.model, split, self.tokenizer, self.device, batch_size)
+        metrics = evaluate(self.as_trained, split, self.tokenizer, self.device, batch_size)
         trained_on = self._training_rows()
         baseline = ngram_baseline(trained_on, split) if trained_on else None
         word1000 = self.tokenizer.kind == "word1000"
@@ -235,7 +294,7 @@ class TrainedModel:
         """
         dataset = dataset or self.settings.dataset
         source = self._open(data, dataset, subset, columns, splits)
-        return skill_check(self.model, self.tokenizer, dataset, source, rows, run_code)
+        return skill_check(self.as_trained, self.tokenizer, dataset, source, rows, run_code)
 
     def _open(
         self,

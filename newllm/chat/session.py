@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from newllm.chat import session_file
@@ -16,10 +17,19 @@ from newllm.files import write_bytes, write_text
 from newllm.inference.answer_text import AnswerText
 from newllm.inference.decoder import Decoder, Stream, write_tokens
 from newllm.inference.sampler import Sampler, Sampling
-from newllm.model import LanguageModel
+from newllm.model import LanguageModel, State
 
 MAX_NEW_TOKENS = 256
 """Length of an answer at most, where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """How one of several answers is chosen."""
+
+    count: int
+    reward: Callable[[Sequence[Sequence[int]], State | None], list[float]]
+    """Of texts in tokens that go on from a state and end with an answer: the more, the better."""
 
 
 class ChatSession:
@@ -50,6 +60,8 @@ class ChatSession:
         self.dialogue = Dialogue(sampling, system)
         self.tokens_per_second = 0.0
         """Speed of the last turn, its prompt included."""
+        self.best_of: BestOf | None = None
+        """Several answers are written to each turn and one is chosen, if that is given."""
         self.recalled_tokens = 0
         """Tokens of the last answer that followed the same words earlier in the conversation."""
 
@@ -98,6 +110,9 @@ class ChatSession:
             UserError: the text is empty, and this model's form of a turn adds nothing to it; or
                 the answer is given up because the model's scores are not finite.
         """
+        if self.best_of is not None:
+            yield self._best(self.best_of, text, max_new_tokens, min_new_tokens)
+            return
         dialogue, started, before = self.dialogue, time.perf_counter(), self.tokens_read
         tokenizer = self.renderer.tokenizer
         stream = Stream(self.decoder, dialogue.next_turn.snapshot)
@@ -126,6 +141,34 @@ class ChatSession:
             self.recalled_tokens = stream.recalled
             self.tokens_per_second = (self.tokens_read - before) / (time.perf_counter() - started)
 
+    def _best(self, best_of: BestOf, text: str, most: int, least: int) -> str:
+        """Take the turn several times, the random numbers going on, and keep the best answer."""
+        started, tokenizer = time.perf_counter(), self.renderer.tokenizer
+        start = self.dialogue.next_turn
+        prompt, rng_state = self.dialogue.prompt(self.renderer, text), start.rng_state
+        taken: list[ChatSession] = []
+        for _ in range(best_of.count):
+            other = ChatSession(self.decoder, self.renderer, self.dialogue.sampling)
+            other._with(self.dialogue.copy())
+            other.dialogue.next_turn = replace(start, rng_state=rng_state)
+            other.say(text, most, least)
+            if other.tokens_read > start.snapshot.tokens_read:  # else its scores were not finite
+                taken.append(other)
+                rng_state = other.dialogue.next_turn.rng_state
+        if not taken:
+            raise UserError("the model's scores are not finite; the conversation is as before")
+        answers = [other.transcript[-1]["content"] for other in taken]
+        texts = [[*prompt, *ids, tokenizer.end] for ids in tokenizer.encode_batch(answers)]
+        given = best_of.reward(texts, start.snapshot.state)
+        best = max(range(len(taken)), key=lambda number: given[number])
+        self.dialogue = taken[best].dialogue
+        self.dialogue.past_turns[-1] = start
+        self.dialogue.next_turn = replace(self.dialogue.next_turn, rng_state=rng_state)
+        self.recalled_tokens = taken[best].recalled_tokens
+        spent = self.tokens_read - start.snapshot.tokens_read
+        self.tokens_per_second = spent / (time.perf_counter() - started)
+        return answers[best]
+
     def undo(self) -> None:
         """Go back to before the last turn; see :meth:`Dialogue.undo`.
 
@@ -137,6 +180,7 @@ class ChatSession:
     def fork(self) -> ChatSession:
         """A second conversation that goes on from here; neither touches the other."""
         other = ChatSession(self.decoder, self.renderer, self.dialogue.sampling)
+        other.best_of = self.best_of
         return other._with(self.dialogue.fork())
 
     def save(self, path: str | Path) -> None:

@@ -251,6 +251,11 @@ sampling_options = _together(
 )  # fmt: skip
 """Options of everything that writes text."""
 
+best_of_option = click.option(
+    "--best-of", default=1, show_default=True, type=click.IntRange(1, 64),
+    help="Write so many answers and take the one that the reward head likes best.",
+)  # fmt: skip
+
 serving_options = _together(
     click.option("--host", default="127.0.0.1", show_default=True,
                  help="Address to listen on; this one is for this machine alone."),

@@ -5,17 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from newllm.cli.help_pages import Command
 from newllm.cli.options import SeveralWords, file_argument, setting_options
+from newllm.config import option_name
+from newllm.errors import UserError
+
+_OF_A_HEAD = {
+    "file", "method", "data", "columns", "splits", "subset", "max_samples", "seed", "device",
+    "threads",
+}  # fmt: skip
+"""What `--method reward` asks for."""
 
 
 @click.command(cls=SeveralWords)
 @file_argument
 @setting_options("data", "columns", "splits", "subset", "max_samples")
 @click.option(
-    "--method", type=click.Choice(["simpo", "dpo", "orpo"]), default="simpo", show_default=True,
-    help="What is minimised (docs/PRACTICE.md).",
+    "--method", type=click.Choice(["simpo", "dpo", "orpo", "reward"]), default="simpo",
+    show_default=True,
+    help="What is minimised; reward: the model stays, a head beside it learns to judge answers.",
 )  # fmt: skip
 @click.option(
     "--beta", type=float, help="Weight of a difference.  [default: simpo 2, dpo 0.1, orpo 0.5]"
@@ -56,6 +66,15 @@ def prefer(
     from newllm.train.preference_loss import Preferring
 
     flags = {name: value for name, value in settings.items() if value is not None}
+    if method == "reward":
+        given = click.get_current_context().get_parameter_source
+        for name in click.get_current_context().params.keys() - _OF_A_HEAD:
+            if given(name) is ParameterSource.COMMANDLINE:
+                raise UserError(f"{option_name(name)}: a reward head has none; omit it")
+        from newllm.curriculum.reward import train_reward
+
+        train_reward(file, flags)
+        return
     run(file, Preferring(method, beta, gamma, anchor), flags, resume)
 
 
@@ -71,9 +90,9 @@ def prefer(
 @setting_options("data", default="hub; of math alone")
 @click.option("--shown", type=click.IntRange(0), default=300, show_default=True,
               help="Solved problems that are shown first.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(1), default=6, show_default=True,
+@click.option("--rounds", type=click.IntRange(1), default=8, show_default=True,
               help="Rounds of practice at most.")  # fmt: skip
-@click.option("--problems", type=click.IntRange(1), default=600, show_default=True,
+@click.option("--problems", type=click.IntRange(1), default=1000, show_default=True,
               help="New problems a round.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(1), default=2, show_default=True,
               help="Answers to each.")  # fmt: skip

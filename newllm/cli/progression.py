@@ -75,6 +75,10 @@ def grow(file: str, output: Path, seed: int | None, **sizes: int | None) -> None
 @click.option("--keep-going", is_flag=True, help="Go on where a level is not cleared.")
 @click.option("--skills", is_flag=True, help="Check answers too, after each level.")
 @click.option("--run-code", is_flag=True, help="With --skills: run code answers, shut in.")
+@click.option(
+    "--prefer", is_flag=True,
+    help="After level 2 learn from its pairs which answers people preferred (newllm prefer).",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on where the climb in --out stopped.")
 def climb(
     levels: tuple[str, ...],
@@ -87,6 +91,7 @@ def climb(
     keep_going: bool,
     skills: bool,
     run_code: bool,
+    prefer: bool,
     resume: bool,
     **settings: Any,
 ) -> None:
@@ -130,6 +135,7 @@ def climb(
         keep_going=keep_going,
         skills=skills,
         run_code=run_code,
+        prefer=prefer,
     )
     best = run(config, resume)
     click.echo(

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from newllm.cli.help_pages import Command
 from newllm.cli.options import (
     architecture_option,
+    best_of_option,
     file_argument,
     sampling_options,
     serving_options,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @file_argument
 @click.option("--prompt", required=True, help="What is said to the model.")
 @sampling_options
+@best_of_option
 @setting_options("device")
 @weights_option
 @architecture_option
@@ -40,6 +42,7 @@ def generate(
     device: str | None,
     weights: WeightFormat,
     architecture: str | None,
+    best_of: int,
     **sampling: Any,
 ) -> None:
     """Print the answer of checkpoint FILE to a prompt.
@@ -50,7 +53,8 @@ def generate(
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, _writing_device(device), weights, architecture)
-    for piece in model.generate(prompt, Sampling(**sampling), max_new_tokens, min_new_tokens):
+    drawn = Sampling(**sampling)
+    for piece in model.generate(prompt, drawn, max_new_tokens, min_new_tokens, best_of):
         click.echo(piece, nl=False)
     click.echo()
 
@@ -60,6 +64,7 @@ def generate(
 @click.option("--system", default=None, help="What the model is told before the conversation.")
 @click.option("--load", metavar="SESSION", help="Go on with a saved conversation, as it was drawn.")
 @sampling_options
+@best_of_option
 @setting_options("device")
 @weights_option
 @architecture_option
@@ -72,6 +77,7 @@ def chat(
     device: str | None,
     weights: WeightFormat,
     architecture: str | None,
+    best_of: int,
     **sampling: Any,
 ) -> None:
     """Talk to checkpoint FILE; the conversation is held in its fixed-size state.
@@ -87,7 +93,10 @@ def chat(
     for name in ("system", *sampling):
         if load and given(name) is ParameterSource.COMMANDLINE:
             raise UserError(f"{option_name(name)}: --load goes on as that conversation was begun")
-    session = model.resume_chat(load) if load else model.chat(Sampling(**sampling), system)
+    if load:
+        session = model.resume_chat(load, best_of)
+    else:
+        session = model.chat(Sampling(**sampling), system, best_of)
     converse(session, f"{file}: {model.size}", max_new_tokens, min_new_tokens)
 
 

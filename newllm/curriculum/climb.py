@@ -7,6 +7,7 @@ in progress has its own resume file, so that a climb can be stopped anywhere.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,14 @@ from newllm.results.runs import RunFiles
 from newllm.results.summary import Summary, load_summary
 from newllm.settings import resolve
 from newllm.train.distributed import refuse_several
+from newllm.train.prefer import prefer
+from newllm.train.preference_loss import Preferring
 from newllm.train.run import shape_of, train
 from newllm.train.signals import run_lock
 from newllm.trained import TrainedModel
+
+PAIRS = "hh_rlhf"
+"""The level whose rows are pairs of answers."""
 
 MAX_ROUNDS = 5
 """Trainings of one level at most, with --until-cleared."""
@@ -75,6 +81,8 @@ def climb(config: ClimbConfig, resume: bool = False, note: Callable[[str], None]
         if config.skills:
             for dataset in config.levels:
                 require_skills(dataset, config.run_code)
+        if config.prefer and PAIRS not in config.levels:
+            raise UserError(f"--prefer: the pairs are those of {PAIRS}; add it to --levels")
         results = _begin(config, folder, resume, note)
         if not (folder / TOKENIZER).exists():
             train_tokenizer(config, folder / TOKENIZER, note)
@@ -108,6 +116,7 @@ def _begin(
     before, results = read_config(folder)
     same = before.rehearsal_share == config.rehearsal_share
     changed = [] if same else [option_name("rehearsal_share")]
+    changed += [] if before.prefer == config.prefer else [option_name("prefer")]
     changed += [
         option_name(name)
         for name in sorted(before.settings.keys() | config.settings.keys())
@@ -188,24 +197,43 @@ class LevelRun:
                 f"level {level.number} ({dataset}) is not cleared; with --resume, train it on with "
                 "--until-cleared, or climb on as it is with --keep-going"
             )
+        run, learnt, preferred = files.name, summary.best, None
+        if self.config.prefer and dataset == PAIRS:
+            preferred, best, files = self._prefer(files, resume)
+            learnt = load_summary(files.summary).best
         # With the optimizer's moments, where the last weights are the best ones.
-        freshest = files.final if summary.best["epoch"] == summary.epochs else files.best
+        last_is_best = preferred or summary.best["epoch"] == summary.epochs
+        freshest = files.final if last_is_best else files.best
         model = TrainedModel.load(best, self.config.settings.get("device", "auto"))
         data = self.config.data_of(dataset)
         return {
             "dataset": dataset,
-            "run": files.name,
+            "run": run,
             "best": best.name,
             "start_next": freshest.name,
             "rounds": rounds,
             "grown": grown,
             "status": status,
             "minutes": summary.minutes,
-            "evaluations": self._evaluations(model, dataset, summary.best),
+            "evaluations": self._evaluations(model, dataset, learnt),
             "skills": model.skills(data, dataset, "all", run_code=self.config.run_code)
             if self.config.skills
             else None,
+            "preferred": preferred,
         }
+
+    def _prefer(self, level: RunFiles, resume: bool) -> tuple[dict[str, Any], Path, RunFiles]:
+        """A run on pairs behind a level's: its verdict, its checkpoint and its files."""
+        self.note("\n== Which answers people preferred")
+        shared = {"device", "precision", "seed", "minutes", "max_samples", "save_minutes"}
+        flags = {name: self.config.settings[name] for name in self.config.settings.keys() & shared}
+        flags |= {"data": self.config.data_of(PAIRS), "out": str(self.folder)}
+        files = RunFiles(self.folder, f"{level.name}_preferred")
+        flags["name"] = files.name
+        resume = resume and files.resume.exists()
+        best = prefer(str(level.final), Preferring(), flags, resume)
+        verdict = json.loads(files.preferences.read_text(encoding="utf-8"))
+        return {"run": files.name, **verdict}, best, files
 
     def _flags(self, level: Dataset) -> tuple[dict[str, Any], dict[str, list[int]] | None]:
         """Settings of a level's training, and what grew: name -> [before, after]."""
@@ -249,7 +277,7 @@ class LevelRun:
         scores = {}
         for dataset in self.before:
             split = model.validation_rows(self.config.data_of(dataset), dataset, "all")
-            scores[dataset] = evaluate(model.model, split, model.tokenizer, model.device)
+            scores[dataset] = evaluate(model.as_trained, split, model.tokenizer, model.device)
         scores[learnt] = {name: best[name] for name in Metrics.__annotations__ if name in best}
         for dataset, metrics in scores.items():
             self.note(f"  {dataset}: {metrics['bpb']:.4f} bits per byte")

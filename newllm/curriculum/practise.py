@@ -43,7 +43,7 @@ from newllm.trained import TrainedModel
 
 TASKS = ("arithmetic", "code", "math")
 
-_SHOWN_EPOCHS, _ROUND_EPOCHS = 8, 2
+_SHOWN_EPOCHS, _ROUND_EPOCHS = 20, 3
 _VALIDATION_ROWS = 50
 
 
@@ -59,8 +59,8 @@ class Practice:
     """Where MATH's rows are."""
     shown: int = 300
     """Solved problems that are shown first."""
-    rounds: int = 6
-    problems: int = 600
+    rounds: int = 8
+    problems: int = 1000
     """New problems a round."""
     samples: int = 2
     """Answers to each."""
@@ -230,6 +230,7 @@ class _Practising:
             "learning_rate": plan.learning_rate,
             "batch_size": plan.batch_size,
             "dropout": 0.0,
+            "closed_answers": True,
             "patience": epochs,
             "out": plan.out,
             "name": f"{plan.name}_{number}",

@@ -298,6 +298,11 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def answer_marks(tokenizer: Tokenizer) -> tuple[int, int] | None:
+    """Ids of the tokens before and behind an answer; None where answers have no mark."""
+    return (tokenizer.roles["assistant"], tokenizer.end) if isinstance(tokenizer, BPE) else None
+
+
 def never_written(tokenizer: Tokenizer) -> list[int]:
     """Ids that are no part of an answer: padding, begin, role tokens, and the unknown word."""
     if isinstance(tokenizer, BPE):

@@ -19,6 +19,7 @@ from newllm.inference.sampler import Sampler
 from newllm.model import LanguageModel, State
 from newllm.model.context.decode import ContextSlots, can_step
 from newllm.model.recall.reference import ORDER_UNIT, TIMES_UNIT, longest_match
+from newllm.model.residual import ResidualLM
 
 PROMPT_TOKENS = 4096
 """Prompt tokens read at a time, where nothing else is said: bounds the memory of long prompts."""
@@ -248,6 +249,8 @@ def make_decoder(model: LanguageModel, batched: bool = False) -> Decoder:
             one call. That is faster, but the last bits of what is computed for a slot then depend
             on how many others take the step with it.
     """
+    if isinstance(model, ResidualLM) and model.closing is not None:  # `begin_answer` says where
+        model = model.reading_closed(None)
     if can_step(model):
         return FusedDecoder(model, ContextSlots(model))
     return Decoder(model, batched)

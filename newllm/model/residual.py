@@ -35,7 +35,7 @@ from newllm.model.kernels.reference import let_copy_
 from newllm.model.loss import compute_dtype, sum_of_nats
 from newllm.model.recall import recall
 from newllm.model.recall.layer import RecallLayer
-from newllm.model.recall.reference import LONGEST, ORDERS, WAYS
+from newllm.model.recall.reference import LONGEST, OPEN, ORDERS, WAYS
 from newllm.model.trunk import TokenScores, TrunkOutput
 
 State = dict[str, Tensor]
@@ -215,6 +215,8 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         self.recall = RecallLayer(settings.embed_dim) if settings.recall_slots else None
         self.counts = CountsLayer(settings.embed_dim, vocab_size) if settings.counts else None
         self._carried = blocks[0].carries()
+        self.closing: tuple[int, int] | None = None
+        """The tokens between which answers stand, where recall reads them as they are written."""
 
     def set_dropout(self, p: float) -> None:
         """Drop elements of every branch with this probability from now on, in training mode."""
@@ -230,6 +232,8 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         if self.recall is not None:
             sets = self.settings.recall_slots // WAYS
             state["recall"] = zeros(len(ORDERS), batch_size, sets, WAYS, dtype=torch.int32)
+            if self.closing is not None:
+                state["looked_up"] = torch.full_like(state["recall"], OPEN)
         if self.recall is not None or self.counts is not None:
             state["recent"] = zeros(LONGEST, batch_size, dtype=torch.int32)
         return state
@@ -318,8 +322,11 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         memory: State = {}
         if self.recall is not None:
             searched = state.get("looked_up")
+            if self.closing is not None:  # it is changed there
+                whole = torch.full_like(state["recall"], OPEN) if searched is None else searched
+                searched = whole.cpu().clone(memory_format=torch.contiguous_format)
             parts = state["recall"], state["recent"]
-            matches, *parts = recall(ids, reset, lengths, *parts, searched)
+            matches, *parts = recall(ids, reset, lengths, *parts, searched, self.closing)
             embedded = embedded + self.recall.added(matches, self.embedding.weight)
             memory = dict(zip(("recall", "recent"), parts, strict=True))
             memory |= {} if searched is None else {"looked_up": searched}
@@ -442,6 +449,16 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
             if copying is not None:
                 let_copy_(logits, *copying)
         return TokenScores(nats, logits.argmax(dim=1) == targets, without_counts)
+
+    def reading_closed(self, closing: tuple[int, int] | None) -> ResidualLM[BoundariesT]:
+        """The same model, its weights shared, to whose recall answers are closed as they are read.
+
+        It reads them as they are written (`Decoder.begin_answer`): nothing of an answer is looked
+        up until it has ended. `closing` has the tokens before and behind answers; None: the model.
+        """
+        other = copy.copy(self)
+        other.closing = closing
+        return other
 
     def without_counts(self) -> ResidualLM[BoundariesT]:
         """The same model, its weights shared, without its table of counts."""

@@ -265,6 +265,12 @@ def climb_table(climb: Climb) -> str:
         cells = ("" if score is None else f"{score:.3f}" for score in scores)
         rows.append((f"after {name}", *cells))
     lines = [aligned(rows)]
+    for result in climb.results:
+        if stage := result.get("preferred"):
+            lines.append(
+                f"Prefers the chosen answer of {stage['after']:.1%} of pairs after "
+                f"{result['dataset']}; the longer one is chosen in {stage['longer']:.1%}"
+            )
     if climb.backward_transfer is not None:
         how = "better" if climb.backward_transfer > 0 else "worse"
         lines.append(

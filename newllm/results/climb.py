@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+from typing_extensions import NotRequired
+
 from newllm.config import DEFAULT_OUT, option_name
 from newllm.errors import UserError
 from newllm.files import write_text
@@ -83,6 +85,8 @@ class ClimbConfig:
     """Check what the model can do after each level, on that level's rows."""
     run_code: bool = False
     """Run the code that it answers with, sandboxed."""
+    prefer: bool = False
+    """Learn from HH-RLHF's pairs which answers people preferred, after its level."""
 
     def data_of(self, dataset: str) -> str:
         """Where the rows of a data set are."""
@@ -103,7 +107,7 @@ class ClimbConfig:
             words += [] if name in chosen else option_words(name, value)
         if self.rehearsal_share is not None:
             words += ["--rehearsal-share", f"{self.rehearsal_share:g}"]
-        given = ("until_cleared", "keep_going", "skills", "run_code")
+        given = ("until_cleared", "keep_going", "skills", "run_code", "prefer")
         words += [option_name(name) for name in given if getattr(self, name)]
         return shlex.join([*words, *flags])
 
@@ -129,6 +133,9 @@ class LevelResult(TypedDict):
     """Of the levels so far, by data set."""
     skills: dict[str, Any] | None
     """What :func:`newllm.evaluate.skills.skill_check` returns; None where it was not asked for."""
+    preferred: NotRequired[dict[str, Any] | None]
+    """Of the stage of preferences: the name of its `run`, and its verdict, as
+    :func:`newllm.train.prefer.judge_preferences` returns it; None where there was none."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +154,14 @@ class Climb:
 
     @property
     def runs(self) -> set[str]:
-        """Names of the runs of its finished levels."""
-        return {result["run"] for result in self.results}
+        """Names of the runs of its finished levels, with those of their preferences."""
+        stages = [result.get("preferred") for result in self.results]
+        return {result["run"] for result in self.results} | {s["run"] for s in stages if s}
+
+    @property
+    def has_preferences(self) -> bool:
+        """Whether a level of it was followed by a stage of preferences."""
+        return any(result.get("preferred") for result in self.results)
 
     @property
     def current(self) -> str | None:
@@ -202,6 +215,9 @@ def read_climb(folder: Path) -> Climb | None:
         config = _config(content)
         results = tuple(content["results"])
         for result in results:
+            stage = result.get("preferred")
+            if stage and not {"run", "after", "longer"} <= stage.keys():
+                raise ValueError("preferred: expected run, after, longer")
             if any(len(pair) != 2 for pair in (result.get("grown") or {}).values()):
                 raise ValueError("grown: expected [before, after]")
         matrix = _matrix(results)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -214,8 +214,14 @@ async def news(replies: Replies) -> AsyncIterator[News]:
             task.cancel()
 
 
-async def respond(request: Request, replies: Replies, form: Form, stream: bool) -> Response:
-    """The answers, whole or as a stream.
+async def respond(
+    request: Request,
+    replies: Replies,
+    form: Form,
+    stream: bool,
+    choose: Callable[[Replies], Awaitable[Sequence[int]]] | None = None,
+) -> Response:
+    """The answers, whole or as a stream; or those that are chosen of them when all have ended.
 
     Raises:
         ApiError: one was given up.
@@ -236,6 +242,9 @@ async def respond(request: Request, replies: Replies, form: Form, stream: bool) 
         tasks.cancel_scope.cancel()
     if any(reply.job.reason == "error" for reply in replies):
         raise ApiError(500, GIVEN_UP, "not_finite")
+    if choose is not None:
+        chosen = await choose(replies)
+        replies, pieces = [replies[n] for n in chosen], [pieces[n] for n in chosen]
     return JSONResponse(form.whole(replies, pieces))
 
 

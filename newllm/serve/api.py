@@ -19,7 +19,7 @@ from newllm.errors import UserError
 from newllm.inference.decoder import START
 from newllm.inference.engine import Job
 from newllm.inference.sampler import Sampling
-from newllm.serve.answers import OpenAIForm, respond
+from newllm.serve.answers import OpenAIForm, Replies, respond, usage
 from newllm.serve.page_files import PageFile, page_headers, read_page
 from newllm.serve.protect import read_body
 from newllm.serve.responses import ResponsesForm
@@ -141,7 +141,13 @@ class Api:
         words = await asyncio.to_thread(served.tokenizer.encode_batch, texts) if texts else [
             known_ids(served, ids, "prompt") for ids in prompts if isinstance(ids, list)
         ]  # fmt: skip
-        service.check_room(served, len(prompts) * asked.n)
+        chooses = asked.written > asked.n
+        if chooses:
+            try:
+                await asyncio.to_thread(lambda: served.model.reward)
+            except UserError as error:
+                raise ApiError(400, f"best_of: {error}", "unsupported_value", "best_of") from None
+        service.check_room(served, len(prompts) * asked.written)
         bos = served.tokenizer.bos
         replies: list[Reply] = []
         echoed: list[tuple[str, int]] = []
@@ -150,8 +156,8 @@ class Api:
             try:
                 replies += service.begin(
                     served, START, ids if begins else [bos, *ids], asked,
-                    samplings(asked, asked.n), _nothing, top_logprobs=asked.logprobs, trim=False,
-                    prompt_logprobs=asked.echo and asked.logprobs is not None,
+                    samplings(asked, asked.written), _nothing, top_logprobs=asked.logprobs,
+                    trim=False, prompt_logprobs=asked.echo and asked.logprobs is not None,
                 )  # fmt: skip
             except ApiError:
                 for reply in replies:  # all of a request's answers, or none
@@ -159,8 +165,10 @@ class Api:
                 raise
             text = prompt if isinstance(prompt, str) else served.tokenizer.decode(ids)
             echoed += [(text, 0 if begins else 1)] * asked.n
-        told = form(served, asked, chat=False, echoed=echoed if asked.echo else ())
-        return await respond(request, replies, told, asked.stream)
+        more: dict[str, Any] = {"more": lambda: {"usage": usage(replies)}} if chooses else {}
+        told = form(served, asked, chat=False, echoed=echoed if asked.echo else (), **more)
+        choose = partial(best_of, served, asked.n, asked.written) if chooses else None
+        return await respond(request, replies, told, asked.stream, choose)
 
     async def tokenize(self, request: Request) -> Response:
         """The tokens of a text, or of a conversation as an answer is written to it."""
@@ -194,6 +202,20 @@ class Api:
             return Response(file.content, media_type=file.kind, headers=headers)
 
         return page
+
+
+async def best_of(served: Served, count: int, written: int, replies: Replies) -> list[int]:
+    """Numbers of the answers that the reward head likes best, so many of each prompt's."""
+    jobs = [reply.job for reply in replies]
+    said = served.tokenizer.encode_batch([job.answer.text for job in jobs])
+    end = served.tokenizer.end
+    texts = [[*job.ids, *ids, end] for job, ids in zip(jobs, said, strict=True)]
+    given = await asyncio.to_thread(served.model.rewards, texts)
+    chosen: list[int] = []
+    for first in range(0, len(given), written):
+        ranked = sorted(range(first, first + written), key=lambda number: -given[number])
+        chosen += ranked[:count]
+    return chosen
 
 
 def _nothing(job: Job) -> None:
@@ -241,12 +263,12 @@ async def body_as(schema: type[Body], request: Request, service: Service) -> Bod
 
 
 def form(
-    served: Served, asked: AnswerRequest, chat: bool = True, usage: bool = False, **more: Any
+    served: Served, asked: AnswerRequest, chat: bool = True, told: bool = False, **more: Any
 ) -> OpenAIForm:
-    """The form of the response."""
-    usage |= asked.stream_options is not None and asked.stream_options.include_usage
+    """The form of the response; `told`: a stream ends with its usage in any case."""
+    told |= asked.stream_options is not None and asked.stream_options.include_usage
     name = getattr(asked, "model", served.name)
-    return OpenAIForm(name, served.tokenizer, chat, usage, **more)
+    return OpenAIForm(name, served.tokenizer, chat, told, **more)
 
 
 def model_facts(service: Service, name: str) -> dict[str, Any]:

@@ -365,7 +365,8 @@ class CompletionRequest(_OpenAI):
     max_tokens: Whole | None = Field(None, ge=0)
     logprobs: Whole | None = Field(None, ge=0, le=20)
     echo: StrictBool = False
-    best_of: Annotated[Whole | None, WithJsonSchema({"enum": [None, 1]})] = None
+    best_of: Whole | None = Field(None, ge=1, le=MOST_ANSWERS)
+    """Write so many answers to each prompt; given are the `n` that the reward head likes best."""
     suffix: _nothing("", why="this server writes no text before a suffix") = None  # type: ignore[valid-type]
 
     @property
@@ -376,11 +377,18 @@ class CompletionRequest(_OpenAI):
 
     @model_validator(mode="after")
     def _fits(self) -> CompletionRequest:
-        if len(self.prompts) * self.n > MOST_ANSWERS:
+        if len(self.prompts) * self.written > MOST_ANSWERS:
             raise ValueError(f"prompt: at most {MOST_ANSWERS} answers a request")
-        if self.best_of not in (None, self.n):
-            raise ValueError("best_of: this server writes no more answers than n")
+        if self.written < self.n:
+            raise ValueError("best_of: must not be less than n")
+        if self.written > self.n and self.stream:
+            raise ValueError("best_of: none is chosen before all are written; omit stream")
         return self
+
+    @property
+    def written(self) -> int:
+        """Answers that are written to each prompt."""
+        return self.n if self.best_of is None else self.best_of
 
 
 class _InputPart(_Request):

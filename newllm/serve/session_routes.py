@@ -154,7 +154,7 @@ class SessionRoutes:
             raise
         read_here = max(0, start.snapshot.tokens_read - session.known_tokens)
         service.metrics.tokens_cached.inc(read_here)
-        told = form(served, asked, usage=True, more=lambda: {"session": self._facts(session)})
+        told = form(served, asked, told=True, more=lambda: {"session": self._facts(session)})
         return await respond(request, replies, told, asked.stream)
 
     async def fork(self, request: Request) -> Response:

@@ -58,6 +58,13 @@ def save(path: Path, content: Content, keep_previous: bool = False) -> None:
     write_bytes(path, sealed)
 
 
+def digest(path: Path) -> str:
+    """The SHA-256 that a sealed file ends with: what another file can know it by."""
+    with path.open("rb") as file:
+        file.seek(-64, os.SEEK_END)
+        return file.read().decode("ascii", errors="replace")
+
+
 def load(path: Path) -> Content:
     """Read and verify a checkpoint.
 
@@ -109,6 +116,8 @@ def load_model(path: Path) -> Content:
         UserError: it is another file of ours, besides what `load` refuses.
     """
     content = load(path)
+    if content.get("kind") == "reward":
+        raise UserError(f"{path}: a reward head; give the checkpoint that it lies beside")
     if content.get("kind") != "model":
         raise UserError(
             f"{path}: this file only resumes a training; give the run's best_*.pt or *_final.pt"

@@ -40,6 +40,7 @@ from newllm.evaluate.preferences import (
     pair_sides,
     preference_pair,
 )
+from newllm.evaluate.refusals import refusal_share
 from newllm.files import write_text
 from newllm.model import LanguageModel, State
 from newllm.model.kernels import Noise
@@ -78,11 +79,10 @@ def prefer(file: str, options: Preferring, flags: Mapping[str, Any], resume: boo
     before = parse(checkpoint.load_model(Path(file))["settings"])
     if before.tokenizer != "bpe":
         raise UserError(f"{file}: word1000 loses most words of an answer; train with BPE first")
-    inherited: dict[str, Any] = {}
+    inherited: dict[str, Any] = {"closed_answers": before.closed_answers}
     if before.dataset == DATASET.name:  # the same rows are counted, so that the table stays
-        inherited = before.model_dump(
-            include={"rehearse", "rehearsal_share", "rehearsal_last", "max_seq_length"}
-        )
+        kept = {"rehearse", "rehearsal_share", "rehearsal_last", "max_seq_length"}
+        inherited |= before.model_dump(include=kept)
     name = f"{Path(file).stem.removeprefix('best_').removesuffix('_final')}_{options.method}"
     given = {**RECIPE, "name": name, **inherited, **flags, "init_from": file}
     make = functools.partial(PreferenceRun, options)
@@ -100,6 +100,15 @@ class Pairs:
     """Rows that have no two answers."""
     first_left_out: str
     """Where the first malformed one stands, and what is wrong; empty for none."""
+
+    def line(self, split: str) -> str:
+        """How many there are, and what was left out, in words."""
+        line = f"Pairs  {len(self.sides):,} {split}"
+        if self.left_out:
+            line += f"; {self.left_out} rows without two answers left out"
+        if self.first_left_out:
+            line += f", the first malformed one {self.first_left_out}"
+        return line
 
 
 def read_pairs(rows: Rows, renderer: ChatRenderer) -> Pairs:
@@ -123,6 +132,17 @@ def read_pairs(rows: Rows, renderer: ChatRenderer) -> Pairs:
         pairs.append(pair)
         harmless.append(part_of(item, DATASET.subsets["harmless"], DATASET))
     return Pairs(pair_sides(renderer, pairs), harmless, left_out, first)
+
+
+MOST_PROMPTS = 100
+"""Harmless validation prompts that are answered before and after."""
+
+
+def harmless_prompts(pairs: Pairs, assistant: int) -> list[list[int]]:
+    """What the last answers of harmless chosen dialogues answer, spread over all of them."""
+    ids = [chosen.ids for (chosen, _), h in zip(pairs.sides, pairs.harmless, strict=True) if h]
+    ids = ids[:: -(-len(ids) // MOST_PROMPTS) or 1]
+    return [side[: len(side) - side[::-1].index(assistant)] for side in ids]
 
 
 def tables_of(
@@ -263,12 +283,26 @@ class PreferenceTrainer(Trainer):
         self.before: PairScores | None = None
         """What the model before training said of the validation pairs."""
         self.loss_before = float("nan")
+        assert isinstance(self.data.tokenizer, BPE)
+        self._prompts = harmless_prompts(validation, self.data.tokenizer.roles["assistant"])
+        self.refusals_before: float | None = None
+        """Share of the harmless validation prompts that the model refused before training."""
+
+    def refusals(self) -> float | None:
+        """That share now; None without such prompts."""
+        if not self._prompts:
+            return None
+        training = self.model.training
+        share = refusal_share(self.model.eval(), self.data.tokenizer, self._prompts)
+        self.model.train(training)
+        return share
 
     def _find_micro_batch(self) -> None:
         """What the model says before the first step; a batch is computed a few pairs at a time."""
         self.micro_batch = self.settings.micro_batch_size or PAIRS_AT_ONCE
         metrics = self._evaluate()
         self.before, self.loss_before = self._scored, metrics["loss"]
+        self.refusals_before = self.refusals()
         self.log.note(
             f"Before: loss {metrics['loss']:.4f}, prefers the chosen answer of "
             f"{self.before.prefers_chosen.mean():.1%} of {len(self.validation.sides)} validation "
@@ -343,6 +377,7 @@ class PreferenceTrainer(Trainer):
             "reference": reference,
             "before": torch.from_numpy(self.before.nats),
             "loss_before": self.loss_before,
+            "refusals_before": self.refusals_before,
         }
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
@@ -359,6 +394,7 @@ class PreferenceTrainer(Trainer):
         sizes = [[side.size for side in pair] for pair in self.validation.sides]
         self.before = PairScores(stored["before"].numpy(), np.array(sizes))
         self.loss_before = stored["loss_before"]
+        self.refusals_before = stored.get("refusals_before")
         if self.progress.finished:
             self._evaluate()
 
@@ -406,12 +442,7 @@ class PreferenceRun(TrainingRun):
     def _introduce(self, trainer: Trainer, resumed: bool) -> None:
         super()._introduce(trainer, resumed)
         for name, pairs in (("training", self.training), ("validation", self.validation)):
-            line = f"Pairs  {len(pairs.sides):,} {name}"
-            if pairs.left_out:
-                line += f"; {pairs.left_out} rows without two answers left out"
-            if pairs.first_left_out:
-                line += f", the first malformed one {pairs.first_left_out}"
-            self.log.note(line)
+            self.log.note(pairs.line(name))
         how = asdict(self.options)
         self.log.note("Loss   " + ", ".join(f"{name} {value}" for name, value in how.items()))
 
@@ -425,6 +456,10 @@ class PreferenceRun(TrainingRun):
             self.validation.harmless,
             (trainer.loss_before, trainer.progress.history[-1]["loss"]),
         )
+        verdict |= {
+            "refusals_before": trainer.refusals_before,
+            "refusals_after": trainer.refusals(),
+        }
         content = {**asdict(self.options), **verdict}
         write_text(self.files.preferences, json.dumps(content, indent=1) + "\n")
         for line in preference_lines(verdict):
@@ -473,24 +508,31 @@ def judge_preferences(
     }
 
 
+def compared(what: str, share: float, other: float, interval: tuple[float, float]) -> str:
+    """A share of pairs beside another one, with the 95% interval of the difference, in words."""
+    low, high = (100 * end for end in interval)
+    word = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+    return (
+        f"  {word} {what} ({other:.1%}): {100 * (share - other):+.1f} points "
+        f"(95%: {low:+.1f} to {high:+.1f})"
+    )
+
+
 def preference_lines(verdict: Mapping[str, Any]) -> list[str]:
     """The verdict in words."""
     low, high = verdict["after_interval"]
     share = f"{verdict['after']:.1%} of {verdict['pairs']} validation pairs"
     lines = [f"Prefers the chosen answer of {share} (95%: {low:.1%} to {high:.1%})"]
     for name, what in (("before", "the model before"), ("longer", "always the longer answer")):
-        low, high = (100 * end for end in verdict[f"over_{name}_interval"])
-        word = "better than" if verdict[f"better_than_{name}"] else "not told apart from"
-        word = "worse than" if high < 0 else word
-        points = 100 * (verdict["after"] - verdict[name])
-        lines.append(
-            f"  {word} {what} ({verdict[name]:.1%}): {points:+.1f} points "
-            f"(95%: {low:+.1f} to {high:+.1f})"
-        )
+        interval = verdict[f"over_{name}_interval"]
+        lines.append(compared(what, verdict["after"], verdict[name], interval))
     was, now = verdict["loss_before"], verdict["loss_after"]
     much = "" if verdict["loss_kept"] else f": more than the {MOST_LOSS:.0%} that it may cost"
     lines.append(f"  ordinary loss {was:.4f} -> {now:.4f} ({now / was - 1:+.1%}){much}")
     parts = verdict["rejected_likelier"]
     said = ", ".join(f"{share:.1%} ({name})" for name, share in parts.items())
     lines.append(f"  rejected answers that became likelier: {said}")
+    was, now = verdict.get("refusals_before"), verdict.get("refusals_after")
+    if was is not None and now is not None:
+        lines.append(f"  refusals of harmless validation prompts: {was:.1%} -> {now:.1%}")
     return lines

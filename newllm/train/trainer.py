@@ -21,6 +21,7 @@ from newllm.config import ModelSettings, Settings
 from newllm.data.loader import Batch, EpochLoader, Mixture, read_ahead
 from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
+from newllm.data.tokenizers import answer_marks
 from newllm.device import autocast, get_generators, pick_precision, send, set_generators
 from newllm.errors import UserError
 from newllm.evaluate.metrics import EVALUATION_BATCH_SIZE, evaluate
@@ -138,6 +139,8 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.model = build_model(settings.model_settings(), data.tokenizer.vocab_size, block)
         self.model.to(device)
+        if settings.closed_answers and isinstance(self.model, ResidualLM):
+            self.model.closing = answer_marks(data.tokenizer)
         self._counts = counts
         if not self.processes.main:
             torch.manual_seed(settings.seed + (self.processes.rank << 32))

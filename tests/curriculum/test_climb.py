@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from newllm.results.marks import Mark, add_marks
 from newllm.results.records import score
 from newllm.results.summary import load_summary
 from newllm.train import checkpoint
+from newllm.train.prefer import PreferenceTrainer
+from newllm.train.trainer import Trainer
 from tests.train.test_run import stop_after
 
 TINY = {
@@ -124,6 +128,58 @@ def test_plain_text_comes_before_the_levels(route, data: Path, tmp_path: Path, c
     capsys.readouterr()
     assert main(["progress", "--out", str(tmp_path / "climb")]) == 0
     assert "text" in capsys.readouterr().out
+
+
+def test_preferences_are_a_stage_behind_level_two(route, capsys, monkeypatch) -> None:
+    """Stopped inside it, the climb goes on there; what it prefers is on record and on the page."""
+    with pytest.raises(UserError, match="--prefer: the pairs are those of hh_rlhf"):
+        climb(route("dolly", prefer=True, out=route("dolly").out + "_none"))
+    levels = route("hh_rlhf", "ultrachat", prefer=True)
+    steps = 0
+
+    def stopping(self: Trainer, *arguments: Any) -> None:
+        nonlocal steps
+        original(self, *arguments)
+        steps += 1
+        if steps == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    original = PreferenceTrainer._timed_step
+    with monkeypatch.context() as patch:
+        patch.setattr(PreferenceTrainer, "_timed_step", stopping)
+        with pytest.raises(Stopped):
+            climb(levels)
+    capsys.readouterr()
+    climb(levels, resume=True)
+    said = capsys.readouterr().out
+    assert said.count("Epoch 1/1") == 2  # that of the level itself was done
+    first, second = record(levels)["results"]
+    stage = first["preferred"]
+    assert second["preferred"] is None
+    assert stage["run"] == f"{first['run']}_preferred"
+    assert stage["pairs"] == 8
+    assert first["best"] == f"best_{stage['run']}.pt"
+    assert first["start_next"] == f"{stage['run']}_final.pt"
+    settings = load_summary(Path(levels.out) / f"{second['run']}.summary.json").settings
+    assert first["start_next"] in settings["init_from"] or second["grown"]
+    last = load_summary(Path(levels.out) / f"{stage['run']}.summary.json").best["bpb"]
+    assert first["evaluations"]["hh_rlhf"]["bpb"] == pytest.approx(last)
+    assert main(["progress", "--out", levels.out]) == 0
+    assert "of pairs after hh_rlhf; the longer one is chosen in" in capsys.readouterr().out
+    assert "--prefer" in levels.command()
+    with pytest.raises(UserError, match="began with other --prefer"):
+        climb(replace(levels, prefer=False), resume=True)
+
+
+def test_a_climb_from_before_there_were_preferences_goes_on(route) -> None:
+    one = route("dolly")
+    climb(one)
+    path = Path(one.out) / NAME
+    content = json.loads(path.read_text())
+    del content["prefer"], content["results"][0]["preferred"]
+    path.write_text(json.dumps(content))
+    climb(replace(one, levels=["dolly", "ultrachat"]), resume=True)
+    assert len(record(one)["results"]) == 2
 
 
 def test_each_level_begins_with_the_weights_of_the_one_before(route) -> None:

@@ -26,6 +26,7 @@ TINY = {"context_dim": 16, "embed_dim": 16, "hidden_dim": 24, "vocab_size": 320,
 @pytest.fixture(autouse=True)
 def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("newllm.model.kernels.FORCED", "reference")  # no compiling for a few steps
+    monkeypatch.setattr(practice, "_SHOWN_EPOCHS", 2)
 
 
 @pytest.fixture(scope="module")

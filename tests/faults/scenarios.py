@@ -63,6 +63,18 @@ def write_rows(folder: Path) -> Path:
     return folder
 
 
+def write_pairs(folder: Path) -> str:
+    """Rows of preferences; where they are."""
+    part = folder / "pairs" / "helpful-base"
+    if not part.exists():
+        part.mkdir(parents=True)
+        for split, start, count in (("train", 0, 16), ("validation", 1000, 4)):
+            begun = [f"\n\nHuman: What is {start + n}?\n\nAssistant:" for n in range(count)]
+            rows = [{"chosen": f"{b} a number", "rejected": f"{b} no"} for b in begun]
+            (part / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(folder / "pairs")
+
+
 def _train(rows: Path, folder: Path) -> list[str]:
     return ["train", "dolly", "--data", str(rows / "dolly"), "--out", str(folder / "out"), *TINY,
             "--vocab-size", "320", "--epochs", "2", "--save-minutes", "0"]  # fmt: skip
@@ -93,6 +105,22 @@ SCENARIOS = {
         Scenario(
             "climb", "climbed",
             lambda rows, folder: [str(rows), str(folder / "out")], ["--resume"],
+        ),
+        Scenario(
+            "prefer", "command",
+            lambda rows, folder: [
+                "prefer", best(folder), "--data", write_pairs(rows), "--batch-size", "4",
+                "--epochs", "2", "--save-minutes", "0", "--device", "cpu", "--name", "preferred",
+                "--out", str(folder / "out"),
+            ],
+            ["--resume"],
+            before=_model,
+        ),
+        Scenario(
+            "practise", "practised",
+            lambda _, folder: [best(folder), str(folder / "rows"), str(folder / "out")],
+            ["--resume"],
+            before=_model,
         ),
         Scenario(
             "tokenizer", "command",

@@ -88,7 +88,7 @@ def must_be_whole(trial: Trial, where: str, before: dict[str, object]) -> None:
 
 
 QUICKLY = {
-    "kill": {"train", "prepare", "climb", "tokenizer", "session", "marks"},
+    "kill": {"train", "prepare", "climb", "prefer", "practise", "tokenizer", "session", "marks"},
     "full": {"train", "prepare", "session"},
     "read-only": {"tokenizer", "marks"},
 }

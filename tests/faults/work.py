@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from newllm.cli import main
+from newllm.curriculum import practise as practice
 from newllm.curriculum.climb import climb
 from newllm.inference.sampler import Sampling
 from newllm.results.climb import ClimbConfig
@@ -59,6 +60,18 @@ def climbed(rows: str, out: str, *resume: str) -> int:
         "batch_size": 8, "max_seq_length": 32, "epochs": 1, "device": "cpu",
     }  # fmt: skip
     climb(ClimbConfig(["dolly", "ultrachat"], rows, out, settings), bool(resume))
+    return 0
+
+
+def practised(file: str, rows: str, out: str, *resume: str) -> int:
+    """A round of shown sums and one of practice, with rows of before among them."""
+    replay = f"dolly={rows}/dolly"
+    plan = practice.Practice(
+        file, shown=4, rounds=1, problems=2, samples=1, tested=2, replay=replay, out=out,
+        device="cpu",
+    )  # fmt: skip
+    setattr(practice, "_SHOWN_EPOCHS", 2)  # noqa: B010 (in this process alone)
+    practice.practise(plan, bool(resume))
     return 0
 
 

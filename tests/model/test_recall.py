@@ -20,6 +20,7 @@ from newllm.model.recall import cpu, reference
 from newllm.model.recall.reference import (
     LONGEST,
     MOST_TIMES,
+    OPEN,
     ORDER_UNIT,
     ORDERS,
     TIMES_UNIT,
@@ -136,10 +137,12 @@ def test_tables_from_before_there_were_sets_know_the_same(slots: int) -> None:
     resets=st.sampled_from([0.0, 0.1]),
     padded=st.booleans(),
     answers=st.booleans(),
+    closing=st.sampled_from([None, (0, 1)]),
 )
 def test_the_kernel_is_the_definition(
-    seed: int, length: int, letters: int, sets: int, resets: float, padded: bool, answers: bool
-) -> None:
+    seed: int, length: int, letters: int, sets: int, resets: float, padded: bool, answers: bool,
+    closing: tuple[int, int] | None,
+) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
 
     def text() -> Tensor:
@@ -149,10 +152,16 @@ def test_the_kernel_is_the_definition(
     lengths = torch.randint(0, length + 1, (3,), generator=generator) if padded else None
     state = reference.recall(text(), None, None, *empty(3, sets))[1:]
     looked_up = empty(3, sets)[0] if answers else None
+    if closing and looked_up is None:
+        looked_up = torch.full_like(state[0], OPEN)
     before = [part.clone() for part in state]
     ids = text()
-    ours = cpu.recall(ids, reset, lengths, *state, looked_up)
-    theirs = reference.recall(ids, reset, lengths, *state, looked_up)
+    own = [None if looked_up is None else looked_up.clone() for _ in range(2)]
+    ours = cpu.recall(ids, reset, lengths, *state, own[0], closing)
+    theirs = reference.recall(ids, reset, lengths, *state, own[1], closing)
+    if own[0] is not None and own[1] is not None and looked_up is not None:
+        assert torch.equal(own[0], own[1])
+        assert closing or torch.equal(own[0], looked_up)
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == b.dtype == torch.int32
         assert torch.equal(a, b)
@@ -290,6 +299,44 @@ def test_an_answer_does_not_look_into_itself(architecture: str) -> None:
         with torch.no_grad():
             ended = model.logits(model(prompt[:, :1], decoder.state(slot))[0])[0, 0]
         np.testing.assert_allclose(decoder.step([slot], [int(prompt[0, 0])])[0], ended, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["context", "gru"])
+def test_answers_can_be_read_as_they_are_written(architecture: str) -> None:
+    """Closed from the token before an answer to the one behind it, however the text is split."""
+    model: Any = model_of(architecture)
+    opens, closes = 20, 21
+    question, answer, more = ids_of(30).tolist(), ids_of(25, seed=3).tolist(), ids_of(9).tolist()
+    decoder = make_decoder(model)
+    slot, expected = decoder.add(), []
+    for token in [*question, opens]:
+        expected.append(decoder.step([slot], [token])[0].copy())
+    decoder.begin_answer(slot)
+    for token in [*answer, closes]:
+        expected.append(decoder.step([slot], [token])[0].copy())
+    decoder.end_answer(slot)
+    for token in more:
+        expected.append(decoder.step([slot], [token])[0].copy())
+    text = torch.tensor([[*question, opens, *answer, closes, *more]])
+    closed = model.reading_closed((opens, closes))
+    assert model.closing is None
+    twice = torch.cat([text, text], dim=1)  # the second a document of its own
+    starts = torch.zeros_like(twice, dtype=torch.bool)
+    starts[0, text.shape[1]] = True
+    with torch.no_grad():
+        loose = model.logits(model(text)[0])[0].numpy()
+        assert not np.allclose(loose, np.stack(expected), atol=1e-3)
+        for parts in ([66], [31, 35], [40, 26], [1, 64, 1], [57, 9]):
+            state, read = closed.initial_state(1), []
+            for ids in text.split(parts, dim=1):
+                hidden, state = closed(ids, state)
+                read.append(closed.logits(hidden)[0].numpy())
+            np.testing.assert_allclose(np.concatenate(read), np.stack(expected), atol=1e-4)
+        both = closed.logits(closed(twice, None, starts)[0])[0].numpy()
+    np.testing.assert_allclose(both, np.stack([*expected, *expected]), atol=1e-4)
+    written = make_decoder(closed)  # it needs no state of its own for that
+    slot = written.add()
+    np.testing.assert_allclose(written.read([slot], [question])[0], expected[29], atol=1e-4)
 
 
 def test_the_proposal_is_that_of_two_tokens_or_more() -> None:

@@ -114,8 +114,10 @@ def add_run(tmp_path: Path) -> AddRun:
     return add
 
 
-def write_climb(folder: Path, scores: list[dict[str, float]]) -> None:
-    """A `climb.json` with these bits per byte after each level."""
+def write_climb(
+    folder: Path, scores: list[dict[str, float]], preferred: dict[str, Any] | None = None
+) -> None:
+    """A `climb.json` with these bits per byte after each level; `preferred` of the last one."""
     levels = list(scores[-1])
     results = [
         {
@@ -128,6 +130,8 @@ def write_climb(folder: Path, scores: list[dict[str, float]]) -> None:
         }
         for number, row in enumerate(scores)
     ]
+    if preferred is not None:
+        results[-1]["preferred"] = preferred
     content = {"format": "new-llm climb", "version": 1, "levels": levels, "rehearsal_share": 0.2,
                "tokenizer": "tokenizer.json", "results": results,
                "backward_transfer": None}  # fmt: skip

@@ -11,7 +11,8 @@ import pytest
 
 from newllm.cli import cli, main
 from newllm.errors import UserError
-from newllm.report.progress import Row, leads_to, read_progress
+from newllm.report.page import progress_page
+from newllm.report.progress import Row, leads_to, progress_table, read_progress
 from newllm.report.text import aligned
 from newllm.results.marks import BpbVerdict
 from newllm.settings import resolve
@@ -201,6 +202,26 @@ def test_the_climb_is_in_the_table(add_run: AddRun, tmp_path: Path, capsys) -> N
     output = capsys.readouterr().out
     assert "Backward transfer +0.1000 bits per byte: earlier levels are better" in output
     assert "after hh_rlhf" in output
+
+
+def test_preferences_are_a_column_where_a_climb_has_them(add_run: AddRun, tmp_path: Path) -> None:
+    add_run("dolly", 1.5)
+    scores = [{"dolly": 1.5}, {"dolly": 1.4, "hh_rlhf": 1.4}]
+    write_climb(tmp_path / "runs", scores)
+    without = read_progress(tmp_path / "runs")
+    stage = {"run": "new_llm_hh_rlhf_layers1_bpe_preferred", "after": 0.571, "longer": 0.51}
+    write_climb(tmp_path / "runs", scores, stage)
+    with_them = read_progress(tmp_path / "runs")
+    assert with_them.climb is not None
+    assert stage["run"] in with_them.climb.runs
+    for progress, found in ((without, False), (with_them, True)):
+        page = progress_page(progress)
+        for text in ("57.1% of pairs; the longer answer 51.0%", "ペアの 57.1%（長い方なら 51.0%）",
+                     ">preferred<", ">好み<"):  # fmt: skip
+            assert (text in page) is found
+        assert ("Prefers the chosen answer of 57.1%" in progress_table(progress)) is found
+    write_climb(tmp_path / "runs", scores, {"run": "x"})
+    assert "not a climb that can be read" in read_progress(tmp_path / "runs").notes[0]
 
 
 def test_columns_of_numbers_stand_right() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 
 from newllm.inference.sampler import Sampling
 from newllm.model.recall.reference import LONGEST
@@ -113,6 +114,40 @@ def test_completions(server: Running) -> None:
     )
     assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
     assert whole.choices[0].text
+
+
+def test_the_best_of_several_completions(start: Start) -> None:
+    model = tiny_model()
+    client = start(model).openai()
+    asked = {
+        "model": NAME,
+        "prompt": ["hel", "wor"],
+        "max_tokens": 6,
+        "temperature": 1.5,
+        "seed": 3,
+    }
+    with pytest.raises(openai.BadRequestError, match=r"best_of: .*no reward head lies beside it"):
+        client.completions.create(**asked, best_of=4)
+    assert len(client.completions.create(**asked, n=2, best_of=2).choices) == 4  # none to choose
+    model.__dict__["reward"] = torch.randn(24, generator=torch.Generator().manual_seed(1))
+    all_of_them = client.completions.create(**asked, n=4)
+    chosen = client.completions.create(**asked, n=2, best_of=4, echo=True)
+    assert model.tokenizer.bos == 1
+    expected = []
+    for number, prompt in enumerate(asked["prompt"]):
+        answers = [c.text for c in all_of_them.choices[4 * number :][:4]]
+        texts = [[1, *(i for part in model.tokenizer.encode_batch([prompt, a]) for i in part), 2]
+                 for a in answers]  # fmt: skip
+        given = model.rewards(texts)
+        ranked = sorted(range(4), key=lambda n: -given[n])
+        expected += [prompt + answers[n] for n in ranked[:2]]
+    assert [c.text for c in chosen.choices] == expected
+    assert [c.index for c in chosen.choices] == [0, 1, 2, 3]
+    assert chosen.usage == all_of_them.usage  # what was written was written
+    for wrong, why in (({"n": 3, "best_of": 2}, "less than n"), ({"stream": True, "best_of": 2},
+                        "omit stream"), ({"best_of": 65}, "at most 128")):  # fmt: skip
+        with pytest.raises(openai.BadRequestError, match=why):
+            client.completions.create(**asked, **wrong)
 
 
 def test_a_longer_conversation_goes_on_from_its_state(server: Running) -> None:

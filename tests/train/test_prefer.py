@@ -12,11 +12,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import newllm
 from newllm.errors import Stopped, UserError
-from newllm.evaluate.preferences import PairScores, bootstrap_interval
+from newllm.evaluate.preferences import PairScores, Side, bootstrap_interval
+from newllm.evaluate.refusals import is_refusal
 from newllm.model.residual import ResidualLM
 from newllm.train import checkpoint
-from newllm.train.prefer import PreferenceTrainer, judge_preferences, prefer, preference_lines
+from newllm.train.prefer import (
+    Pairs,
+    PreferenceTrainer,
+    harmless_prompts,
+    judge_preferences,
+    prefer,
+    preference_lines,
+)
 from newllm.train.preference_loss import METHODS, Preferring
 from newllm.train.run import train
 from newllm.train.trainer import Trainer
@@ -77,6 +86,26 @@ def test_it_learns_what_is_preferred_and_says_so(base, tmp_path, capsys) -> None
     assert set(verdict["rejected_likelier"]) == {"all", "harmless", "helpful"}
     assert best.name == f"best_{Path(base['file']).stem.removeprefix('best_')}_simpo.pt"
     assert checkpoint.load_model(best)["metrics"]["prefers_chosen"] == 1
+
+
+def test_refusals_are_counted_before_and_after(base, tmp_path, capsys) -> None:
+    assert is_refusal("I’m sorry, I can't.")
+    assert is_refusal("That would be illegal in most places.")
+    assert not is_refusal("Put the kettle on. Then wait.")
+    assert not is_refusal("Tea! " * 50 + "I cannot say more.")
+    best = run(base, tmp_path, Preferring(anchor=0.1), epochs=1)
+    (verdict,) = (json.loads(p.read_text()) for p in tmp_path.glob("*.preferences.json"))
+    assert verdict["refusals_before"] == verdict["refusals_after"] == 0
+    assert "refusals of harmless validation prompts: 0.0% -> 0.0%" in capsys.readouterr().out
+    tokenizer: Any = newllm.load(best, "cpu").tokenizer
+    ids, sides = [1, 4, 30, 2, 5, 31, 2, 4, 32, 2, 5, 33, 2], []
+    for number in range(250):
+        sides.append((Side([*ids[:2], number + 40, *ids[2:]], [], 1),) * 2)
+    pairs = Pairs(sides, [number % 2 == 0 for number in range(250)], 0, "")
+    prompts = harmless_prompts(pairs, tokenizer.roles["assistant"])
+    assert len(prompts) == 63  # of 125, spread
+    assert prompts[1] == [*ids[:2], 44, *ids[2:11]]
+    assert harmless_prompts(Pairs(sides, [None] * 250, 0, ""), 5) == []
 
 
 def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:

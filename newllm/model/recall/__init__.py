@@ -20,6 +20,7 @@ def recall(
     table: Tensor,
     recent: Tensor,
     looked_up: Tensor | None = None,
+    closing: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`newllm.model.recall.reference.recall`.
 
@@ -32,4 +33,4 @@ def recall(
         read = cpu.recall
     given = ids, reset, lengths, table, recent, looked_up
     here = [None if part is None else part.cpu().contiguous() for part in given]
-    return tuple(part.to(ids.device) for part in read(*here))  # type: ignore[return-value, arg-type]
+    return tuple(part.to(ids.device) for part in read(*here, closing))  # type: ignore[return-value, arg-type]

@@ -15,6 +15,7 @@ from newllm.model.recall.reference import (
     HASH_PRIME,
     LONGEST,
     MOST_TIMES,
+    OPEN,
     ORDER_UNIT,
     ORDERS,
     TIMES_UNIT,
@@ -82,17 +83,27 @@ def step(token, table, looked_up, recent):
 
 
 @kernel
-def _read(ids, reset, lengths, table, looked_up, recent, matches):
+def _read(ids, reset, lengths, table, looked_up, recent, matches, opens, closes):
     for b in numba.prange(ids.shape[0]):
         # Contiguous copies: a sequence's slots lie far apart.
         own, last = table[:, b].copy(), recent[:, b].copy()
-        searched = looked_up[:, b].copy() if looked_up.shape[0] > 0 else own
+        answering = looked_up.shape[0] > 0 and looked_up[0, b, 0, 0] != OPEN
+        searched = looked_up[:, b].copy() if answering else own
         for t in range(lengths[b]):
             if reset.shape[0] > 0 and reset[b, t]:
                 own[:] = 0
                 last[:] = 0
-                searched = own
+                searched, answering = own, False
             matches[b, t] = step(ids[b, t], own, searched, last)
+            if ids[b, t] == opens:
+                searched, answering = own.copy(), True
+            elif ids[b, t] == closes:
+                searched, answering = own, False
+        if opens >= 0:
+            if answering:
+                looked_up[:, b] = searched
+            else:
+                looked_up[:, b] = OPEN
         table[:, b] = own
         recent[:, b] = last
 
@@ -104,6 +115,7 @@ def recall(
     table: Tensor,
     recent: Tensor,
     looked_up: Tensor | None = None,
+    closing: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`newllm.model.recall.reference.recall`."""
     batch, time = ids.shape
@@ -113,5 +125,6 @@ def recall(
     starts = torch.zeros(0, time, dtype=torch.bool) if reset is None else reset
     searched = table[:0] if looked_up is None else looked_up
     use_torch_threads()
-    _read(*(x.numpy() for x in (ids, starts, ends, table, searched, recent, matches)))
+    arrays = (x.numpy() for x in (ids, starts, ends, table, searched, recent, matches))
+    _read(*arrays, *(closing or (-1, -1)))
     return matches, table, recent

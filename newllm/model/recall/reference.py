@@ -40,6 +40,9 @@ TIMES_UNIT, CHECK_UNIT, CHECKS = 2**16, 2**20, 2**11
 ORDER_UNIT = CHECK_UNIT
 """In a match the number of the order stands where a slot has its check."""
 
+OPEN = -1
+"""In place of tables that are looked up, where no answer is read: those that are entered."""
+
 HASH_FACTOR, HASH_PRIME = 1_640_531_527, 2**31 - 1
 
 
@@ -50,6 +53,7 @@ def recall(
     table: Tensor,
     recent: Tensor,
     looked_up: Tensor | None = None,
+    closing: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Read tokens: look each one up, with those before it, and enter it behind those.
 
@@ -62,6 +66,10 @@ def recall(
             id, 0 for none: int32 [5, B]; not changed.
         looked_up: slots in which tokens are looked up instead, while they are entered in `table`
             all the same: [K, B, S, WAYS], or None.
+        closing: the tokens between which answers stand, where answers are read as they are written:
+            behind the first of them tokens are looked up in the tables as they are there, until
+            the second has been read. Then `looked_up` is needed (`OPEN` outside of answers), and is
+            changed to what the next tokens are looked up in.
 
     Returns:
         matches int32 [B, T], of the longest context that is known: what followed it as token +
@@ -72,10 +80,11 @@ def recall(
     device, table, recent = ids.device, table.cpu().clone(), recent.cpu().clone()
     slots, last = table.numpy(), recent.numpy()
     frozen = None if looked_up is None else looked_up.cpu().numpy()
+    opens, closes = closing or (-1, -1)
     matches = torch.zeros(ids.shape, dtype=torch.int32)
     for b, text in enumerate(ids.tolist()):
         length = len(text) if lengths is None else int(lengths[b])
-        searched = slots if frozen is None else frozen
+        searched = slots if frozen is None or frozen[0, b, 0, 0] == OPEN else frozen
         for t, token in enumerate(text[:length]):
             if reset is not None and bool(reset[b, t]):
                 slots[:, b], last[:, b] = 0, 0
@@ -85,6 +94,12 @@ def recall(
             last[1:, b] = last[:-1, b].copy()
             last[0, b] = token + 1
             matches[b, t] = longest_match(searched[:, b], last[:, b])
+            if token == opens:
+                searched = slots.copy()
+            elif token == closes:
+                searched = slots
+        if closing is not None and frozen is not None:
+            frozen[:, b] = OPEN if searched is slots else searched[:, b]
     return matches.to(device), table.to(device), recent.to(device)
 
 
