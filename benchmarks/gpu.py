@@ -263,14 +263,15 @@ def kernels(bench: Bench) -> Iterator[Row]:
     from newllm.model.context import gpu as context_gpu
     from newllm.model.kernels import gpu as stream_gpu
 
+    add_norm: Any = stream_gpu.add_norm
     device, dry = bench.device, bench.dry
     dtype = torch.bfloat16 if dry or fast_bf16(device) else torch.float16
     sizes = (
         [(2, 4, 24)] if dry else [(32, 128, 256), (32, 128, 1024), (256, 128, 256), (32, 256, 256)]
     )
     for batch, length, channels in sizes:
-        given = gpu_checks.context_inputs(batch, length, channels, resets=True)
-        given = [None if x is None else x.to(device) for x in given]
+        drawn = gpu_checks.context_inputs(batch, length, channels, resets=True)
+        given: list[Any] = [x if x is None else x.to(device) for x in drawn]
         given[0] = given[0].to(dtype)
         small = (batch, length, channels) == (32, 128, 256)
         yield from _both_ways(
@@ -291,7 +292,7 @@ def kernels(bench: Bench) -> Iterator[Row]:
     for p in (0.0, 0.1):
         yield from _both_ways(
             bench, f"add_norm, {positions} x {width}, dropout {p}",
-            lambda *x, p=p: stream_gpu.add_norm(*x, dtype, p, noise, 4)[1],
+            lambda *x, p=p: add_norm(*x, dtype, p, noise, 4)[1],
             [stream, branch, randn(width)], (by_memory(4, 2, 4, 2), by_memory(4, 2, 4, 2)),
         )  # fmt: skip
     yield from _both_ways(

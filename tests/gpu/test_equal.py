@@ -87,10 +87,10 @@ def test_a_wrong_kernel_is_found(run, device) -> None:
 def _of_another_scale(device: torch.device) -> list[Check]:
     from newllm.model.context import gpu, reference
 
-    given = gpu_checks.context_inputs(2, 3, 24)
-    return [
-        gpu_checks._compared(
-            "", gpu.context_read, lambda *x: reference.context_read(*x[:4], 1.01 * x[4], *x[5:]),
-            given, device, 1e-4,
-        )
-    ]  # fmt: skip
+    given, plain = gpu_checks.context_inputs(2, 3, 24), reference.context_read
+
+    def other(*x: Any) -> Any:
+        arguments: Any = (*x[:4], 1.01 * x[4], *x[5:])
+        return plain(*arguments)
+
+    return [gpu_checks._compared("", gpu.context_read, other, given, device, 1e-4)]
