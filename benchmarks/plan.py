@@ -18,7 +18,7 @@ import click
 
 from benchmarks.measure import PeakMemory, Report, Row, progress, report_options
 from benchmarks.trials import run_module
-from newllm.planning.plan import ROW, machine_of, make_plan
+from newllm.planning.plan import machine_of, make_plan
 from newllm.planning.speed import timed_step
 from newllm.settings import resolve
 
@@ -36,11 +36,12 @@ def measure(layers: int, context_dim: int, rows: int, record: Path) -> None:
     shape = {"num_layers": layers, "context_dim": context_dim}
     settings = resolve("ultrachat", {**shape, "batch_size": rows})
     with PeakMemory() as memory:
-        step = timed_step(settings, rows, ROW)
+        step = timed_step(settings, rows, settings.max_seq_length)
         taken = [sum(step()) for _ in range(STEPS + 1)][1:]
-    plan = make_plan(settings, 1, machine_of("here"), rows * ROW)
+    plan = make_plan(settings, 1, machine_of("here"))
     facts = {
         "parameters": plan.work.parameters,
+        "tokens": plan.batch_tokens,
         "expected_seconds": plan.step.seconds,
         "seconds": statistics.median(taken),
         "expected_mb": plan.memory_bytes / 1e6,
@@ -61,7 +62,7 @@ def command(threads: int, out: Path) -> Report:
         words = ["benchmarks.plan", str(layers), str(context_dim), str(batch), str(record)]
         run_module(words, out / "plan.log", threads)
         found = json.loads(record.read_text(encoding="utf-8"))
-        tokens = batch * ROW
+        tokens = found["tokens"]
         row = {
             "layers": layers,
             "context": context_dim,

@@ -37,7 +37,7 @@ from newllm.errors import UserError
 )  # fmt: skip
 @click.option(
     "--batch-tokens", type=Count(),
-    help="Tokens of a step.  [default: 4,096 here, 32,768 a device elsewhere]",
+    help="Tokens of a step.  [default: as in training, 4,096 over all devices]",
 )  # fmt: skip
 @click.option(
     "--utilisation", type=click.FloatRange(0, 1, min_open=True),

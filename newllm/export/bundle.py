@@ -21,21 +21,34 @@ TRAINING_ALONE = frozenset(
 
 REFERENCE = {
     "newllm.model.counts": "newllm.model.counts.reference",
-    "newllm.model.context": "newllm.model.context.reference",
+    "newllm.model.context": "newllm.export.context_read",
     "newllm.model.kernels": "newllm.model.kernels.reference",
     "newllm.model.recall": "newllm.model.recall.reference",
 }
-"""Where the plain torch definitions of a module's names are."""
+"""Where the definitions of a module's names are, without our kernels for CPUs."""
 
-STAND_INS = {"ModelSettings": "ModelSettings = Any  # its fields are those of NewLLMConfig"}
+OPTIONAL = ("triton",)
+"""Packages that the bundle does without where they cannot be imported."""
+
+STAND_INS = {
+    "ModelSettings": "ModelSettings = Any  # its fields are those of NewLLMConfig",
+    "_jit": """
+
+def _jit(kernel: Any = None, **options: Any) -> Any:
+    \"""`triton.jit`; without Triton a kernel is a function that nobody calls.\"""
+    if triton is None:
+        return kernel or _jit
+    return triton.jit(kernel, **options)""",
+}
 """Names that are defined otherwise in the bundle."""
 
 
 def bundle(module: str) -> str:
     """Source of a module that imports nothing of newllm.
 
-    Definitions come in the order in which they need each other, with their comments; a name that
-    two modules define differently would be a mistake of ours and raises ValueError.
+    Definitions come in the order in which they need each other, with their comments; one that is
+    imported under another name is defined under that. A name that two modules define differently
+    would be a mistake of ours and raises ValueError.
     """
     main = _Module.find(module)
     parts = _Parts()
@@ -80,7 +93,7 @@ class _Module:
         return found
 
     @cached_property
-    def imported(self) -> dict[str, tuple[str, str]]:
+    def imported(self) -> dict[str, tuple[str, ast.alias]]:
         """Name -> (module it is from, or "" for a module itself, and how it is imported)."""
         found = {}
         for statement in self.tree.body:
@@ -88,7 +101,7 @@ class _Module:
                 source = statement.module or "" if isinstance(statement, ast.ImportFrom) else ""
                 for alias in statement.names:
                     name = alias.asname or alias.name.split(".")[0]
-                    found[name] = (source, ast.unparse(alias))
+                    found[name] = (source, alias)
         return found
 
     def source(self, statement: ast.stmt) -> str:
@@ -117,11 +130,17 @@ class _Parts:
         """Module of each name that was taken in."""
 
     def import_lines(self) -> str:
-        """What the parts import of others, a line for each module."""
-        lines = [f"import {name}" for source, name in sorted(self._imports) if not source]
+        """What the parts import of others, a line for each module; optional packages last."""
+        whole = [name for source, name in sorted(self._imports) if not source]
+        optional = [name for name in whole if name.split(".")[0] in OPTIONAL]
+        lines = [f"import {name}" for name in whole if name not in optional]
         for source in sorted({source for source, _ in self._imports if source}):
             names = sorted(name for origin, name in self._imports if origin == source)
             lines.append(f"from {source} import {', '.join(names)}")
+        if optional:
+            lines += ["", "try:", *(f"    import {name}" for name in optional)]
+            lines += ["except ImportError:"]
+            lines += [f"    {name} = None" for name in optional if name in OPTIONAL]
         return "\n".join(lines)
 
     def add_all(self, module: _Module) -> None:
@@ -129,35 +148,38 @@ class _Parts:
         for name in module.definitions:
             self.add(name, module)
 
-    def add(self, name: str, module: _Module) -> None:
-        """One definition (or import) and all that it needs."""
+    def add(self, name: str, module: _Module, under: str | None = None) -> None:
+        """One definition (or import) and all that it needs; a function, `under` another name."""
         if name in STAND_INS:
             self._imports.add(("typing", "Any"))
         elif name in module.definitions:
-            self._define(name, module)
+            self._define(name, module, under or name)
         elif name in module.imported:
             source, imported = module.imported[name]
             if source.split(".")[0] == "newllm":
-                self.add(name, _Module.find(REFERENCE.get(source, source)))
+                of_source = _Module.find(REFERENCE.get(source, source))
+                self.add(imported.name, of_source, under or imported.asname)
             else:
-                self._imports.add((source, imported))
+                self._imports.add((source, ast.unparse(imported)))
         else:
             raise ValueError(f"{module.name} does not define {name}")
 
-    def _define(self, name: str, module: _Module) -> None:
-        known = self._where.get(name)
+    def _define(self, name: str, module: _Module, under: str) -> None:
+        known = self._where.get(under)
         if known == module.name:
             return
         if known is not None:
-            raise ValueError(f"{name} is defined in {known} and in {module.name}")
+            raise ValueError(f"{under} is defined in {known} and in {module.name}")
         statement = module.definitions[name]
-        self._where |= {
-            other: module.name for other, at in module.definitions.items() if at is statement
-        }
+        together = [other for other, at in module.definitions.items() if at is statement]
+        self._where |= dict.fromkeys([under] if under != name else together, module.name)
         for needed in _needs(statement, {*module.definitions, *module.imported}):
             self.add(needed, module)
+        source = module.source(statement)
+        if under != name:
+            source = source.replace(f"def {name}(", f"def {under}(", 1)
         compound = isinstance(statement, (ast.FunctionDef, ast.ClassDef))
-        self.sources.append(("\n" if compound else "") + module.source(statement))
+        self.sources.append(("\n" if compound else "") + source)
 
 
 def _needs(statement: ast.stmt, known: set[str]) -> Iterator[str]:

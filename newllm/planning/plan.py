@@ -24,12 +24,6 @@ from newllm.planning.speed import (
 from newllm.planning.work import Work, work_of
 from newllm.train.memory import preset_rows
 
-ROW = 128
-"""Tokens of a row, as in training by default."""
-
-BATCH_TOKENS = {"here": 4096, "gpu": 32_768}
-"""Tokens of a step: all of them here, as in training by default; of each device elsewhere."""
-
 PROCESS_BYTES = 0.6e9
 """What a process takes besides: Python, torch, compiled kernels."""
 
@@ -171,10 +165,11 @@ def make_plan(
 ) -> Plan:
     """Expect a training of so many tokens in all.
 
-    `batch_tokens` are those of a step, over all devices (default: see `BATCH_TOKENS`).
+    `batch_tokens` are those of a step, over all devices (default: of the settings' batch, as in
+    training, whose batch is that of all processes together).
     """
-    usual = BATCH_TOKENS["here"] if machine.assumed is None else BATCH_TOKENS["gpu"] * machine.count
-    batch = batch_tokens or usual
+    row_tokens = settings.max_seq_length
+    batch = batch_tokens or settings.batch_size * row_tokens
     work, each = work_of(settings), batch / machine.count
     exchange, static = 0.0, work.static_bytes + PROCESS_BYTES
     if machine.count > 1:
@@ -188,22 +183,23 @@ def make_plan(
         update=work.update_flops / machine.speed.update,
         exchange=exchange,
     )
-    row = ROW * work.kept_per_token
+    row = row_tokens * work.kept_per_token
     fitting = max(0, int((USABLE * machine.memory - static) / row))
-    rows = min(fitting, max(1, round(each / ROW)))
+    rows = min(fitting, max(1, round(each / row_tokens)))
     if machine.assumed is None:
-        rows = min(rows, preset_rows(pick_device("auto"), ROW))
+        rows = min(rows, preset_rows(pick_device("auto"), row_tokens))
     return Plan(settings, work, machine, tokens, batch, step, rows, static + max(1, rows) * row)
 
 
 def plan_table(plan: Plan) -> str:
     """The plan as text."""
     s, work, machine, step = plan.settings, plan.work, plan.machine, plan.step
+    batch_size = max(1, round(plan.batch_tokens / s.max_seq_length))
     lines: Mapping[str, str] = {
         "Model": f"{work.parameters:,} parameters: {s.num_layers} layers, context {s.context_dim}, "
         f"stream {s.embed_dim}, feed-forward {s.hidden_dim}, vocabulary {s.vocab_size:,}",
         "Train": f"newllm train DATASET --num-layers {s.num_layers} --context-dim {s.context_dim} "
-        f"--vocab-size {s.vocab_size} --batch-size {max(1, round(plan.batch_tokens / ROW))}",
+        f"--vocab-size {s.vocab_size} --batch-size {batch_size}",
         "Work": f"{plan.tokens:,} tokens ({plan.tokens / work.parameters:.3g} a parameter) x "
         f"{_unit(work.flops_per_token, 'FLOP')} = "
         f"{_unit(plan.tokens * work.flops_per_token, 'FLOP')} of matrix products",
@@ -233,7 +229,8 @@ def _device_line(machine: Machine) -> str:
 def _memory_line(plan: Plan) -> str:
     held, there = _unit(plan.memory_bytes, "B"), _unit(plan.machine.memory, "B")
     if plan.rows_at_once:
-        return f"{held} of {there} a device, {plan.rows_at_once} rows of {ROW} tokens at once"
+        rows = f"{plan.rows_at_once} rows of {plan.settings.max_seq_length} tokens at once"
+        return f"{held} of {there} a device, {rows}"
     return (
         f"DOES NOT FIT: {held} of {there} a device with a single row; take a smaller model or a "
         "larger device (models are not split between devices)"

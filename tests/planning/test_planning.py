@@ -81,7 +81,7 @@ def test_twice_the_devices_do_the_same_step_in_half_the_time_but_for_what_each_d
 def test_memory_limits_the_rows_at_once() -> None:
     settings = resolve("dolly", {}, params=10**7)
     plenty = make_plan(settings, 10**9, machine(), 2**16)
-    assert plenty.rows_at_once == 2**16 // plan.ROW
+    assert plenty.rows_at_once == 2**16 // settings.max_seq_length
     tight = make_plan(settings, 10**9, machine(memory=3e9), 2**16)
     assert 0 < tight.rows_at_once < plenty.rows_at_once
     assert tight.memory_bytes <= 0.9 * 3e9
@@ -101,6 +101,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["devices"] == 8
     assert facts["parameters"] <= 350_000_000
     assert facts["dollars"] == pytest.approx(8 * 0.8 * facts["hours"])
+    taken = resolve("ultrachat", {})
+    assert facts["batch_tokens"] == taken.batch_size * taken.max_seq_length  # of all devices
+    assert f"--batch-size {taken.batch_size}" in text
     assert main([*words, "--price", "0", "--utilisation", "0.8", "--json"]) == 0
     faster = json.loads(capsys.readouterr().out)
     assert faster["dollars"] == 0
