@@ -70,7 +70,7 @@ def without_memories(monkeypatch: pytest.MonkeyPatch) -> None:
 def known_then(text: str) -> str:
     """Without the settings that came later."""
     later = re.compile(
-        r" *(recall_slots|counts|threads|columns|splits|decontaminate|track|rehearsal_last)\b"
+        r" *(recall_slots|counts|threads|columns|splits|decontaminate|track|rehearsal_last|shard)\b"
     )
     text = text.replace(" hub:ORG/NAME[:CONFIG][@REVISION],", "")
     return "".join(line for line in text.splitlines(True) if not later.match(line))
