@@ -72,7 +72,9 @@ def shard(model: LanguageModel, device: torch.device, processes: Processes) -> N
 
     kind: Any = getattr(fsdp, "FSDPModule", None)
     if not hasattr(kind, "set_force_sum_reduction_for_comms"):
-        raise UserError(f"--shard: needs torch 2.8 or newer, and this is {torch.__version__}")
+        raise UserError(
+            f"--shard: torch {torch.__version__} is too old for it; 2.13 is known to do"
+        )
     assert isinstance(model, ResidualLM)
     # That a block's output is a view matters to who changes it in place: nobody does.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
@@ -384,8 +386,7 @@ def save_parts(
         SHA-256. Until that file is written the folder counts for nothing.
 
     Raises:
-        UserError: a process does not see the folder.
-        OSError: the disk is full, or the like.
+        UserError: a process does not see the folder, or the disk is full.
     """
     dcp = _torch_checkpoint()
     name = _new_name(resume, step) if processes.main else ""
@@ -401,13 +402,18 @@ def save_parts(
             f"--shard: {'another process' if seen else 'this process'} does not see {scratch}; "
             "--out has to be a folder that all machines share"
         )
-    with warnings.catch_warnings():
+    tensors = _tensors_by_name(model, optimizers)
+    writer = dcp.FileSystemWriter(scratch, sync_files=True)
+    with warnings.catch_warnings(), processes.explain_exchanges():
         warnings.simplefilter("ignore")
-        dcp.save(
-            _tensors_by_name(model, optimizers),
-            storage_writer=dcp.FileSystemWriter(scratch, sync_files=True),
-            process_group=processes.long_wait,
-        )
+        try:
+            dcp.save(tensors, storage_writer=writer, process_group=processes.long_wait)
+        except dcp.CheckpointException as error:  # of any process, in all of them
+            (rank, (reason, _)), *_ = error.failures.items()
+            raise UserError(
+                f"{scratch}: process {rank} cannot write its part ({reason}); what was saved last "
+                "is intact"
+            ) from error
     own = (f"__{processes.rank}_", *((_METADATA,) if processes.main else ()))
     digests = {path.name: sha256(path) for path in scratch.iterdir() if path.name.startswith(own)}
     everyone = processes.gather(digests)
@@ -503,7 +509,10 @@ def load_parts(
         moments.setdefault(name, {})[part] = wanted[key] = value.detach()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(wanted, storage_reader=reader, no_dist=not dist.is_initialized())
+        try:
+            dcp.load(wanted, storage_reader=reader, no_dist=not dist.is_initialized())
+        except dcp.CheckpointException as error:
+            raise ValueError(str(error)) from error
     for optimizer in optimizers:
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, parts in moments.items():
