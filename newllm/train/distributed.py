@@ -1,7 +1,8 @@
 """Several processes that train one model: the sequences each computes, and what they exchange.
 
-Every process holds the whole model and reads a fixed part of the sequences of each batch. Gradients
-are summed over the processes, so that all take the same step; whatever depends on a clock, a signal
+Every process holds the whole model (or a part of it: `sharding.py`) and reads a fixed part of the
+sequences of each batch. Gradients are summed over the processes, while the backward pass still
+makes more of them, so that all take the same step; whatever depends on a clock, a signal
 or the memory of one machine is decided once. A launcher (`torchrun`, `accelerate launch`) starts
 the processes and tells each its rank through the environment. In a run of one process every method
 returns at once, without any communication.
