@@ -110,7 +110,7 @@ def test_what_one_process_began_two_may_share(shared_dolly_folder: Path, tmp_pat
     assert code == 0, output
     assert "damaged" in output
     assert f"going on from {NAME}_resume.previous.pt" in output
-    assert "Resumed at epoch 1, step 4" in output
+    assert "Resumed at epoch 2, step 2" in output
     assert records(tmp_path)[-1]["epoch"] == 3
 
 
