@@ -1,8 +1,8 @@
 """Train in Ray Train's workers: `python deploy/ray_train.py 2 train dolly --data sample`.
 
 The first argument is the number of workers, `--gpu` before it gives each a GPU; the rest is what
-`newllm` would be given. Each worker starts `newllm` as a process of its own, because signals reach
-only a main thread.
+`newllm` would be given (with `--shard`, an `--out` that all workers see). Each worker starts
+`newllm` as a process of its own, because signals reach only a main thread.
 """
 
 import os

@@ -232,6 +232,11 @@ class RunSettings(_Settings):
         description="name of the run (default: made from the settings)",
     )
     init_from: str | None = Field(None, description="checkpoint whose model training starts from")
+    shard: bool = Field(
+        False,
+        description="of several processes each holds a part of weights, gradients and optimizer "
+        "state (FSDP2), instead of all",
+    )
     save_minutes: float = Field(
         1.0, ge=0, description="save for --resume at least so often, besides after every epoch"
     )
@@ -281,7 +286,7 @@ def option_name(field: str) -> str:
 DEFAULT_OUT: str = Settings.model_fields["out"].default
 
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
-    {"out", "name", "save_minutes", "tensorboard", "track", "device", "threads", "data"}
+    {"out", "name", "save_minutes", "tensorboard", "track", "device", "threads", "data", "shard"}
 )
 """Settings that may differ when a run is resumed (moved rows are known by their fingerprint)."""
 

@@ -20,7 +20,9 @@ from newllm.config import DEFAULT_OUT, Settings
 from newllm.errors import UserError
 from newllm.files import write_text
 
-COMPARED_FIELDS = tuple(name for name in Settings.model_fields if name not in ("dataset", "name"))
+COMPARED_FIELDS = tuple(
+    name for name in Settings.model_fields if name not in ("dataset", "name", "shard")
+)
 """Settings of `compare`; the names of its runs follow from the values."""
 
 _ONCE = ("out", "tensorboard", "device", "save_minutes", "rehearse", "freeze_old", "columns",

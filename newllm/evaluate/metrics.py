@@ -22,7 +22,7 @@ from newllm.data.tokenizers import Tokenizer, Word1000
 from newllm.device import send
 from newllm.model import LanguageModel
 from newllm.model.loss import chunk_rows
-from newllm.model.residual import Hidden
+from newllm.model.residual import Hidden, ResidualLM
 from newllm.results.records import Metrics
 
 EVALUATION_ROW = 256
@@ -68,7 +68,6 @@ class Sharing(Protocol):
         ...
 
 
-@torch.inference_mode()
 def evaluate(
     model: LanguageModel,
     split: EncodedSplit,
@@ -83,6 +82,20 @@ def evaluate(
     tokenizers (the argument of nanochat's `evaluate_bpb`): role and end tokens cost nats but add no
     bytes. For word1000 they would count a lossy text, and are not given.
     """
+    # What a sharded model gathers has to serve for training, too.
+    sharded = isinstance(model, ResidualLM) and model.sharded
+    with torch.no_grad() if sharded else torch.inference_mode():
+        return _evaluate(model, split, tokenizer, device, batch_size, processes)
+
+
+def _evaluate(
+    model: LanguageModel,
+    split: EncodedSplit,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    batch_size: int,
+    processes: Sharing | None,
+) -> Metrics:
     was_training = model.training
     model.eval()
     sums = Sums()

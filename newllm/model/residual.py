@@ -7,9 +7,11 @@ context vector (`context_dim`), F width of the feed-forward (`hidden_dim`), L la
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +82,27 @@ class Boundaries:
         return torch.arange(self.ids.shape[1], device=self.ids.device) < self.ends()[:, None]
 
 
+@dataclass
+class Additions:
+    """How branches are added to the stream in one pass, in turn."""
+
+    dtype: torch.dtype
+    """Type of the normalised sums."""
+    p: float
+    """Probability with which an element of a branch is dropped."""
+    noise: Noise | None
+    saw: Callable[[Tensor], None]
+    """Is shown the stream before each layer."""
+    site: int = 0
+
+    def __call__(
+        self, stream: Tensor | None, branch: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The sum and its norm, [B, T, D] both; see :func:`newllm.model.kernels.add_norm`."""
+        self.site += 1
+        return add_norm(stream, branch, weight, self.dtype, self.p, self.noise, self.site - 1)
+
+
 class Block(nn.Module, Generic[BoundariesT]):
     """One layer: something that mixes tokens, then (with `hidden_dim`) a feed-forward.
 
@@ -116,6 +139,46 @@ class Block(nn.Module, Generic[BoundariesT]):
             boundaries: where documents start and sequences end.
         """
         raise NotImplementedError
+
+    def norms(self) -> list[Tensor]:
+        """Weights of the norms of the stream in this layer, as they are used: [D] each."""
+        feed_forward = self.feed_forward
+        return [self.mixer_norm, *(() if feed_forward is None else (feed_forward.norm,))]
+
+    def advance(
+        self,
+        x: Tensor | None,
+        branch: Tensor,
+        carried: list[Tensor],
+        boundaries: BoundariesT,
+        added: Additions,
+        norms: Sequence[Tensor] | None = None,
+        replaces: bool = False,
+    ) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+        """The whole layer; all that reads its weights in a pass over the model.
+
+        Args:
+            x: the stream, [B, T, D], or None for zeros.
+            branch: what the layer before adds to it.
+            carried: see `mix`.
+            boundaries: see `mix`.
+            added: how one is added to the other.
+            norms: `self.norms()`, or what they were made into.
+            replaces: whether what `mix` gives is the stream from now on.
+
+        Returns:
+            stream and branch for the next layer, and what is carried on.
+        """
+        weights = iter(self.norms() if norms is None else norms)
+        x, normed = added(x, branch, next(weights))
+        added.saw(x)
+        branch, carried = self.mix(normed, carried, boundaries)
+        if replaces:
+            x = None
+        if self.feed_forward is not None:
+            x, normed = added(x, branch, next(weights))
+            branch = self.feed_forward(normed)
+        return x, branch, carried
 
     def mixing_matrices(self) -> Iterator[tuple[Tensor, int]]:
         """Weight matrices of `mix`, which Muon trains, and how many stacked matrices each one is.
@@ -217,6 +280,8 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         self._carried = blocks[0].carries()
         self.closing: tuple[int, int] | None = None
         """The tokens between which answers stand, where recall reads them as they are written."""
+        self.sharded = False
+        """Whether each process of a training holds a part of every weight (`train.sharding`)."""
 
     def set_dropout(self, p: float) -> None:
         """Drop elements of every branch with this probability from now on, in training mode."""
@@ -224,7 +289,8 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
 
     def initial_state(self, batch_size: int) -> State:
         """State before the first token: fp32 zeros, a tensor [L, B, ...] of each name."""
-        zeros, layers = self.embedding.weight.new_zeros, self.settings.num_layers
+        layers, device = self.settings.num_layers, self.embedding.weight.device
+        zeros = functools.partial(torch.zeros, device=device)  # plain, of whatever kind weights are
         state = {
             name: zeros(layers, batch_size, *shape, dtype=torch.float32)
             for name, shape in self._carried.items()
@@ -366,40 +432,38 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         dtype = compute_dtype(self.embedding.weight)
         p = self.dropout if self.training else 0.0
         noise = replace(noise or Noise.drawn(), sites=2 * len(self.blocks) + 1) if p else None
-        x, site, parts = None, 0, []
+        added = Additions(dtype, p, noise, self._saw)
+        x, parts = None, []
         embedded = embedded.to(self.embedding_norm.dtype)
-        weights = iter(norms_together(list(self._norms()), embedded))
-        branch = norm(embedded, next(weights))
+        first, *weights, last = self._norms(embedded)
+        branch = norm(embedded, first)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            x, normed = add_norm(x, branch, next(weights), dtype, p, noise, site)
-            self._saw(x)
             carried = [state[name][layer] for name in self._carried]
-            branch, carried = block.mix(normed, carried, boundaries)
+            replaces = layer == 0 and self.FIRST_REPLACES
+            x, branch, carried = block.advance(
+                x, branch, carried, boundaries, added, weights[layer], replaces
+            )
             parts.append(carried)
-            site += 1
-            if layer == 0 and self.FIRST_REPLACES:
-                x = None
-            if block.feed_forward is not None:
-                x, normed = add_norm(x, branch, next(weights), dtype, p, noise, site)
-                branch = block.feed_forward(normed)
-                site += 1
-        _, hidden = add_norm(x, branch, next(weights), dtype, p, noise, site)
+        _, hidden = added(x, branch, last)
         stacked = (torch.stack(layers) for layers in zip(*parts, strict=True))
         return hidden, dict(zip(self._carried, stacked, strict=True))
 
     def _saw(self, stream: Tensor) -> None:
         """The residual stream before each block, [B, T, D], for whoever wants to see it."""
 
-    def _norms(self) -> Iterator[Tensor]:
-        """Weights of all norms of the stream, as they are used."""
-        yield self.embedding_norm
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            yield block.mixer_norm
-            if block.feed_forward is not None:
-                yield block.feed_forward.norm
-        yield self.norm
+    def _norms(self, x: Tensor) -> list[Any]:
+        """Weights of all norms of a stream like `x`: the first, those of each block, the last.
+
+        Where the blocks are sharded those of a block are None: it has them when its turn comes.
+        """
+        if self.sharded:
+            return [self.embedding_norm, *[None] * len(self.blocks), self.norm]
+        of_blocks = [block.norms() for block in self.blocks]  # type: ignore[operator]
+        flat = [self.embedding_norm, *itertools.chain(*of_blocks), self.norm]
+        first, *together, last = norms_together(flat, x)
+        rest = iter(together)
+        return [first, *([*itertools.islice(rest, len(own))] for own in of_blocks), last]
 
     def _embed(self, ids: Tensor, state: State, reset: Tensor | None) -> Tensor:
         """What the tokens themselves bring into the stream, before its norm: [B, T, D]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import time
@@ -40,7 +41,8 @@ class RunFiles:
             self.best, self.final, self.resume, previous_path(self.resume), self.metrics,
             self.answers, self.settings, self.summary, self.preferences, self.curves,
         )  # fmt: skip
-        return [path for path in files if path.exists()]
+        parts = sorted(self.folder.glob(f"{glob.escape(self.resume.stem)}.parts-*"))
+        return [*(path for path in files if path.exists()), *parts]
 
 
 def set_aside(files: RunFiles, note: Callable[[str], None]) -> None:

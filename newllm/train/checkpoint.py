@@ -183,15 +183,19 @@ def count_parameters(content: Content) -> int:
     return sum(t.numel() for name, t in content["model"].items() if name != COUNTS)
 
 
-def load_newest(path: Path) -> tuple[Content, str | None] | None:
+def load_newest(
+    path: Path, also: Callable[[Path, Content], None] = lambda path, content: None
+) -> tuple[Content, str | None] | None:
     """The newest valid of a file and its previous one, and a line to print if it is not the first.
 
-    None where there is neither. Raises UserError where files exist but none is valid.
+    None where there is neither. Raises UserError where files exist but none is valid. What `also`
+    refuses with one is not valid either.
     """
     problem: UserError | None = None
     for candidate in filter(Path.exists, (path, previous_path(path))):
         try:
             content = load(candidate)
+            also(path, content)
         except UserError as error:
             problem = problem or error
         else:

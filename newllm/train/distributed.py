@@ -1,7 +1,8 @@
 """Several processes that train one model: the sequences each computes, and what they exchange.
 
-Every process holds the whole model and reads a fixed part of the sequences of each batch. Gradients
-are summed over the processes, so that all take the same step; whatever depends on a clock, a signal
+Every process holds the whole model (or a part of it: `sharding.py`) and reads a fixed part of the
+sequences of each batch. Gradients are summed over the processes, while the backward pass still
+makes more of them, so that all take the same step; whatever depends on a clock, a signal
 or the memory of one machine is decided once. A launcher (`torchrun`, `accelerate launch`) starts
 the processes and tells each its rank through the environment. In a run of one process every method
 returns at once, without any communication.
@@ -73,6 +74,11 @@ class Processes:
             self._long_wait = group
 
     @property
+    def long_wait(self) -> dist.ProcessGroup | None:
+        """Those of all processes that wait for what takes one of them long."""
+        return self._long_wait
+
+    @property
     def main(self) -> bool:
         """Whether this is process 0."""
         return self.rank == 0
@@ -139,6 +145,16 @@ class Processes:
         if self.main:
             self.broadcast(True)
 
+    @contextlib.contextmanager
+    def main_speaks(self) -> Iterator[None]:
+        """All do the block together; of a mistake that all of them find the main one tells."""
+        try:
+            yield
+        except UserError:
+            if self.main:
+                raise
+            raise SystemExit(2) from None
+
     def broadcast(self, value: _T) -> _T:
         """The main process's value, in all processes."""
         if self.world == 1:
@@ -177,16 +193,12 @@ class Processes:
                 for tensor in tensors:
                     dist.broadcast(tensor, src=0)
 
-    def all_reduce_gradients(self, parameters: Iterable[Tensor], nats: Tensor) -> None:
-        """Sum the gradients, and the loss, over the processes, in place: one exchange a step."""
-        if self.world == 1:
-            return
-        parts = [p.grad for p in parameters if p.grad is not None] + [nats]
-        flat = torch.cat([part.flatten() for part in parts])
-        with self._explain_losses():
-            dist.all_reduce(flat)
-        for part, total in zip(parts, flat.split([p.numel() for p in parts]), strict=True):
-            part.copy_(total.view_as(part))
+    def sum_on_device(self, numbers: Tensor) -> Tensor:
+        """Sums over the processes of a tensor, where it is."""
+        if self.world > 1:
+            with self._explain_losses():
+                dist.all_reduce(numbers)
+        return numbers
 
     def gather_state(self, state: State) -> State:
         """The carried states of the whole batch, on the CPU; complete in the main process alone.
@@ -218,6 +230,17 @@ class Processes:
         return tensor.tolist()
 
     @contextlib.contextmanager
+    def explain_exchanges(self) -> Iterator[None]:
+        """The same around what computes, too: other errors stay what they are."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not re.search(r"gloo|nccl|connection|peer|socket|timed out", str(error), re.I):
+                raise
+            with self._explain_losses():
+                raise
+
+    @contextlib.contextmanager
     def _explain_losses(self) -> Iterator[None]:
         """Turn torch's error about a broken connection into one that says what happened."""
         try:
@@ -227,6 +250,81 @@ class Processes:
                 f"process {self.rank} of {self.world} lost another one ({_reason(error)}); "
                 "what was saved last is intact: start all of them again with --resume"
             ) from error
+
+
+class GradientSums:
+    """Gradients summed over the processes, a bucket at a time, while the backward pass goes on.
+
+    As torch's DDP does it: a bucket sets out when all its gradients are there, in the order in
+    which backward passes make them. DDP itself is not used: it divides by the number of processes,
+    wants every parameter to have a gradient in every step, and calls the model.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], processes: Processes) -> None:
+        self._processes = processes
+        self._buckets: list[list[Tensor]] = []
+        self._bucket_of: dict[Tensor, int] = {}
+        size = _BUCKET_BYTES
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        for parameter in reversed(trained):
+            if size >= _BUCKET_BYTES:
+                self._buckets.append([])
+                size = 0
+            self._buckets[-1].append(parameter)
+            self._bucket_of[parameter] = len(self._buckets) - 1
+            size += parameter.numel() * parameter.element_size()
+            parameter.register_post_accumulate_grad_hook(self._made)
+        self.reset()
+
+    def reset(self) -> None:
+        """A step begins, or begins again."""
+        self._last = False
+        self._missing = [len(bucket) for bucket in self._buckets]
+        self._under_way: list[tuple[list[Tensor], Tensor, dist.Work]] = []
+
+    @property
+    def begun(self) -> bool:
+        """Whether something has been sent in this step."""
+        return bool(self._under_way)
+
+    def expect_last(self) -> None:
+        """The next backward pass is the step's last one."""
+        self._last = True
+
+    def _made(self, parameter: Tensor) -> None:
+        if not self._last:
+            return
+        self._missing[self._bucket_of[parameter]] -= 1
+        while (number := len(self._under_way)) < len(self._buckets) and not self._missing[number]:
+            self._send(number, [])
+
+    def _send(self, number: int, more: list[Tensor]) -> None:
+        """Send a bucket; all processes send them in the same order."""
+        parts = [p.grad for p in self._buckets[number] if p.grad is not None] + more
+        flat = torch.cat([part.flatten() for part in parts]) if parts else torch.zeros(1)
+        with self._processes._explain_losses():
+            work = dist.all_reduce(flat, async_op=True)
+        assert work is not None
+        self._under_way.append((parts, flat, work))
+
+    def finish(self, nats: Tensor) -> None:
+        """Send what is left, wait for all sums and put them in place; of the loss, too."""
+        for number in range(len(self._under_way), len(self._buckets)):
+            self._send(number, [])
+        self._buckets.append([])
+        self._send(len(self._buckets) - 1, [nats])
+        self._buckets.pop()
+        for parts, flat, work in self._under_way:
+            with self._processes._explain_losses():
+                work.wait()
+            sizes = [part.numel() for part in parts]
+            for part, total in zip(parts, flat.split(sizes) if sizes else (), strict=True):
+                part.copy_(total.view_as(part))
+        self.reset()
+
+
+_BUCKET_BYTES = 8 * 1024 * 1024
+"""Bytes of gradients that travel together, at least."""
 
 
 @contextlib.contextmanager

@@ -95,6 +95,7 @@ def fit_rows(
     device: torch.device,
     note: Callable[[str], None],
     neighbours: int = 1,
+    agree: Callable[[int], int] | None = None,
 ) -> tuple[int, float]:
     """Find a number of rows that fits, by doing a step's work on real rows.
 
@@ -106,6 +107,8 @@ def fit_rows(
             it held most.
         rows: the most rows that are wanted; where there are fewer, `note` prints a line.
         neighbours: processes on this machine that take memory alike, this one among them.
+        agree: the least of the processes' numbers, where they all have to try alike; then nothing
+            is halved where memory runs out in one of them.
 
     Returns:
         (rows at once, seconds that one try took).
@@ -116,6 +119,7 @@ def fit_rows(
     wanted = rows
     if device.type == "cpu":
         rows = min(rows, _rows_in_free_memory(try_rows, rows, neighbours))
+    rows = rows if agree is None else agree(rows)
 
     def timed(rows: int) -> float:
         try_rows(rows)  # pays for compiling
@@ -123,14 +127,17 @@ def fit_rows(
         try_rows(rows)
         return time.perf_counter() - started
 
-    seconds, rows = halve_until_it_fits(timed, rows, device)
+    seconds, rows = halve_until_it_fits(timed, rows, device, lambda: agree is None)
     if rows < wanted:
         note(f"Memory holds {rows} rows at once instead of {wanted}; the batch stays what it was.")
     return rows, seconds
 
 
 def halve_until_it_fits(
-    attempt: Callable[[int], Result], rows: int, device: torch.device
+    attempt: Callable[[int], Result],
+    rows: int,
+    device: torch.device,
+    may_halve: Callable[[], bool] = lambda: True,
 ) -> tuple[Result, int]:
     """Do something on so many rows at once, or on half as many when memory runs out, and so on.
 
@@ -138,7 +145,7 @@ def halve_until_it_fits(
         (what the attempt gave that succeeded, its number of rows).
 
     Raises:
-        UserError: not even one row fits.
+        UserError: not even one row fits; or fewer may not be tried.
     """
     while True:
         try:
@@ -151,6 +158,11 @@ def halve_until_it_fits(
         if rows == 1:
             raise UserError(
                 "out of memory with a single row; use a smaller model or --max-seq-length"
+            )
+        if not may_halve():
+            raise UserError(
+                f"out of memory with {rows} rows at once, while other processes wait for this one; "
+                f"train with --micro-batch-size {rows // 2}"
             )
         rows //= 2
         if device.type == "cuda":

@@ -228,7 +228,9 @@ class Muon(torch.optim.Optimizer):
         return flat
 
 
-def make_optimizers(model: LanguageModel, settings: Settings) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: LanguageModel, settings: Settings, muon: type[Muon] = Muon
+) -> list[torch.optim.Optimizer]:
     """The optimizers of a run; each group remembers its peak rate as `peak_lr`."""
     if find_spec(settings.architecture).optimizer == "adam":
         adam = torch.optim.Adam(
@@ -240,14 +242,16 @@ def make_optimizers(model: LanguageModel, settings: Settings) -> list[torch.opti
         optimizers: list[torch.optim.Optimizer] = [adam]
     else:
         assert isinstance(model, ResidualLM)
-        optimizers = _muon_and_adamw(model, settings)
+        optimizers = _muon_and_adamw(model, settings, muon)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
 
 
-def _muon_and_adamw(model: ResidualLM, settings: Settings) -> list[torch.optim.Optimizer]:
+def _muon_and_adamw(
+    model: ResidualLM, settings: Settings, kind: type[Muon]
+) -> list[torch.optim.Optimizer]:
     """Matrices inside the blocks to Muon, everything else to AdamW."""
     by_pieces: dict[int, list[Tensor]] = {}
     for parameter, pieces in model.matrices():
@@ -256,7 +260,7 @@ def _muon_and_adamw(model: ResidualLM, settings: Settings) -> list[torch.optim.O
     embedding = model.embedding.weight
     taken.add(id(embedding))
     others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
-    muon = Muon(
+    muon = kind(
         [{"params": group, "pieces": pieces} for pieces, group in by_pieces.items()],
         lr=settings.learning_rate * MUON_RATE,
         momentum=MUON_MOMENTUM,
@@ -307,12 +311,17 @@ def step_if_finite(
         told.found_inf, told.grad_scale = verdict.found_inf, verdict.grad_scale
         optimizer.step()
         del told.found_inf, told.grad_scale
+    update_scale(scaler, verdict.found_inf)
+    return verdict.said
+
+
+def update_scale(scaler: torch.amp.GradScaler, found_inf: Tensor) -> None:
+    """The scale of fp16 after a step with (1) or without (0) a number that is not finite."""
     if scaler.is_enabled():
         _torch._amp_update_scale_(
-            scaler._scale, scaler._growth_tracker, verdict.found_inf, scaler.get_growth_factor(),
+            scaler._scale, scaler._growth_tracker, found_inf, scaler.get_growth_factor(),
             scaler.get_backoff_factor(), scaler.get_growth_interval(),
         )  # fmt: skip
-    return verdict.said
 
 
 def get_moments(

@@ -276,6 +276,8 @@ class PreferenceTrainer(Trainer):
         **more: Any,
     ) -> None:
         super().__init__(*arguments, **more)
+        if self.sharded:
+            raise UserError("--shard: not in newllm prefer, whose models fit one process; omit it")
         self.options, self.validation, self.tables = options, validation, tables
         self.sides = training.sides
         self.reference: np.ndarray | None = None
@@ -380,7 +382,7 @@ class PreferenceTrainer(Trainer):
             "refusals_before": self.refusals_before,
         }
 
-    def load_state_dict(self, stored: dict[str, Any]) -> None:
+    def load_state_dict(self, stored: dict[str, Any], parts: Path | None = None) -> None:
         """Take up a run; of one that was finished, the pairs are scored again."""
         if stored["preferring"] != asdict(self.options):
             was = ", ".join(f"{name} {value}" for name, value in stored["preferring"].items())
@@ -388,7 +390,7 @@ class PreferenceTrainer(Trainer):
                 f"--resume: the run began with {was}; leave them as they were, or give another "
                 "--name"
             )
-        super().load_state_dict(stored)
+        super().load_state_dict(stored, parts)
         if stored["reference"] is not None:
             self.reference = stored["reference"].numpy()
         sizes = [[side.size for side in pair] for pair in self.validation.sides]

@@ -52,7 +52,12 @@ from newllm.train import checkpoint
 from newllm.train.counting import describe, prepare_counts
 from newllm.train.distributed import Processes, process_group
 from newllm.train.log import EpochLog, MetricsFile, make_log
-from newllm.train.optimizers import get_moments, set_moments
+from newllm.train.sharding import (
+    check_parts,
+    parts_folder,
+    refuse_what_is_not_sharded,
+    remove_other_parts,
+)
 from newllm.train.signals import StopRequest, run_lock
 from newllm.train.tracking import make_tracker
 from newllm.train.trainer import Trainer
@@ -117,7 +122,13 @@ def train(
             if stored is None and processes.main:  # now: what it needs is there
                 set_aside(files, log.note)
             held.callback(run.metrics_file.close)
-            trainer = run.prepare(stored)
+            sharded = settings.shard and processes.world > 1
+            if sharded:
+                refuse_what_is_not_sharded(settings, processes)
+            trainer = None if sharded else run.prepare(stored)
+        if trainer is None:  # to shard it takes all of them
+            with processes.main_speaks():
+                trainer = run.prepare(stored)
         return run.train(trainer)
 
 
@@ -137,6 +148,8 @@ class TrainingRun:
         self.settings, self.files, self.log, self.advise = settings, files, log, advise
         self.processes, self.device, self.block = processes, device, block
         self.level = find_dataset(settings.dataset)
+        self._kept_parts: str | None = None
+        """Folder of parts that the newest resume file names, of a sharded run."""
         self.start = Start.read(settings)
         encoding = Encoding.of(settings)
         self.data = prepare_training(open_chosen(settings), encoding, self.start.tokenizer)
@@ -154,9 +167,7 @@ class TrainingRun:
         if stored is not None:
             self._take_up(trainer, stored)
         elif self.start.content is not None:
-            trainer.model.load_state_dict(self.start.content["model"])
-            moments = self.start.content.get("moments", {})
-            set_moments(trainer.model, trainer.optimizers, moments)
+            trainer.start_from(self.start.content["model"], self.start.content.get("moments", {}))
         if self.processes.main:
             self._introduce(trainer, resumed=stored is not None)
             write_text(self.files.settings, to_yaml(self.settings))
@@ -193,11 +204,12 @@ class TrainingRun:
             if not finished:
                 self._leave(stop)
         files = self.files
+        # It is missing, too, where a kill came between the last save and this line.
+        if self.processes.broadcast(trained or not files.final.exists()):
+            model, moments = trainer.whole_model(), trainer.whole_moments()
+            if model is not None:
+                self._write_model(files.final, trainer, model, moments=moments)
         if self.processes.main:
-            # It is missing, too, where a kill came between the last save and this line.
-            if trained or not files.final.exists():
-                moments = get_moments(trainer.model, trainer.optimizers)
-                self._write_model(files.final, trainer, moments=moments)
             self._conclude(trainer)
         return files.best
 
@@ -247,6 +259,7 @@ class TrainingRun:
         if self.counts is not None:
             self.log.note(f"Counts {describe(self.counts)}")
         together = f", {self.processes.world} processes" if self.processes.world > 1 else ""
+        together += ", sharded" if trainer.sharded else ""
         self.log.note(
             f"Device {trainer.device.type}, {trainer.precision}, recurrence kernel "
             f"{active_kernel(trainer.device)}, {torch.get_num_threads()} threads{together}"
@@ -263,7 +276,10 @@ class TrainingRun:
                 "restore it, or train anew without --resume"
             )
         try:
-            trainer.load_state_dict(stored["trainer"])
+            parts = stored.get("parts")
+            folder = None if parts is None else parts_folder(self.files.resume, parts["folder"])
+            trainer.load_state_dict(stored["trainer"], folder)
+            self._kept_parts = None if parts is None else parts["folder"]
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{self.files.resume}: damaged or edited; train anew without --resume, which moves "
@@ -291,32 +307,37 @@ class TrainingRun:
 
     def _save(self, trainer: Trainer) -> None:
         content = {"kind": "resume", "trainer": trainer.state_dict(), **self._origin(trainer)}
+        parts = trainer.save_parts(self.files.resume)
         if self.processes.main:
+            content |= {} if parts is None else {"parts": parts}
             checkpoint.save(self.files.resume, content, keep_previous=True)
+            before, self._kept_parts = self._kept_parts, (parts or {}).get("folder")
+            remove_other_parts(self.files.resume, [before, self._kept_parts])
             self.metrics_file.write(trainer.progress.history)
         self.processes.barrier()
 
     def _finish_epoch(self, trainer: Trainer, best: bool) -> None:
         """The resume file last: should the run die before it, the epoch is simply done again."""
-        if self.processes.main:
+        model = trainer.whole_model()
+        if model is not None:
             if best:
-                self._write_model(self.files.best, trainer)
-            self._write_answers(trainer)
+                self._write_model(self.files.best, trainer, model)
+            self._write_answers(trainer, model)
         self._save(trainer)
 
-    def _write_answers(self, trainer: Trainer) -> None:
+    def _write_answers(self, trainer: Trainer, model: LanguageModel) -> None:
         """Fixed prompts, answered as the model stands after this epoch."""
         renderer = make_renderer(self.data.tokenizer, self.level)
         epoch = trainer.progress.history[-1]["epoch"]
-        answered = answer_prompts(trainer.model, renderer, self.level.prompts)
+        answered = answer_prompts(model, renderer, self.level.prompts)
         kept = [earlier for earlier in read_answers(self.files) if earlier["epoch"] < epoch]
         write_lines(self.files.answers, [*kept, {"epoch": epoch, **answered}])
 
-    def _write_model(self, path: Path, trainer: Trainer, **more: Any) -> None:
+    def _write_model(self, path: Path, trainer: Trainer, model: LanguageModel, **more: Any) -> None:
         """A self-contained checkpoint: enough to evaluate, chat and train on."""
         content = {
             "kind": "model",
-            "model": trainer.model.state_dict(),
+            "model": model.state_dict(),
             "tokenizer": self.data.tokenizer.to_dict(),
             "metrics": trainer.progress.history[-1],
             "torch_version": str(torch.__version__),
@@ -334,7 +355,7 @@ def describe_counts(counts: Accounting) -> str:
 
 
 def _find_resume(files: RunFiles, log: EpochLog) -> dict[str, Any] | None:
-    found = checkpoint.load_newest(files.resume)
+    found = checkpoint.load_newest(files.resume, also=check_parts)
     if found is None:
         log.note(f"Nothing to resume under {files.resume}; starting afresh.")
         return None

@@ -8,10 +8,12 @@ count).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,20 +27,32 @@ from newllm.data.tokenizers import answer_marks
 from newllm.device import autocast, get_generators, pick_precision, send, set_generators
 from newllm.errors import UserError
 from newllm.evaluate.metrics import EVALUATION_BATCH_SIZE, evaluate
-from newllm.model import OwnBlock, State, build_model
+from newllm.model import LanguageModel, OwnBlock, State, build_model
 from newllm.model.kernels import HalfCopies, Noise
 from newllm.model.recall.reference import in_sets
 from newllm.model.residual import ResidualLM
 from newllm.model.spec import find_spec
 from newllm.results.records import EpochRecord, Metrics
 from newllm.threads import TrainingThreads
+from newllm.train import sharding
 from newllm.train.counting import Counts
-from newllm.train.distributed import Processes, StepFlags
+from newllm.train.distributed import GradientSums, Processes, StepFlags
 from newllm.train.log import EpochLog, describe_expectation, validation_line
 from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, step_trial
-from newllm.train.optimizers import Frozen, make_optimizers, step_if_finite
+from newllm.train.optimizers import (
+    Frozen,
+    Muon,
+    get_moments,
+    make_optimizers,
+    set_moments,
+    step_if_finite,
+    update_scale,
+)
 from newllm.train.schedule import Schedule, decay_pairs, set_dropout
 from newllm.train.signals import StopRequest
+
+_torch: Any = torch
+"""Its functions on many tensors at once, which are named as private."""
 
 MAX_NONFINITE_STEPS = 20
 """Steps in a row with a non-finite loss or gradient after which a run ends."""
@@ -137,21 +151,28 @@ class Trainer:
         # Of torch's own generator: the initial weights, alike in all processes, and then the
         # dropout of `original`, which differs between them.
         torch.manual_seed(settings.seed)
+        self._block = block
         self.model = build_model(settings.model_settings(), data.tokenizer.vocab_size, block)
         self.model.to(device)
         if settings.closed_answers and isinstance(self.model, ResidualLM):
             self.model.closing = answer_marks(data.tokenizer)
+        self.sharded = settings.shard and self.processes.world > 1
+        """Whether each process has a part of every weight; else each has all of them."""
+        if self.sharded:
+            sharding.shard(self.model, device, self.processes)
         self._counts = counts
         if not self.processes.main:
             torch.manual_seed(settings.seed + (self.processes.rank << 32))
         self._frozen = None if frozen is None else Frozen(self.model, frozen)
-        self.optimizers = make_optimizers(self.model, settings)
+        muon = sharding.ShardedMuon if self.sharded else Muon
+        self.optimizers = make_optimizers(self.model, settings, muon)
         self.schedule = Schedule.planned(settings.warmup_share, settings.warmdown_share)
         self.progress = Progress()
         sequences = self.processes.sequences(settings.batch_size)
         self._sequences = range(settings.batch_size)[sequences]
         self.state = self._fresh_state()
         self._halves: HalfCopies | None = None
+        self._sums: GradientSums | None = None
         self._unread: _Outcome | None = None
         self._one_document_per_row = self._spec.one_document_per_row
         """The published recipe of `original` counts its batch in documents."""
@@ -186,7 +207,8 @@ class Trainer:
             assert isinstance(self.model, ResidualLM)
             assert self.model.counts is not None
             self.model.counts.set_tables(self._counts.tables)
-        self.processes.broadcast_weights(self.model.state_dict().values())
+        weights = self.model.buffers() if self.sharded else self.model.state_dict().values()
+        self.processes.broadcast_weights(weights)
         if self._frozen is not None:
             self._frozen.hold()
         if self.micro_batch == 0:
@@ -221,7 +243,10 @@ class Trainer:
 
     def _begin(self) -> None:
         """What the steps of this session need besides the trainer's state."""
-        if self._on_gpu and self.precision != "fp32" and isinstance(self.model, ResidualLM):
+        if self.processes.world > 1 and not self.sharded and self._sums is None:
+            self._sums = GradientSums(self.model.parameters(), self.processes)
+        halves = self._on_gpu and self.precision != "fp32" and not self.sharded
+        if halves and isinstance(self.model, ResidualLM):
             matrices = [matrix for matrix, _ in self.model.matrices()]
             dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
             self._halves = HalfCopies([*matrices, self.model.embedding.weight], dtype)
@@ -238,8 +263,9 @@ class Trainer:
         # Dropout draws from the CPU's generator or the GPU's: both stay as they were.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             self.micro_batch, seconds = fit_rows(
-                try_rows, wanted, self.device, self.log.note, self.processes.local_world
-            )
+                try_rows, wanted, self.device, self.log.note, self.processes.local_world,
+                self.processes.all_reduce_min if self.sharded else None,
+            )  # fmt: skip
         self.micro_batch = self.processes.all_reduce_min(self.micro_batch)
         computed = sum(
             part.ids.numel()
@@ -284,7 +310,8 @@ class Trainer:
     def _timed_step(self, batch: Batch, steps_in_epoch: int) -> None:
         started = time.perf_counter()
         factor = self.schedule.factor(self._done(steps_in_epoch))
-        loss = self._step(batch, factor)
+        with self.processes.explain_exchanges() if self.sharded else contextlib.nullcontext():
+            loss = self._step(batch, factor)
         seconds = time.perf_counter() - started
         progress = self.progress
         progress.step += 1
@@ -303,13 +330,20 @@ class Trainer:
         if self._halves is not None:
             self._halves.refresh()
         (nats, self.state), rows = halve_until_it_fits(
-            lambda rows: self._gradients(batch, rows), self.micro_batch, self.device
+            lambda rows: self._gradients(batch, rows),
+            self.micro_batch,
+            self.device,
+            may_halve=lambda: not self.sharded and (self._sums is None or not self._sums.begun),
         )
         if rows < self.micro_batch:
             self.micro_batch = rows
             self.log.note(f"\n  Out of memory: {rows} rows at once from here on; the same batch.")
-        self.processes.all_reduce_gradients(self.model.parameters(), nats)
-        update = self._update_on_gpu if self._on_gpu else self._update
+        if self.sharded:
+            update = self._update_parts
+        else:
+            if self._sums is not None:
+                self._sums.finish(nats)
+            update = self._update_on_gpu if self._on_gpu else self._update
         said, at = update(nats, rate_factor), self.progress
         before, self._unread = self._unread, _Outcome(said, batch.scored, at.epoch, at.step)
         if not self._on_gpu:
@@ -319,12 +353,17 @@ class Trainer:
     def _gradients(self, batch: Batch, rows: int) -> tuple[Tensor, State]:
         """Accumulate the gradients of a batch, so many rows at once: (nats, states after it)."""
         self.model.zero_grad()  # what a try without enough memory left
+        if self._sums is not None:
+            self._sums.reset()
         total: Tensor | None = None
         states: list[State] = []
         order: list[slice | Tensor] = []
         # Normalised by the tokens of the whole batch, however it is split.
         share = torch.full((), 1 / max(1, batch.scored), device=self.device)
-        for which, part in batch.micro_batches(rows, self._one_document_per_row):
+        micro_batches = list(batch.micro_batches(rows, self._one_document_per_row))
+        for which, part in micro_batches:
+            if self._sums is not None and len(order) == len(micro_batches) - 1:
+                self._sums.expect_last()
             first_sequence = self._sequences.start + rows * len(order)
             noise = Noise(self.settings.seed, self.progress.total_steps, first_sequence)
             order.append(which)
@@ -397,6 +436,25 @@ class Trainer:
             optimizer.zero_grad()
         return said
 
+    def _update_parts(self, nats: Tensor, rate_factor: float) -> Tensor:
+        """The same of a sharded model, on any device; the gradients are sums already."""
+        total, norm, gradients = sharding.sum_and_norm(self.model, nats, self.processes)
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+        norm, epoch = norm / scale, self.progress.epoch
+        finite = math.isfinite(total) and math.isfinite(norm)
+        if finite:
+            factor = min(1.0, self._spec.clip_norm(epoch) / (norm + 1e-6)) / scale
+            if factor != 1.0:
+                _torch._foreach_mul_(gradients, factor)
+            self._set_rates(rate_factor)
+            decay_pairs(self.model, self.settings, epoch, rate_factor)
+            for optimizer in self.optimizers:
+                optimizer.step()
+        update_scale(self.scaler, torch.tensor(float(not finite), device=self.device))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        return torch.tensor([total, float(finite)], dtype=torch.float64)
+
     def _set_rates(self, rate_factor: float) -> None:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -456,9 +514,35 @@ class Trainer:
     def _evaluate(self) -> Metrics:
         split = self.data.splits["validation"]
         sequences = max(EVALUATION_BATCH_SIZE, self.processes.world)
-        return evaluate(
+        metrics = evaluate(
             self.model, split, self.data.tokenizer, self.device, sequences, self.processes
         )
+        if self.sharded:
+            sharding.let_go(self.model)
+        return metrics
+
+    def whole_model(self) -> LanguageModel | None:
+        """The model as one process can use it, in process 0; all processes call it together."""
+        if self.sharded:
+            return sharding.whole_model(self.model, self.settings, self._block, self.processes)
+        return self.model if self.processes.main else None
+
+    def whole_moments(self) -> dict[str, dict[str, Any]]:
+        """What the optimizers remember, by name, in process 0; all processes call it together."""
+        if self.sharded:
+            return sharding.whole_moments(self.model, self.optimizers, self.processes)
+        return get_moments(self.model, self.optimizers)
+
+    def start_from(
+        self, weights: Mapping[str, Tensor], moments: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Begin with the weights of another run, and with what its optimizers remembered."""
+        if self.sharded:
+            sharding.load_whole(self.model, weights)
+            moments = sharding.divided_moments(self.model, moments)
+        else:
+            self.model.load_state_dict(weights)
+        set_moments(self.model, self.optimizers, moments)
 
     def _end_epoch(self, steps_in_epoch: int) -> None:
         metrics = self._evaluate()
@@ -486,12 +570,23 @@ class Trainer:
                 self.log.note(f"  No improvement in {self.settings.patience} epochs: stopping.")
                 progress.finished = True
 
+    def save_parts(self, resume: Path) -> dict[str, Any] | None:
+        """Write what `state_dict` leaves out of a sharded run; see :mod:`newllm.train.sharding`."""
+        if not self.sharded:
+            return None
+        steps = self.progress.total_steps
+        return sharding.save_parts(resume, self.model, self.optimizers, steps, self.processes)
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides how the run goes on; all processes call it together."""
+        """Everything that decides how the run goes on; all processes call it together.
+
+        Weights and moments of a sharded run are not in it: `save_parts` writes them.
+        """
         generators, *others = self.processes.gather(get_generators(self.device))
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         return {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "model": None if self.sharded else self.model.state_dict(),
+            "optimizers": None if self.sharded else optimizers,
             "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
             "schedule": asdict(self.schedule),
             "progress": asdict(self.progress),
@@ -503,11 +598,21 @@ class Trainer:
             "micro_batch": self.micro_batch,
         }
 
-    def load_state_dict(self, stored: dict[str, Any]) -> None:
-        """Take up a run where `state_dict` was called; notes what makes it another run."""
-        self.model.load_state_dict(stored["model"])
-        for optimizer, state in zip(self.optimizers, stored["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+    def load_state_dict(self, stored: dict[str, Any], parts: Path | None = None) -> None:
+        """Take up a run where `state_dict` was called; notes what makes it another run.
+
+        `parts` is the folder that `save_parts` wrote, of a run that was sharded.
+        """
+        if parts is not None:
+            sharding.load_parts(parts, self.model, self.optimizers)
+        elif self.sharded:
+            sharding.load_whole(self.model, stored["model"])
+            for optimizer, state in zip(self.optimizers, stored["optimizers"], strict=True):
+                sharding.load_optimizer(optimizer, state)
+        else:
+            self.model.load_state_dict(stored["model"])
+            for optimizer, state in zip(self.optimizers, stored["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
         if self.scaler.is_enabled() and stored["scaler"] is not None:
             self.scaler.load_state_dict(stored["scaler"])
         self.schedule = Schedule(**stored["schedule"])

@@ -412,6 +412,18 @@ def test_serve(checkpoint: str, capsys, monkeypatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_shard(capsys) -> None:
+    result = run_json(capsys, "shard", "--params", "60000", "--steps", "2", "--tokens", "64")
+    assert keys(result) == {
+        "A step": ["processes", "held_mb", "held_of_one", "grown_mb", "step_s", "loss_differs"]
+    }
+    one, after, during, shared = result["tables"]["A step"]
+    assert one["held_of_one"] == after["held_of_one"] == during["held_of_one"] == 1
+    assert 0.4 < shared["held_of_one"] < 0.7
+    assert max(row["loss_differs"] for row in result["tables"]["A step"]) < 1e-3
+
+
 @pytest.mark.parametrize("gru", [False, True], ids=["context", "torch GRU"])
 def test_half_precision_beside_torchs_own(gru: bool) -> None:
     """A step of both models, whose parameters are as many; the command does it on three CPUs."""

@@ -37,6 +37,8 @@ def hurt(trainer: Trainer, *arguments: Any) -> None:
 def fit_alike(trainer: Trainer, stop: StopRequest) -> bool:
     """Trains, and looks whether all processes have the same weights."""
     finished = fit(trainer, stop)
+    if trainer.sharded:
+        return finished
     own = [tensor.clone() for tensor in trainer.model.state_dict().values()]
     for tensor in own:
         dist.broadcast(tensor, src=0)

@@ -53,12 +53,40 @@ def inlined(function: Callable[..., Any]) -> Any:
     return numba.njit(inline="always", error_model="numpy", fastmath=FAST)(function)
 
 
+class _Memory:
+    """A tensor's memory as numpy takes it in, and the tensor, so that it stays."""
+
+    __slots__ = ("__array_interface__", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        strides = None
+        if not tensor.is_contiguous():
+            size = tensor.element_size()
+            strides = tuple(size * stride for stride in tensor.stride())
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), False),
+            "shape": tuple(tensor.shape),
+            "strides": strides,
+            "typestr": _PATTERNS.get(tensor.dtype) or _array_type(tensor.dtype),
+        }
+
+
+_PATTERNS = {torch.float32: "<f4", torch.bfloat16: "<u2"}
+
+
+def _array_type(dtype: torch.dtype) -> str:
+    return torch.empty(0, dtype=dtype).numpy().dtype.str
+
+
 def as_array(tensor: Tensor) -> np.ndarray:
-    """The memory of a CPU tensor as a numpy array; bfloat16 as its 16-bit patterns."""
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(np.uint16)
-    return tensor.numpy()
+    """The memory of a CPU tensor as a numpy array; bfloat16 as its 16-bit patterns.
+
+    `Tensor.numpy` forbids torch for good to resize the memory, which is how FSDP2 frees gathered
+    weights. This does not, and takes as long.
+    """
+    return np.asarray(_Memory(tensor))
 
 
 def use_torch_threads() -> None:
