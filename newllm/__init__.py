@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from newllm.model.quantize import WeightFormat
     from newllm.trained import TrainedModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "load"]
 
 # GNU OpenMP's threads spin for milliseconds after each parallel region, which starves whatever else
