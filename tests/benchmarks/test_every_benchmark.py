@@ -414,7 +414,7 @@ def test_serve(checkpoint: str, capsys, monkeypatch) -> None:
 @pytest.mark.slow
 @pytest.mark.slow
 def test_shard(capsys) -> None:
-    result = run_json(capsys, "shard", "--params", "60000", "--steps", "2", "--tokens", "64")
+    result = run_json(capsys, "shard", "--params", "600000", "--steps", "2", "--tokens", "64")
     assert keys(result) == {
         "A step": ["processes", "held_mb", "held_of_one", "grown_mb", "step_s", "loss_differs"]
     }
