@@ -68,7 +68,7 @@ def cli() -> None:
 def train(
     dataset: str, resume: bool, config: str | None, params: int | str | None, **settings: Any
 ) -> None:
-    """Train a model on DATASET: a level, wikitext2, or chat for your own rows.
+    """Train a model on DATASET: a level, text, wikitext2, or chat for your own rows.
 
     The levels are dolly, hh_rlhf, ultrachat, code_alpaca and math. A run can be stopped anywhere
     (Ctrl-C), and the same command with --resume goes on.
