@@ -219,8 +219,8 @@ def _written(clone: Path, parameters: int, out: Path) -> list[Row]:
         assert found is not None, said
         return WRITTEN / float(found[1])
 
-    model = newllm.load(out / f"best_{_name(True)}.pt", device="cpu")
-    bare = newllm.load(out / f"best_{_name(False)}.pt", device="cpu") if (
+    model = newllm.load(str(out / f"best_{_name(True)}.pt"), device="cpu")
+    bare = newllm.load(str(out / f"best_{_name(False)}.pt"), device="cpu") if (
         out / f"best_{_name(False)}.pt"
     ).exists() else None  # fmt: skip
 

@@ -315,8 +315,8 @@ class SeveralWords(Command):
             for name in parameter.opts
         }
         rewritten: list[str] = []
+        # The option whose words are being read, and whether the next word needs it before it.
         option, needs_name = "", False
-        """The option whose words are being read, and whether the next word needs it before it."""
         for position, word in enumerate(args):
             if word == "--":
                 rewritten += args[position:]

@@ -47,10 +47,9 @@ def named_repository(name: str) -> HubRepository:
     Raises:
         UserError: it is no such name.
     """
-    if (
-        name != "hub:" and Path(name.removeprefix("hub:")).is_dir()
-    ):  # a path may have a colon, as C:\\ has
-        return HubRepository(name.removeprefix("hub:"))
+    place = name.removeprefix("hub:")
+    if place and Path(place).is_dir():  # before the pattern: a path may have a colon, as C:\ has
+        return HubRepository(place)
     found = _NAMED.fullmatch(name)
     if found is None or not (
         Path(found["id"]).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", found["id"])

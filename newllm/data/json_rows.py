@@ -205,7 +205,8 @@ def unwrapped(value: Any) -> list[Any] | None:
         return None if is_turns(value) else value
     if not isinstance(value, dict) or not value:
         return None
-    columns, rows = value.get("columns"), value.get("data")
+    columns: Any = value.get("columns")
+    rows = value.get("data")
     named = isinstance(columns, list) and not any(isinstance(c, (list, dict)) for c in columns)
     if named and isinstance(rows, list):
         return [dict(zip(columns, row)) if isinstance(row, list) else row for row in rows]  # noqa: B905

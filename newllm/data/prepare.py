@@ -61,7 +61,7 @@ _TERMINAL_SECONDS, _PLAIN_SECONDS = 1.0, 30.0
 _LEAST_VALIDATION_ROWS = 1000
 """Validation rows are limited with the training rows (a tenth of them), but not below this."""
 TOKENIZER_BYTES = 256 * 1024 * 1024
-"""Text a BPE vocabulary is trained on at most."""
+"""Text a BPE vocabulary is trained on at most (that of one data set alone: in characters)."""
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,6 @@ class ClimbConfig:
     """Data sets, in the order of training."""
     data_dir: str = "hub"
     """hub, sample, or a folder with a folder for every data set."""
-    text: str | None = None
-    """Where the plain text is that comes before the levels; None: as the others' rows."""
     out: str = DEFAULT_OUT
     settings: dict[str, Any] = field(default_factory=dict)
     """Training settings for every level, in place of its own."""
@@ -87,6 +85,8 @@ class ClimbConfig:
     """Run the code that it answers with, sandboxed."""
     prefer: bool = False
     """Learn from HH-RLHF's pairs which answers people preferred, after its level."""
+    text: str | None = None
+    """Where the plain text is that comes before the levels; None: as the others' rows."""
 
     def data_of(self, dataset: str) -> str:
         """Where the rows of a data set are."""

@@ -1,1 +1,1 @@
-"""An HTTP server for one model: OpenAI's interface, and conversations kept as their state."""
+"""An HTTP server: OpenAI's interface, and conversations kept as their state."""

@@ -289,7 +289,7 @@ def _read(path: Path, vocab_size: int) -> list[StoredTable] | None:
 
 
 def describe(counts: Counts) -> str:
-    """`785,327 contexts, 1,557,952 followers, 7.9 MB, of 3,312,052 tokens`."""
+    """`785,327 contexts of up to 4 tokens and 1,557,952 followers, 7.9 MB`."""
     table = counts.tables[0]
     size = len(table.pack()) / 1e6
     return (

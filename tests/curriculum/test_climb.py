@@ -137,7 +137,7 @@ def test_preferences_are_a_stage_behind_level_two(route, capsys, monkeypatch) ->
     levels = route("hh_rlhf", "ultrachat", prefer=True)
     steps = 0
 
-    def stopping(self: Trainer, *arguments: Any) -> None:
+    def stopping(self: PreferenceTrainer, *arguments: Any) -> None:
         nonlocal steps
         original(self, *arguments)
         steps += 1

@@ -147,7 +147,7 @@ def test_the_best_of_several_completions(start: Start) -> None:
     for wrong, why in (({"n": 3, "best_of": 2}, "less than n"), ({"stream": True, "best_of": 2},
                         "omit stream"), ({"best_of": 65}, "at most 128")):  # fmt: skip
         with pytest.raises(openai.BadRequestError, match=why):
-            client.completions.create(**asked, **wrong)
+            client.completions.create(**{**asked, **wrong})
 
 
 def test_a_longer_conversation_goes_on_from_its_state(server: Running) -> None:

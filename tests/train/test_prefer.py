@@ -97,7 +97,7 @@ def test_refusals_are_counted_before_and_after(base, tmp_path, capsys) -> None:
     (verdict,) = (json.loads(p.read_text()) for p in tmp_path.glob("*.preferences.json"))
     assert verdict["refusals_before"] == verdict["refusals_after"] == 0
     assert "refusals of harmless validation prompts: 0.0% -> 0.0%" in capsys.readouterr().out
-    tokenizer: Any = newllm.load(best, "cpu").tokenizer
+    tokenizer: Any = newllm.load(str(best), "cpu").tokenizer
     ids, sides = [1, 4, 30, 2, 5, 31, 2, 4, 32, 2, 5, 33, 2], []
     for number in range(250):
         sides.append((Side([*ids[:2], number + 40, *ids[2:]], [], 1),) * 2)

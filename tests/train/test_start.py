@@ -70,7 +70,7 @@ def test_a_run_goes_on_with_the_optimizers_moments(
     names = {name for name, _ in TrainedModel.load(final).model.named_parameters()}
     assert set(moments) == names
     seen: dict[str, Any] = {}
-    from newllm.train import run
+    from newllm.train import trainer
 
     def watched(model: Any, optimizers: Any, given: Any) -> None:
         original(model, optimizers, given)
@@ -79,8 +79,8 @@ def test_a_run_goes_on_with_the_optimizers_moments(
                 if parameter in optimizer.state:
                     seen[name] = optimizer.state[parameter]
 
-    original = run.set_moments
-    monkeypatch.setattr(run, "set_moments", watched)
+    original = trainer.set_moments
+    monkeypatch.setattr(trainer, "set_moments", watched)
     train("dolly", small(flags, init_from=str(final), epochs=1, minutes=1e-9))
     assert set(seen) == names
     assert seen["embedding.weight"]["step"] >= moments["embedding.weight"]["step"] > 0

@@ -274,7 +274,7 @@ def _mix_counted(
     gate, bias, contexts, hidden, logits,
     rest, confidence, first, followers, log_probability,
 ):  # fmt: skip
-    """Let each context have its say: `CountsLayer.mixed`; by how much the total rises."""
+    """Let each context have its say: `CountsLayer.mix_`; by how much the total rises."""
     peak, total = logits[0], ZERO
     for i in range(len(logits)):
         peak = max(peak, logits[i])

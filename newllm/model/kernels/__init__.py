@@ -39,6 +39,8 @@ __all__ = [
     "linear",
     "make_lookup",
     "nats_gradient_",
+    "norm",
+    "norms_together",
     "squared_relu",
     "triton_is_installed",
     "wide_product",
