@@ -23,7 +23,6 @@ from newllm.results.records import score
 from newllm.results.summary import load_summary
 from newllm.train import checkpoint
 from newllm.train.prefer import PreferenceTrainer
-from newllm.train.trainer import Trainer
 from tests.train.test_run import stop_after
 
 TINY = {
