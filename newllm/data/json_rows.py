@@ -206,8 +206,9 @@ def unwrapped(value: Any) -> list[Any] | None:
     if not isinstance(value, dict) or not value:
         return None
     columns, rows = value.get("columns"), value.get("data")
-    named = isinstance(columns, list) and not any(isinstance(c, (list, dict)) for c in columns)
-    if named and isinstance(rows, list):
+    if isinstance(columns, list) and isinstance(rows, list) and not any(
+        isinstance(name, (list, dict)) for name in columns
+    ):  # fmt: skip
         return [dict(zip(columns, row)) if isinstance(row, list) else row for row in rows]  # noqa: B905
     if len(value) == 1 or any(field in value for field in _WRAPPERS):
         for field, inside in value.items():
