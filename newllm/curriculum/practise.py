@@ -34,7 +34,7 @@ from newllm.errors import UserError, require_packages
 from newllm.evaluate.sandbox import require_sandbox
 from newllm.files import write_text
 from newllm.inference.greedy import Answer, greedy_answers, sampled_answers
-from newllm.results.runs import RunFiles, write_lines
+from newllm.results.runs import RunFiles, read_lines, write_lines
 from newllm.train import checkpoint
 from newllm.train.distributed import refuse_several
 from newllm.train.run import train
@@ -299,4 +299,4 @@ def _row(problem: Problem, answer: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_lines(path, {"question", "answer"})

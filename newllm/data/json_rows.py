@@ -205,10 +205,10 @@ def unwrapped(value: Any) -> list[Any] | None:
         return None if is_turns(value) else value
     if not isinstance(value, dict) or not value:
         return None
-    columns: Any = value.get("columns")
-    rows = value.get("data")
-    named = isinstance(columns, list) and not any(isinstance(c, (list, dict)) for c in columns)
-    if named and isinstance(rows, list):
+    columns, rows = value.get("columns"), value.get("data")
+    if isinstance(columns, list) and isinstance(rows, list) and not any(
+        isinstance(name, (list, dict)) for name in columns
+    ):  # fmt: skip
         return [dict(zip(columns, row)) if isinstance(row, list) else row for row in rows]  # noqa: B905
     if len(value) == 1 or any(field in value for field in _WRAPPERS):
         for field, inside in value.items():
