@@ -251,7 +251,7 @@ class Engine:
 
     def _take_arrivals(self) -> bool:
         """Wait for something to do; False to end."""
-        idle = not self._reading and not self._writing
+        idle = not (self._reading or self._writing or self._waiting)
         while idle or not self._arrivals.empty():
             job = self._arrivals.get()
             if job is None:

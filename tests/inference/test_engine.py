@@ -46,3 +46,27 @@ def test_an_answer_that_finds_no_memory_is_told_so(tiny_model_settings, monkeypa
         assert [told and told.token for told in answered(0).prompt] == [None, 7, 8]
     finally:
         engine.stop()
+
+
+def test_those_that_wait_are_written_when_all_others_end_at_once(
+    tiny_model_settings, monkeypatch
+) -> None:
+    """Two of equal length end in the same round: nobody has to come for the next two to begin."""
+    monkeypatch.setattr("newllm.model.kernels.FORCED", "reference")
+    tokenizer = BPE.train(["some words"], 290)
+    torch.manual_seed(0)
+    model = build_model(tiny_model_settings(), tokenizer.vocab_size).eval()
+    engine = Engine(make_decoder(model), tokenizer.end, 2, lambda jobs: None, queue=4)
+    jobs = [
+        Job(START, [1, 7, 8], Sampler(Sampling(temperature=0), ()), AnswerText(tokenizer), 3, 3)
+        for _ in range(6)
+    ]
+    assert engine.submit(*jobs)
+    engine.start()
+    try:
+        until = time.monotonic() + 60
+        while engine.jobs and time.monotonic() < until:
+            time.sleep(0.01)
+        assert [job.reason for job in jobs] == ["length"] * 6
+    finally:
+        engine.stop()
