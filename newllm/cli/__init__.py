@@ -68,11 +68,11 @@ def cli() -> None:
 def train(
     dataset: str, resume: bool, config: str | None, params: int | str | None, **settings: Any
 ) -> None:
-    """Train a model on DATASET: a level, or chat for your own rows.
+    """Train a model on DATASET: a level, text, wikitext2, or chat for your own rows.
 
-    The levels are dolly, hh_rlhf, ultrachat, code_alpaca and math; beside them stand text (books,
-    notes, code), dolly_ja (Japanese) and wikitext2. A run can be stopped anywhere (Ctrl-C), and the
-    same command with --resume goes on.
+    The levels are dolly, hh_rlhf, ultrachat, code_alpaca and math. A run can be stopped anywhere
+    (Ctrl-C), and the same command with --resume goes on. text is books, notes and code before the
+    levels, dolly_ja is Dolly in Japanese.
 
     Example: newllm train dolly --tokenizer word1000 --epochs 4
     """

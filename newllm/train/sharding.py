@@ -17,6 +17,7 @@ ever see gathered weights, which are plain tensors. What goes beyond torch:
 
 from __future__ import annotations
 
+import enum
 import importlib
 import os
 import pickle
@@ -550,10 +551,23 @@ class _Unpickler(pickle.Unpickler):
         Raises:
             ValueError: it is something else.
         """
+        if (module, name) == ("builtins", "getattr"):  # members of enumerations, before 3.11.4
+            return _member
         known = name in _DESCRIBED.get(module.removeprefix("torch.distributed.checkpoint."), ())
         if not known and not (module == "torch" and isinstance(getattr(torch, name), torch.dtype)):
             raise ValueError(f"{module}.{name} is no part of a checkpoint")
         return super().find_class(module, name)
+
+
+def _member(kind: Any, name: str) -> enum.Enum:
+    """What `getattr` may give in a description.
+
+    Raises:
+        ValueError: no member of an enumeration.
+    """
+    if not (isinstance(kind, enum.EnumMeta) and name in kind.__members__):
+        raise ValueError(f"{name} of {kind!r} is no part of a checkpoint")
+    return kind[name]
 
 
 _DESCRIBED = {

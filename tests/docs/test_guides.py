@@ -46,6 +46,7 @@ QUICK = {
     "data": "--max-samples 64",
     "climb": "--minutes 0.01 --max-samples 64 --device cpu --context-dim 16 --batch-size 4",
     "prefer": "--max-steps 2 --max-samples 64 --batch-size 4 --device cpu",
+    "reward": "--max-samples 64 --device cpu",
     "eval": "--device cpu",
     "generate": "--device cpu --max-new-tokens 8",
     "chat": "--device cpu --max-new-tokens 8",
@@ -306,7 +307,8 @@ def test_commands_run(
         if arguments is None or not runs_here(arguments):
             continue
         monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
-        code = main([*arguments, *QUICK.get(arguments[0], "").split()])
+        quick = QUICK.get("reward" if "reward" in arguments else arguments[0], "")
+        code = main([*arguments, *quick.split()])
         assert code == 0, f"{command.where}: {shlex.join(command.words)}\n{capsys.readouterr().err}"
         done.append(arguments[0])
     assert {"eval", "generate", "chat", "grow", "export"} & set(done[1:]), done

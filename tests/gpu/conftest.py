@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from newllm.model.kernels import triton_is_installed
+from tests.gpu.interpreter import enter_interpreter
 
 HERE = Path(__file__).parent
 
@@ -54,12 +55,6 @@ def _poisoned_memory(device: torch.device) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def _enter_interpreter(cache: str) -> None:
-    os.environ["TRITON_INTERPRET"], os.environ["NEWLLM_CACHE"] = "1", cache
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)  # memory that was never written is NaN
-
-
 @pytest.fixture(scope="session")
 def run(device: torch.device, _own_cache: None) -> Iterator[Callable[..., Any]]:
     """Calls a function where kernels run: here with a GPU, else in the interpreter's process."""
@@ -68,5 +63,5 @@ def run(device: torch.device, _own_cache: None) -> Iterator[Callable[..., Any]]:
         return
     spawn = multiprocessing.get_context("spawn")
     cache = (os.environ["NEWLLM_CACHE"],)
-    with ProcessPoolExecutor(1, spawn, _enter_interpreter, cache) as pool:
+    with ProcessPoolExecutor(1, spawn, enter_interpreter, cache) as pool:
         yield lambda *call: pool.submit(*call).result(timeout=600)

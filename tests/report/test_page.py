@@ -181,7 +181,8 @@ def test_no_japanese_is_without_use(full: Progress, add_run: AddRun, tmp_path, m
     for path in folder.iterdir():
         path.unlink()
     add_run("dolly", 14.0, tokenizer="word1000", subset="all", data="sample")
-    write_climb(folder, [{"dolly": 1.5}, {"dolly": 1.7, "hh_rlhf": 1.4}])
+    stage = {"run": "x_preferred", "after": 0.571, "longer": 0.51}
+    write_climb(folder, [{"dolly": 1.5}, {"dolly": 1.7, "hh_rlhf": 1.4}], stage)
     progress_page(read_progress(folder))
     (folder / "climb.json").unlink()
     for path in folder.glob("*.yaml"):
