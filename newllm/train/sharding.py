@@ -567,7 +567,7 @@ def _member(kind: Any, name: str) -> enum.Enum:
     """
     if not (isinstance(kind, enum.EnumMeta) and name in kind.__members__):
         raise ValueError(f"{name} of {kind!r} is no part of a checkpoint")
-    return kind[name]
+    return kind.__members__[name]
 
 
 _DESCRIBED = {
