@@ -559,7 +559,7 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _member(kind: Any, name: str) -> enum.Enum:
+def _member(kind: Any, name: str) -> Any:
     """What `getattr` may give in a description.
 
     Raises:
