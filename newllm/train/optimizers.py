@@ -152,16 +152,20 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, defaults)
         self._momenta: Tensor | None = None
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient; the gradients are overwritten."""
-        assert closure is None
-        trained = [
+    def _trained(self) -> list[tuple[Tensor, int]]:
+        """The parameters that have a gradient, and how many stacked matrices each one is."""
+        return [
             (parameter, group["pieces"])
             for group in self.param_groups
             for parameter in group["params"]
             if parameter.grad is not None
         ]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update all parameters that have a gradient; the gradients are overwritten."""
+        assert closure is None
+        trained = self._trained()
         if not trained:
             return
         updates = self._updates([parameter for parameter, _ in trained])

@@ -36,6 +36,7 @@ from newllm.errors import UserError
 from newllm.files import sha256, sync_folder
 from newllm.model import LanguageModel, OwnBlock, build_model
 from newllm.model.residual import ResidualLM
+from newllm.model.spec import find_spec
 from newllm.train.checkpoint import COUNTS, Content
 from newllm.train.distributed import Processes
 from newllm.train.optimizers import Muon, get_moments, muon_dtype, orthogonalize
@@ -52,8 +53,11 @@ def refuse_what_is_not_sharded(settings: Settings, processes: Processes) -> None
     Raises:
         UserError: saying what, and what to do.
     """
-    if settings.architecture == "original":
-        raise UserError("--shard: --architecture original is never larger than a process; omit it")
+    if find_spec(settings.architecture).optimizer != "muon":  # blocks alone are sharded
+        raise UserError(
+            f"--shard: --architecture {settings.architecture} is never larger than a process; "
+            "omit it"
+        )
     if settings.freeze_old:
         raise UserError("--shard: not with --freeze-old, which masks whole matrices; omit one")
     if settings.batch_size % processes.world:
@@ -225,12 +229,7 @@ class ShardedMuon(Muon):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update all parameters that have a gradient; the gradients are overwritten."""
         assert closure is None
-        trained = [
-            (parameter, group["pieces"])
-            for group in self.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
+        trained = self._trained()
         if not trained:
             return
         trained.sort(key=lambda entry: (entry[0].shape[0] // entry[1], entry[0].shape[1]))
