@@ -73,7 +73,8 @@ def test_another_answer_and_another_question(visit: Open, server: Running) -> No
     ask(page, "one")
     first = ask(page, "two")
     home = session_id(page)
-    page.click("[data-does=again]")
+    with page.expect_response("**/turns"):  # from here on the new answer stands, without a note
+        page.click("[data-does=again]")
     expect(page.locator("#messages li")).to_have_count(4)
     expect(page.locator("#messages .assistant").last.locator(".note")).not_to_be_empty()
     assert said(page)[2] == "two"
