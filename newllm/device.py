@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 import time
@@ -35,11 +36,21 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+"""oneDNN's names of what has no bf16 products."""
+
+
 @cache
 def fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products run on hardware units made for them."""
+    """Whether bf16 matrix products run on hardware units made for them.
+
+    A CPU whose units `ONEDNN_MAX_CPU_ISA` keeps oneDNN, which makes those products, from using has
+    none.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16:
+        return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

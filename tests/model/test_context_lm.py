@@ -58,14 +58,14 @@ def test_loss_equals_cross_entropy(with_bias: bool, vocab: int) -> None:
     targets[0, 2] = targets[1, 4] = IGNORED
     leaves = [leaf for leaf in (hidden, weight, bias) if leaf is not None]
     fast = sum_of_nats(hidden, weight, bias, targets)
-    slow = F.cross_entropy(
-        F.linear(hidden, weight, bias).flatten(0, 1), targets.flatten(), reduction="sum"
-    )
-    torch.testing.assert_close(fast, slow)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    logits = F.linear(*exact).flatten(0, 1)
+    slow = F.cross_entropy(logits, targets.flatten(), reduction="sum")
+    torch.testing.assert_close(fast, slow.float())
     for a, b in zip(
-        torch.autograd.grad(fast / 3, leaves), torch.autograd.grad(slow / 3, leaves), strict=True
+        torch.autograd.grad(fast / 3, leaves), torch.autograd.grad(slow / 3, exact), strict=True
     ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-4)
+        torch.testing.assert_close(a, b.float(), rtol=1e-3, atol=5e-4)
 
 
 def test_loss_of_nothing_is_zero() -> None:

@@ -163,6 +163,52 @@ def test_softmax_gradient(dtype: torch.dtype) -> None:
     torch.testing.assert_close(fast, slow, rtol=1e-2, atol=1e-5)
 
 
+def exact_nats(
+    logits: Tensor, targets: Tensor, entries: Tensor, scores: Tensor, counted: Tensor, left: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Nats of the mixture, and the gradients of both losses, by autograd in float64."""
+    inputs = [x.detach().double().requires_grad_() for x in (logits, scores, counted, left)]
+    logits, scores, counted, left = inputs
+
+    def parts(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        both = torch.cat([logits, scores[:, None]], 1).log_softmax(1)
+        copied = both[:, -1].exp()
+        alone = both.gather(1, targets[:, None])[:, 0].exp()
+        return copied, alone, (entries == targets) * copied
+
+    _, alone, by_copying = parts(scores)
+    network = -(alone + by_copying).log().sum()
+    copied, alone, by_copying = parts(scores.detach())
+    nats = -((1 - copied) * counted + left * alone + by_copying).log()
+    return nats.detach(), list(torch.autograd.grad(network + nats.sum(), inputs))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [(cpu, torch.float32), (cpu, torch.bfloat16), (reference, torch.float16)],
+    ids=str,
+)
+@given(seed=st.integers(0, 2**31), sure=st.sampled_from([0.0, 6.0, 12.3, 25.0]))
+def test_the_loss_where_copying_is_sure(kernel: Any, dtype: torch.dtype, seed: int, sure: float):
+    """Right and wrong: gradients stay what they are, whatever the logits' type would round."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (3 * torch.randn(8, 21, generator=generator)).to(dtype)
+    targets, entries = (torch.randint(0, 21, (8,), generator=generator) for _ in range(2))
+    entries[:3] = targets[:3]
+    scores = sure + torch.randn(8, generator=generator)
+    counted, left = (0.5 * torch.rand(8, generator=generator) for _ in range(2))
+    nats, expected = exact_nats(logits, targets, entries, scores, counted, left)
+    found = logits.clone()
+    said = kernel.nats_gradient_(found, targets, (entries, scores), (counted, left))
+    near = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(said.nats, nats.float(), **near)
+    rounded = near if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.01}
+    torch.testing.assert_close(found.float(), expected[0].float(), **rounded)
+    for one, other in zip((said.d_scores, said.d_counted, said.d_left), expected[1:], strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, other.float(), **near)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so(bad: float) -> None:
     """The guard before the optimizer can only stop what it can see."""

@@ -289,46 +289,38 @@ def _nats(
     peak = tl.max(most, axis=0)
     total = peak + tl.log(tl.sum(sums * tl.exp(most - peak), axis=0))
 
-    entry, own_share, of_entry = -1, 0.0, 0.0
-    copied, by_copying = 0.0, 0.0
+    # See the reference: what copying takes and leaves, of everything and of the target.
+    ln_alone = of_target - total
+    result, own, rest, by_copying = -ln_alone, 1.0, 1.0, 0.0
     if scores is not None:
-        entry = tl.load(entries + row).to(tl.int32)
-        score = tl.load(scores + row)
-        own = tl.load(logits + entry).to(tl.float32)
-        both = _log_add(own, score)
-        total = _log_add(total, score)
-        is_target = entry == target
-        of_target = tl.where(is_target, both, of_target)
-        of_entry = tl.exp(both - total) - is_target.to(tl.float32)
-        own_share = _sigmoid_of(own - score)
-        if d_scores is not None:
-            d = of_entry * _sigmoid_of(score - own)
-            tl.store(d_scores + row, tl.where(scored, d, 0.0))
-        copied = tl.exp(score - total)
+        lead = tl.load(scores + row) - total
+        is_target = tl.load(entries + row) == target
+        copied, rest = _sigmoid_of(lead), _sigmoid_of(-lead)
+        ln_alone -= _log_add(0.0, lead)
         by_copying = tl.where(is_target, copied, 0.0)
-    of_network = total - of_target
-    result, factor, of_wanted = of_network, 1.0, 0.0
+        result = -tl.where(is_target, _log_add(ln_alone, -_log_add(0.0, -lead)), ln_alone)
+        own = tl.exp(ln_alone + result)
+        if d_scores is not None:
+            d = copied - by_copying * tl.exp(result)
+            tl.store(d_scores + row, tl.where(scored, d, 0.0))
+    factor, of_counts = 1.0, 0.0
+    alone = tl.maximum(tl.exp(ln_alone), LEAST)
     if counted is not None:
-        of_counts, rest = tl.load(counted + row), tl.load(left + row)
-        p = tl.maximum(tl.exp(-of_network), LEAST)
-        alone = tl.maximum(p - by_copying, 0.0)
-        mixture = tl.maximum((1.0 - copied) * of_counts + rest * alone + by_copying, LEAST)
+        has, share = tl.load(counted + row), tl.load(left + row)
+        mixture = tl.maximum(rest * has + share * alone + by_copying, LEAST)
         result = -tl.log(mixture)
         if d_counted is not None:
-            tl.store(d_counted + row, tl.where(scored, (copied - 1.0) / mixture, 0.0))
+            tl.store(d_counted + row, tl.where(scored, -rest / mixture, 0.0))
             tl.store(d_left + row, tl.where(scored, -alone / mixture, 0.0))
-        more = 1.0 - of_counts / mixture
-        factor = 1.0 + more
-        of_wanted = alone * (more / p - rest / mixture)
+        factor, of_counts = 2.0 - has / mixture, share * alone / mixture
+    d_target = alone * factor - own - of_counts
     tl.store(nats + row, tl.where(scored, result, 0.0))
     if GRADIENTS:
         for start in range(0, VOCAB, BLOCK):
             at = start + tl.arange(0, BLOCK)
             z = tl.load(logits + at, mask=at < VOCAB, other=0.0).to(tl.float32)
-            wanted = at == target
-            gradient = tl.exp(z - total) - tl.where(wanted, 1.0, 0.0)
-            gradient = tl.where(at == entry, of_entry * own_share, gradient)
-            gradient = gradient * factor + tl.where(wanted, of_wanted, 0.0)
+            gradient = tl.exp(z - total) * (rest * factor)
+            gradient = tl.where(at == target, d_target, gradient)
             gradient = tl.where(scored, gradient, 0.0)
             tl.store(logits + at, gradient.to(logits.dtype.element_ty), mask=at < VOCAB)
 

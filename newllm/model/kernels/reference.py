@@ -122,34 +122,40 @@ def nats_gradient_(
     """
     scored = targets != IGNORED
     wanted = targets.clamp(min=0)
-    own, entries, scores = None, None, None
-    if copying is not None:
-        entries, scores = copying[0][:, None], copying[1][:, None]
-        own = let_copy_(logits, entries, scores)
     of_target = logits.gather(1, wanted[:, None])[:, 0].float()
-    nats = of_network = softmax(logits, wanted)
+    nats = softmax(logits, wanted)
     d_logits = logits  # what they have become
     d_scores, d_counted, d_left = None, None, None
-    if own is not None and entries is not None and scores is not None:
-        d_scores = _divide_(d_logits, entries, scores - own)[:, 0]
+    # p is what the network has by itself for the target; copying takes `copied` of everything and
+    # leaves `rest`. None of it is read off logits that know the score: in 16 bits they would round
+    # it, and 1 - copied would be anything.
+    rest, copied, by_copying, own = torch.ones_like(nats), None, torch.zeros_like(nats), 1.0
+    ln_alone = -nats
+    if copying is not None:
+        entries, scores = copying
+        lead = scores - (of_target + nats)
+        copied, rest = torch.sigmoid(lead), torch.sigmoid(-lead)
+        by_copying = (entries == targets) * copied
+        ln_alone = ln_alone + F.logsigmoid(-lead)
+        nats = -torch.where(
+            entries == targets, torch.logaddexp(ln_alone, F.logsigmoid(lead)), ln_alone
+        )
+        own = torch.exp(ln_alone + nats)  # of p(target), the part that is not copied
+        d_scores = copied - by_copying * torch.exp(nats)
+    factor, of_counts = 1.0, 0.0
+    alone = ln_alone.exp().clamp(min=LEAST)
     if mixing is not None:
         counted, left = mixing
-        p = torch.exp(-of_network).clamp(min=LEAST)
-        copied, by_copying = torch.zeros_like(p), torch.zeros_like(p)
-        if copying is not None:
-            copied = torch.exp(copying[1] - of_target - of_network)
-            by_copying = (copying[0] == targets) * copied
-        alone = (p - by_copying).clamp(min=0)  # what the network has without copying
-        mixture = (1 - copied) * counted + left * alone + by_copying
-        mixture = mixture.clamp(min=LEAST)
+        mixture = (rest * counted + left * alone + by_copying).clamp(min=LEAST)
         nats = -mixture.log()
-        d_counted, d_left = (copied - 1) / mixture, -alone / mixture
+        d_counted, d_left = -rest / mixture, -alone / mixture
         # -ln mixture = ln Z' - ln(counted Z + left exp(logit) + exp(score) where the target is
         # copied), Z' = Z + exp(score); its gradient is added.
-        more = 1 - counted / mixture
-        d_logits *= (1 + more)[:, None].to(logits.dtype)
-        of_wanted = alone * (more / p - left / mixture)
-        d_logits.scatter_add_(1, wanted[:, None], of_wanted[:, None].to(logits.dtype))
+        factor, of_counts = 2 - counted / mixture, left * alone / mixture
+    if copying is not None or mixing is not None:
+        d_logits *= (rest * factor)[:, None].to(logits.dtype)
+        d_target = alone * factor - own - of_counts  # not added to what is there: 16 bits again
+        d_logits.scatter_(1, wanted[:, None], d_target[:, None].to(logits.dtype))
     if logits.device.type != "cpu" or not bool(scored.all()):  # a GPU is not asked: that waits
         d_logits *= scored[:, None]
         nats = nats * scored
@@ -170,18 +176,6 @@ def let_copy_(logits: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
     own = logits[rows, candidates].to(scores.dtype)
     logits.scatter_(1, candidates, torch.logaddexp(own, scores).to(logits.dtype))
     return own
-
-
-def _divide_(d_logits: Tensor, entries: Tensor, lead: Tensor) -> Tensor:
-    """Divide the gradient of entries between logit and score of copying; return the score's.
-
-    Args:
-        d_logits: [N, V]; at the entries [N, 1] the logit's own part is left.
-        lead: by how much the score is above the logit, [N, 1].
-    """
-    both = d_logits.gather(1, entries).to(lead.dtype)
-    d_logits.scatter_(1, entries, (both * torch.sigmoid(-lead)).to(d_logits.dtype))
-    return both * torch.sigmoid(lead)
 
 
 @dataclass(frozen=True)
