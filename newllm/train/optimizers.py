@@ -232,9 +232,10 @@ def _stacks(trained: list[tuple[Tensor, int]]) -> list[tuple[Places, Tensor]]:
     start = 0
     for parameter, pieces in trained:
         rows, columns = parameter.shape[0] // pieces, parameter.shape[1]
-        lying = (columns, 1, rows, columns) if rows <= columns else (1, columns, columns, rows)
+        down, across = (columns, 1) if rows <= columns else (1, columns)
         for _ in range(pieces):
-            by_shape.setdefault((rows, columns), []).append((start, *lying))
+            entry = start, down, across, min(rows, columns), max(rows, columns)
+            by_shape.setdefault((rows, columns), []).append(entry)
             start += rows * columns
     stacks = [
         (Places(tuple(entries)), [_own_rate(*shape)] * len(entries))
