@@ -147,8 +147,8 @@ def test_a_process_that_is_stopped(
 
     Of five lanes one process has two, the other three.
     """
-    lanes, hurt = "--batch-size=5", {"HURT": "15:SIGTERM", "POISON": "3"}
-    code, output = launch(shared_dolly_folder, tmp_path, lanes, **hurt)
+    lanes, data = "--batch-size=5", shared_dolly_folder
+    code, output = launch(data, tmp_path, lanes, HURT="15:SIGTERM", POISON="3")
     assert code != 0
     assert output.count("Stopped; to go on: start the 2 processes again") == 1
     assert "exitcode  : 143" in output, output  # the launcher may kill the other one meanwhile
