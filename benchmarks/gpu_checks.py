@@ -190,7 +190,7 @@ def _update_checks(device: torch.device) -> Iterator[Check]:
 
     for value, about in ((2.0, "finite"), (math.inf, "an overflow")):
         norms = torch.tensor([1.0, value, 3.0])
-        gradient, momentum = torch.arange(5.0) * value, torch.ones(5)
+        gradient, momentum, weight = torch.arange(5.0) * value, torch.ones(5), torch.zeros(5)
         found = []
         for run, where in ((gpu, device), (reference, torch.device("cpu"))):
             verdict = run.judge(
@@ -199,11 +199,13 @@ def _update_checks(device: torch.device) -> Iterator[Check]:
                 torch.tensor(4.0, device=where),
                 1.0,
             )
-            g, m = gradient.to(where, copy=True), momentum.to(where, copy=True)
-            run.blend_(g, m, verdict.found_inf, verdict.grad_scale, 0.7)
-            found.append([verdict.said, verdict.found_inf, g, m])
+            g, m, w = (x.to(where, copy=True) for x in (gradient, momentum, weight))
+            places, rates = reference.Places(((1, 1, 2, 2, 2), (0, 1, 1, 1, 1))), m.new_ones(2)
+            stack = run.blend(g, m, places, verdict.found_inf, verdict.grad_scale, 0.7)
+            run.move_(w, stack, places, rates, verdict.found_inf, 0.1, 0.5)
+            found.append([verdict.said, verdict.found_inf, stack, m, w])
         error = max(difference(a, b) for a, b in zip(*found, strict=True))
-        yield Check(f"judge and blend_, {about}", error, TOLERANCES[torch.float32])
+        yield Check(f"judge, blend and move_, {about}", error, TOLERANCES[torch.float32])
 
 
 def large_check(device: torch.device, numbers: int = 2**31) -> Check:

@@ -14,10 +14,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 LIMITS = {
-    "4 x 256": (170, 1000),
-    "4 x 256, dropout": (171, 1000),
-    "4 x 256, fp16": (175, 1000),
-    "4 x 256, recall and counts": (300, 1100),
+    "4 x 256": (150, 900),
+    "4 x 256, dropout": (151, 900),
+    "4 x 256, fp16": (154, 900),
+    "4 x 256, recall and counts": (274, 1000),
 }
 """Most launches of a step, and most megabytes outside of matrix products; waits: none."""
 

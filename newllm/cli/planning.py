@@ -47,6 +47,10 @@ from newllm.errors import UserError
     "--price", type=click.FloatRange(min=0),
     help="Dollars an hour and device.  [default: what renting the device costs about]",
 )  # fmt: skip
+@click.option(
+    "--shard", is_flag=True,
+    help="The devices share one model, as those of `newllm train --shard` do.",
+)  # fmt: skip
 @json_option
 def plan(
     dataset: str | None,
@@ -59,6 +63,7 @@ def plan(
     batch_tokens: int | None,
     utilisation: float | None,
     price: float | None,
+    shard: bool,
     as_json: bool,
 ) -> None:
     """Say beforehand how long a training takes, whether it fits into memory, and what it costs.
@@ -69,7 +74,7 @@ def plan(
     """
     if dataset is not None:
         others = params, tokens, num_layers, batch_tokens, utilisation, price
-        if minutes is None or device != "here" or any(other is not None for other in others):
+        if minutes is None or device != "here" or shard or any(o is not None for o in others):
             raise UserError(
                 "plan DATASET: give --minutes and nothing else: it is about this machine, and the "
                 "size is what it says"
@@ -84,7 +89,8 @@ def plan(
     chosen = {"vocab_size": vocab_size}
     chosen |= {} if num_layers is None else {"num_layers": num_layers}
     settings = resolve("ultrachat", chosen, params=params)
-    found = make_plan(settings, tokens, machine_of(device, utilisation, price), batch_tokens)
+    machine = machine_of(device, utilisation, price)
+    found = make_plan(settings, tokens, machine, batch_tokens, shard)
     click.echo(json.dumps(found.facts()) if as_json else plan_table(found))
 
 

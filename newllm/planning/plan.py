@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from newllm.planning.speed import (
     measured_speed,
     parse_device,
 )
-from newllm.planning.work import Work, work_of
+from newllm.planning.work import Share, Work, share_of, work_of
 from newllm.train.memory import preset_rows
 
 PROCESS_BYTES = 0.6e9
@@ -80,6 +81,8 @@ class Plan:
     """Rows that each device computes at once; 0: not even one fits."""
     memory_bytes: float
     """Of each device."""
+    share: Share | None
+    """Of each device, where they share one model."""
 
     @property
     def hours(self) -> float:
@@ -94,8 +97,7 @@ class Plan:
     @property
     def disk_bytes(self) -> float:
         """Checkpoints (the best, the last, two to resume from) and rows of two bytes a token."""
-        with_moments = 4 * self.work.parameters + self.work.moment_bytes
-        return 4 * self.work.parameters + 3 * with_moments + 2 * self.tokens
+        return 4 * self.work.parameters + 3 * self.work.state_bytes + 2 * self.tokens
 
     @property
     def cost(self) -> float | None:
@@ -123,6 +125,8 @@ class Plan:
             "rows_at_once": self.rows_at_once,
             "memory_bytes": self.memory_bytes,
             "device_memory_bytes": self.machine.memory,
+            "state_bytes": self.work.state_bytes,
+            "share": None if self.share is None else asdict(self.share),
             "disk_bytes": self.disk_bytes,
             "dollars": self.cost,
         }
@@ -161,59 +165,104 @@ def machine_of(
 
 
 def make_plan(
-    settings: Settings, tokens: int, machine: Machine, batch_tokens: int | None = None
+    settings: Settings,
+    tokens: int,
+    machine: Machine,
+    batch_tokens: int | None = None,
+    shard: bool = False,
 ) -> Plan:
     """Expect a training of so many tokens in all.
 
-    `batch_tokens` are those of a step, over all devices (default: of the settings' batch, as in
-    training, whose batch is that of all processes together).
+    Args:
+        settings: of the model, and a batch.
+        tokens: of the whole training.
+        machine: where it runs.
+        batch_tokens: of a step, over all devices (default: of the settings' batch, as in training,
+            whose batch is that of all processes together).
+        shard: whether each device has a part of every weight (`newllm train --shard`).
+
+    Raises:
+        UserError: a single device, or a batch, that cannot be shared.
     """
-    row_tokens = settings.max_seq_length
+    row_tokens, count = settings.max_seq_length, machine.count
     batch = batch_tokens or settings.batch_size * row_tokens
-    work, each = work_of(settings), batch / machine.count
-    exchange, static = 0.0, work.static_bytes + PROCESS_BYTES
-    if machine.count > 1:
+    work, each = work_of(settings), batch / count
+    static, share = work.static_bytes + PROCESS_BYTES, None
+    if shard:
+        share = _share(settings, machine, batch)
+        static = share.state_bytes + share.step_bytes + PROCESS_BYTES
+    elif count > 1:
+        static += 4 * work.parameters  # the buckets are a second copy of the gradients
+    row = row_tokens * work.kept_per_token
+    fitting = max(0, int((USABLE * machine.memory - static) / row))
+    rows_each = max(1, round(each / row_tokens))
+    rows = min(fitting, rows_each)
+    if machine.assumed is None:
+        rows = min(rows, preset_rows(pick_device("auto"), row_tokens))
+    exchange = 0.0
+    if count > 1:
         assert machine.link is not None
-        # Each gradient crosses twice in a ring; the buckets are a second copy of the gradients.
-        exchange = 2 * (machine.count - 1) / machine.count * 4 * work.parameters / machine.link
-        static += 4 * work.parameters
+        sent = 2 * 4 * work.parameters  # in a ring each gradient crosses twice
+        if share is not None:
+            sent = share.sent_once + math.ceil(rows_each / max(1, rows)) * share.sent_each
+        exchange = (count - 1) / count * sent / machine.link
     step = Step(
         products=each * work.flops_per_token / machine.speed.products,
         between=each * work.kept_per_token / machine.speed.traffic,
-        update=work.update_flops / machine.speed.update,
+        update=work.update_flops / (count if shard else 1) / machine.speed.update,
         exchange=exchange,
     )
-    row = row_tokens * work.kept_per_token
-    fitting = max(0, int((USABLE * machine.memory - static) / row))
-    rows = min(fitting, max(1, round(each / row_tokens)))
-    if machine.assumed is None:
-        rows = min(rows, preset_rows(pick_device("auto"), row_tokens))
-    return Plan(settings, work, machine, tokens, batch, step, rows, static + max(1, rows) * row)
+    memory = static + max(1, rows) * row
+    return Plan(settings, work, machine, tokens, batch, step, rows, memory, share)
+
+
+def _share(settings: Settings, machine: Machine, batch_tokens: int) -> Share:
+    if machine.count == 1:
+        raise UserError("--shard: one device shares with none; give several, as in --device l4x2")
+    if batch_tokens % (settings.max_seq_length * machine.count):
+        raise UserError(
+            f"--shard: a step of {batch_tokens:,} tokens is no multiple of {machine.count} rows of "
+            f"{settings.max_seq_length}; give another --batch-tokens or --device"
+        )
+    return share_of(settings, machine.count)
 
 
 def plan_table(plan: Plan) -> str:
     """The plan as text."""
     s, work, machine, step = plan.settings, plan.work, plan.machine, plan.step
+    sent = "weights and gradients" if plan.share else "gradients"
     batch_size = max(1, round(plan.batch_tokens / s.max_seq_length))
     lines: Mapping[str, str] = {
         "Model": f"{work.parameters:,} parameters: {s.num_layers} layers, context {s.context_dim}, "
         f"stream {s.embed_dim}, feed-forward {s.hidden_dim}, vocabulary {s.vocab_size:,}",
         "Train": f"newllm train DATASET --num-layers {s.num_layers} --context-dim {s.context_dim} "
-        f"--vocab-size {s.vocab_size} --batch-size {batch_size}",
+        f"--vocab-size {s.vocab_size} --batch-size {batch_size}" + " --shard" * bool(plan.share),
         "Work": f"{plan.tokens:,} tokens ({plan.tokens / work.parameters:.3g} a parameter) x "
         f"{_unit(work.flops_per_token, 'FLOP')} = "
         f"{_unit(plan.tokens * work.flops_per_token, 'FLOP')} of matrix products",
         "Device": _device_line(machine),
         "A step": f"{plan.batch_tokens:,} tokens in {step.seconds:.3g} s: products "
         f"{step.products:.2g}, between them {step.between:.2g}, optimizer {step.update:.2g}"
-        + (f", exchange of gradients {step.exchange:.2g}" if machine.count > 1 else ""),
+        + (f", exchange of {sent} {step.exchange:.2g}" if machine.count > 1 else ""),
         "Time": f"{_duration(plan.hours)}, {plan.tokens_per_second:,.0f} tokens/s",
         "Memory": _memory_line(plan),
+        **_share_lines(plan),
         "Disk": f"{_unit(plan.disk_bytes, 'B')}: checkpoints, and every token once as a row",
     }
     if plan.cost is not None:
         lines = {**lines, "Cost": f"${plan.cost:,.2f} at ${machine.price:.2f} an hour and device"}
     return "\n".join(f"{name:<8}{text}" for name, text in lines.items())
+
+
+def _share_lines(plan: Plan) -> Mapping[str, str]:
+    if plan.share is None:
+        return {}
+    part, whole = plan.share.state_bytes, plan.work.state_bytes
+    return {
+        "Shared": f"{_unit(part, 'B')} of {_unit(whole, 'B')} of weights and optimizer state in "
+        f"each of {plan.machine.count} processes ({part / whole:.0%}); while a step runs "
+        f"{_unit(plan.share.step_bytes, 'B')} more, counted, not measured"
+    }
 
 
 def _device_line(machine: Machine) -> str:
@@ -231,9 +280,9 @@ def _memory_line(plan: Plan) -> str:
     if plan.rows_at_once:
         rows = f"{plan.rows_at_once} rows of {plan.settings.max_seq_length} tokens at once"
         return f"{held} of {there} a device, {rows}"
+    way = "more or larger devices" if plan.share else "a larger device, or several with --shard"
     return (
-        f"DOES NOT FIT: {held} of {there} a device with a single row; take a smaller model or a "
-        "larger device (models are not split between devices)"
+        f"DOES NOT FIT: {held} of {there} a device with a single row; take a smaller model or {way}"
     )
 
 

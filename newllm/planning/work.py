@@ -17,6 +17,7 @@ from newllm.model.context.lm import PAIR_DIM
 from newllm.model.recall.reference import ORDERS
 from newllm.model.residual import ResidualLM
 from newllm.train.optimizers import NEWTON_STEPS
+from newllm.train.sharding import part_of_rows
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,28 @@ class Work:
     static_bytes: int
     """Weights, gradients, moments, and what Muon holds while it works."""
     moment_bytes: int
+
+    @property
+    def state_bytes(self) -> int:
+        """What lasts from step to step: weights and moments."""
+        return 4 * self.parameters + self.moment_bytes
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes has of a model that they share (`--shard`): the first, which
+    has the most.
+    """
+
+    state_bytes: int
+    """Its parts of weights and moments."""
+    step_bytes: int
+    """Besides, while a step runs: its parts of the gradients, what is gathered, and what Muon
+    holds. Counted from the shapes, and not measured."""
+    sent_once: int
+    """Bytes of a step that cross to the processes: gradients, updates to their owners and back."""
+    sent_each: int
+    """The same of each micro-batch: the blocks' weights twice, all others once."""
 
 
 def work_of(settings: Settings) -> Work:
@@ -60,6 +83,35 @@ def work_of(settings: Settings) -> Work:
         update_flops=sum(_muon_flops(matrix, pieces) for matrix, pieces in matrices),
         static_bytes=8 * parameters + moments + stacked,
         moment_bytes=moments,
+    )
+
+
+def share_of(settings: Settings, processes: int) -> Share:
+    """Count for these settings what FSDP2 leaves in one of so many processes."""
+    model = meta_model(settings.model_settings(), settings.vocab_size)
+    assert isinstance(model, ResidualLM)
+    matrices = [matrix for matrix, _ in model.matrices()]
+    in_matrices = {id(matrix) for matrix in matrices}
+    state, parts, total = 0, 0, 0
+    for parameter in model.parameters():
+        rows = part_of_rows(len(parameter), 0, processes)
+        part = (rows.stop - rows.start) * parameter[0].numel()
+        state += part * (8 if id(parameter) in in_matrices else 12)
+        parts, total = parts + part, total + parameter.numel()
+    block = sum(parameter.numel() for parameter in model.blocks[0].parameters())
+    outside = total - len(model.blocks) * block
+    owned = sorted((matrix.numel() for matrix in matrices), reverse=True)[::processes]
+    multiplied = sum(matrix.numel() for matrix in matrices)
+    # Weights and gradients of all outside of the blocks, two blocks' weights (the next is gathered
+    # while one runs), a block's gradients and what is sent of them.
+    gathered = 4 * (2 * outside + 4 * block)
+    # Updates as they are sent, as they are received, and as a stack (see `Work.static_bytes`).
+    orthogonalised = 4 * multiplied // processes + 12 * sum(owned)
+    return Share(
+        state_bytes=state,
+        step_bytes=4 * parts + gathered + orthogonalised,
+        sent_once=4 * total + 6 * multiplied,
+        sent_each=4 * (total + len(model.blocks) * block),
     )
 
 

@@ -6,17 +6,19 @@ name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings, Settings
-from newllm.device import fast_bf16
+from newllm.device import fast_bf16, send
 from newllm.model import LanguageModel
 from newllm.model.growth import old_entries
-from newllm.model.kernels import blend_, judge
+from newllm.model.kernels import Places, blend, judge, move_
 from newllm.model.residual import ResidualLM
 from newllm.model.spec import find_spec
 
@@ -49,7 +51,8 @@ Beyond its interval a polynomial explodes, and bfloat16 would carry singular val
 margin of 2% in all but the last."""
 
 _SMALL = 8 * 1024 * 1024
-"""Numbers up to which matrices of several shapes are one stack on a GPU."""
+"""Numbers up to which matrices of several shapes are one stack on a GPU, which takes longer to be
+asked for small products than to compute them. Zeros beside a matrix change nothing."""
 
 NEWTON_STEPS = len(_POLAR_EXPRESS)
 """Iterations of Muon in each step."""
@@ -64,26 +67,6 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     x = _iterate(_normalised(wide, torch.empty_like(wide, dtype=dtype)))
     return x if wide is matrices else x.mT
-
-
-def orthogonalize_all(stacks: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The same of stacks of several shapes, as one of the largest: of small matrices a GPU takes
-    longer to be asked than to compute. Zeros beside a matrix stay zeros, and change nothing.
-    """
-    wide = [stack.mT if stack.shape[1] > stack.shape[2] else stack for stack in stacks]
-    counts, rows, columns = zip(*(stack.shape for stack in wide), strict=True)
-    if sum(counts) * max(rows) * max(columns) > _SMALL:
-        return [orthogonalize(stack, dtype) for stack in stacks]
-    together = wide[0].new_zeros(sum(counts), max(rows), max(columns))
-    for place, stack in zip(together.split(counts), wide, strict=True):
-        place[:, : stack.shape[1], : stack.shape[2]].copy_(stack)
-    x = _normalised(together, torch.empty_like(together, dtype=dtype))
-    parts = [
-        part[:, : stack.shape[1], : stack.shape[2]]
-        for part, stack in zip(_iterate(x).split(counts), wide, strict=True)
-    ]
-    each = zip(parts, wide, stacks, strict=True)
-    return [part if turned is stack else part.mT for part, turned, stack in each]
 
 
 def _normalised(x: Tensor, out: Tensor) -> Tensor:
@@ -150,7 +133,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "pieces": 1}
         super().__init__(groups, defaults)
-        self._momenta: Tensor | None = None
+        self._vectors: _Vectors | None = None
 
     def _trained(self) -> list[tuple[Tensor, int]]:
         """The parameters that have a gradient, and how many stacked matrices each one is."""
@@ -168,51 +151,30 @@ class Muon(torch.optim.Optimizer):
         trained = self._trained()
         if not trained:
             return
-        updates = self._updates([parameter for parameter, _ in trained])
+        rate, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
+        keep, dtype = self.defaults["momentum"], muon_dtype(trained[0][0].device)
+        gradients = [parameter.grad for parameter, _ in trained if parameter.grad is not None]
+        if self.found_inf is not None:
+            assert self.grad_scale is not None
+            vectors, told = self._in_vectors(trained), (self.found_inf, self.grad_scale)
+            together = torch.cat([gradient.flatten() for gradient in gradients])
+            for places, rates in vectors.stacks:
+                stack = blend(together, vectors.momenta, places, *told, keep)
+                moved = orthogonalize(stack, dtype)
+                move_(vectors.weights, moved, places, rates, self.found_inf, rate, decay)
+            return
+        momenta = [self._momentum(parameter) for parameter, _ in trained]
+        _torch._foreach_lerp_(momenta, gradients, 1 - keep)
+        _torch._foreach_lerp_(gradients, momenta, keep)  # Nesterov: as if they stayed what they are
         by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
-        for (parameter, pieces), update in zip(trained, updates, strict=True):
+        for (parameter, pieces), update in zip(trained, gradients, strict=True):
             for piece, change in zip(parameter.chunk(pieces), update.chunk(pieces), strict=True):
                 by_shape.setdefault(tuple(piece.shape), []).append((piece, change))
-        rate, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
-        weights = [[weight for weight, _ in entries] for entries in by_shape.values()]
-        stacks = [torch.stack([change for _, change in entries]) for entries in by_shape.values()]
-        factors = [-rate * max(1.0, rows / columns) ** 0.5 for rows, columns in by_shape]
-        dtype = muon_dtype(stacks[0].device)
-        if self.found_inf is None:
-            for alike, stack, factor in zip(weights, stacks, factors, strict=True):
-                moved = orthogonalize(stack, dtype)
-                _torch._foreach_mul_(alike, 1 - rate * decay)
-                _torch._foreach_add_(alike, moved.unbind(), alpha=factor)
-            return
-        taken = 1 - self.found_inf
-        changes = [  # in fp32, as the factor has dimensions; laid out like the weights
-            torch.mul(
-                moved,
-                (taken * factor).view(1, 1, 1),
-                out=moved.new_empty(moved.shape, dtype=torch.float32),
-            )
-            for moved, factor in zip(orthogonalize_all(stacks, dtype), factors, strict=True)
-        ]
-        every = [weight for alike in weights for weight in alike]
-        _torch._foreach_mul_(every, 1 - rate * decay * taken)
-        _torch._foreach_add_(every, [change for stack in changes for change in stack.unbind()])
-
-    def _updates(self, parameters: list[Tensor]) -> Sequence[Tensor]:
-        """Nesterov: what the momentum will be if the gradient stays what it is."""
-        keep = self.defaults["momentum"]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if self.found_inf is None:
-            momenta = [self._momentum(parameter) for parameter in parameters]
-            _torch._foreach_lerp_(momenta, gradients, 1 - keep)
-            _torch._foreach_lerp_(gradients, momenta, keep)
-            return gradients
-        # All of them as one: a launch costs as much as a matrix.
-        momentum = self._momentum_of_all(parameters)
-        gradient = torch.cat([gradient.flatten() for gradient in gradients])
-        assert self.grad_scale is not None
-        blend_(gradient, momentum, self.found_inf, self.grad_scale, keep)
-        parts = gradient.split([parameter.numel() for parameter in parameters])
-        return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+        for (rows, columns), entries in by_shape.items():
+            weights = [weight for weight, _ in entries]
+            moved = orthogonalize(torch.stack([change for _, change in entries]), dtype)
+            _torch._foreach_mul_(weights, 1 - rate * decay)
+            _torch._foreach_add_(weights, moved.unbind(), alpha=-rate * _own_rate(rows, columns))
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -220,16 +182,75 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         return state["momentum_buffer"]
 
-    def _momentum_of_all(self, parameters: list[Tensor]) -> Tensor:
-        """All momenta in one vector, of which those in the optimizer's state are views."""
+    def _in_vectors(self, trained: list[tuple[Tensor, int]]) -> _Vectors:
+        """Weights and momenta in one vector each, of which those they were are views from now on.
+
+        (Again where an optimizer's state was loaded, or other parameters have gradients.)
+        """
+        parameters = [parameter for parameter, _ in trained]
         momenta = [self._momentum(parameter) for parameter in parameters]
-        flat = self._momenta
-        if flat is None or any(momentum._base is not flat for momentum in momenta):
-            self._momenta = flat = torch.cat([momentum.flatten() for momentum in momenta])
-            parts = flat.split([momentum.numel() for momentum in momenta])
-            for parameter, part in zip(parameters, parts, strict=True):
-                self.state[parameter]["momentum_buffer"] = part.view_as(parameter)
-        return flat
+        vectors = self._vectors
+        if vectors is None or not (
+            _lie_in(vectors.weights, parameters) and _lie_in(vectors.momenta, momenta)
+        ):
+            self._vectors = vectors = _Vectors(
+                torch.cat([parameter.flatten() for parameter in parameters]),
+                torch.cat([momentum.flatten() for momentum in momenta]),
+                _stacks(trained),
+            )
+            sizes, weights = [p.numel() for p in parameters], vectors.weights
+            parts = zip(weights.split(sizes), vectors.momenta.split(sizes), strict=True)
+            for parameter, (weight, momentum) in zip(parameters, parts, strict=True):
+                parameter.data = weight.view_as(parameter)
+                self.state[parameter]["momentum_buffer"] = momentum.view_as(parameter)
+        return vectors
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """All that Muon trains on a GPU, where a launch costs as much as a matrix."""
+
+    weights: Tensor
+    momenta: Tensor
+    stacks: list[tuple[Places, Tensor]]
+    """Which matrices are orthogonalised together, and the rate of each, [K]."""
+
+
+def _lie_in(vector: Tensor, parts: Sequence[Tensor]) -> bool:
+    """Whether the vector is these parts, one after the other, and nothing else."""
+    memory, end = vector.untyped_storage()._cdata, 0
+    for part in parts:
+        if part.untyped_storage()._cdata != memory or part.storage_offset() != end:
+            return False
+        end += part.numel()
+    return end == vector.numel()
+
+
+def _stacks(trained: list[tuple[Tensor, int]]) -> list[tuple[Places, Tensor]]:
+    """Places in a vector of all, and rates: in one stack of all if that is small, or by shape."""
+    by_shape: dict[tuple[int, int], list[tuple[int, int, int, int, int]]] = {}
+    start = 0
+    for parameter, pieces in trained:
+        rows, columns = parameter.shape[0] // pieces, parameter.shape[1]
+        down, across = (columns, 1) if rows <= columns else (1, columns)
+        for _ in range(pieces):
+            entry = start, down, across, min(rows, columns), max(rows, columns)
+            by_shape.setdefault((rows, columns), []).append(entry)
+            start += rows * columns
+    stacks = [
+        (Places(tuple(entries)), [_own_rate(*shape)] * len(entries))
+        for shape, entries in by_shape.items()
+    ]
+    together = Places(tuple(entry for places, _ in stacks for entry in places.entries))
+    if math.prod(together.shape) <= _SMALL:
+        stacks = [(together, [rate for _, rates in stacks for rate in rates])]
+    device = trained[0][0].device
+    return [(places, send(torch.tensor(rates), device)) for places, rates in stacks]
+
+
+def _own_rate(rows: int, columns: int) -> float:
+    """By how much farther a tall matrix moves."""
+    return max(1.0, rows / columns) ** 0.5
 
 
 def make_optimizers(

@@ -155,23 +155,51 @@ def test_the_verdict_on_a_step(interpreter, bad: float, scale: float | None) -> 
             torch.testing.assert_close(grad_scale, expected.grad_scale)
 
 
-def _blended(gradient: Tensor, momentum: Tensor, *given: Any) -> list[Tensor]:
+PLACES = reference.Places(
+    ((0, 40, 1, 36, 40), (1440, 1, 8, 8, 70), (2000, 9, 1, 8, 9), (2072, 1, 1, 1, 1))
+)
+"""Of several tiles, lying, standing, and one number; in a vector of 2,100."""
+
+
+def _blended(gradients: Tensor, momenta: Tensor, *given: Any) -> list[Tensor]:
     from newllm.model.kernels import gpu
 
-    gpu.blend_(gradient, momentum, *given)
-    return [gradient, momentum]
+    return [gpu.blend(gradients, momenta, PLACES, *given), momenta]
 
 
 @pytest.mark.parametrize("skipped", [False, True])
-def test_momentum(interpreter, skipped: bool) -> None:
-    gradient, momentum = torch.randn(2, 1500, generator=torch.Generator().manual_seed(0))
-    gradient[7] = torch.nan if skipped else 1.0
+def test_momenta_become_a_stack(interpreter, skipped: bool) -> None:
+    """What no place names stays as it is; of a step that is not taken, all."""
+    gradients, momenta = torch.randn(2, 2100, generator=torch.Generator().manual_seed(0))
+    gradients[7] = torch.nan if skipped else 1.0
     given = torch.tensor(float(skipped)), torch.tensor(8.0), 0.7
-    expected, before = [gradient.clone(), momentum.clone()], momentum.clone()
-    reference.blend_(expected[0], expected[1], *given)
-    fast = interpreter(_blended, gradient, momentum, *given)  # whose memory the process shares
-    assert_equal(fast, expected)
+    before, expected = momenta.clone(), momenta.clone()
+    stack = reference.blend(gradients, expected, PLACES, *given)
+    fast = interpreter(_blended, gradients, momenta, *given)  # whose memory the process shares
+    assert_equal(fast, [stack, expected])
+    assert torch.equal(fast[1][2073:], before[2073:])
     assert not skipped or torch.equal(fast[1], before)
+    assert int((stack != 0).sum()) == 36 * 40 + 8 * 70 + 8 * 9 + 1
+
+
+def _moved(weights: Tensor, stack: Tensor, *given: Any) -> list[Tensor]:
+    from newllm.model.kernels import gpu
+
+    gpu.move_(weights, stack, PLACES, *given)
+    return [weights]
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_stack_moves_weights(interpreter, skipped: bool, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(2100, generator=generator)
+    stack = torch.randn(4, 36, 70, generator=generator).to(dtype)
+    given = torch.tensor([1.0, 2.0, 1.0, 1.5]), torch.tensor(float(skipped)), 0.02, 0.1
+    before, expected = weights.clone(), weights.clone()
+    reference.move_(expected, stack, PLACES, *given)
+    assert torch.equal(expected, before) == skipped
+    assert_equal(interpreter(_moved, weights, stack, *given), [expected], 1e-6)
 
 
 def _summed_together(rows: int, weights: list[Tensor], x: Tensor) -> list[Tensor]:
@@ -236,6 +264,7 @@ def test_copies_in_half_precision_are_what_autocast_makes() -> None:
 FLOATS, INTS = "*fp32", {"targets": "*i64", "entries": "*i64", "keys": "*i32"}
 INTS |= dict.fromkeys(("index", "order", "row", "times"), "*i32")
 SCALARS = dict.fromkeys(("site", "first", "rows", "size", "count"), "i32")
+SCALARS |= {"rate": "fp32", "decay": "fp32"}
 KERNELS: list[tuple[str, set[str], dict[str, Any]]] = [
     ("_add_norm_forward", {"branch", "normed"},
      {"EPSILON": 1e-5, "WIDTH": 384, "BLOCK": 512, "DROP_BELOW": 26, "SCALE": 1.1}),
@@ -257,7 +286,8 @@ KERNELS: list[tuple[str, set[str], dict[str, Any]]] = [
     ("_gather", set(), {"WIDTH": 256, "BLOCK": 256}),
     ("_gather_backward", set(), {"WIDTH": 256, "BLOCK": 256, "ROWS": 16}),
     ("_judge", set(), {"CLIP": 1.0, "BLOCK": 128}),
-    ("_blend", set(), {"KEEP": 0.7, "BLOCK": 1024}),
+    ("_blend", set(), {"KEEP": 0.7, "ROWS": 256, "COLUMNS": 768, "TILE": 32}),
+    ("_move", {"stack"}, {"ROWS": 250, "COLUMNS": 700, "TILE": 32}),
 ]  # fmt: skip
 """Name, which arguments are in half precision, constants."""
 

@@ -15,7 +15,7 @@ from newllm.model import build_model
 from newllm.planning import plan, speed
 from newllm.planning.plan import Machine, make_plan, plan_table
 from newllm.planning.speed import DEVICES, Speed, parse_device
-from newllm.planning.work import work_of
+from newllm.planning.work import share_of, work_of
 from newllm.settings import resolve
 from newllm.train.optimizers import make_optimizers, orthogonalize
 
@@ -90,6 +90,43 @@ def test_memory_limits_the_rows_at_once() -> None:
     assert "DOES NOT FIT" in plan_table(none)
 
 
+def test_a_share_is_what_two_processes_were_found_to_hold() -> None:
+    """`newllm bench shard --params 40000000`: 163.2 of 326.4 MB (docs/BENCHMARKS.md)."""
+    settings = resolve("dolly", {"counts": 0}, params=40_000_000)
+    settings = settings.model_copy(update={"vocab_size": 2113})  # of the built-in rows
+    work = work_of(settings)
+    assert work.parameters == 38_813_824
+    assert work.state_bytes == pytest.approx(326.4e6, abs=5e4)
+    assert share_of(settings, 2).state_bytes == pytest.approx(163.2e6, abs=5e4)
+    assert share_of(settings, 1).state_bytes == work.state_bytes
+    three = share_of(settings, 3)  # of some matrices the first process has a row more
+    assert work.state_bytes < 3 * three.state_bytes < 1.01 * work.state_bytes
+    assert three.step_bytes < share_of(settings, 2).step_bytes
+
+
+def test_devices_that_share_a_model() -> None:
+    settings = resolve("dolly", {}, params=10**7)
+    whole, shared = (
+        make_plan(settings, 10**9, machine(2), 2**16, shard=shard) for shard in (False, True)
+    )
+    assert shared.share is not None
+    assert shared.memory_bytes < whole.memory_bytes
+    assert shared.step.exchange > whole.step.exchange
+    assert shared.step.update == whole.step.update / 2
+    text = plan_table(shared)
+    assert "(50%)" in text
+    assert "--shard" in text
+    assert "Shared" not in plan_table(whole)
+    assert shared.facts()["share"]["state_bytes"] == shared.share.state_bytes
+    # More micro-batches gather the weights more often.
+    tight = make_plan(settings, 10**9, machine(2, memory=2e9), 2**16, shard=True)
+    assert tight.rows_at_once < shared.rows_at_once
+    assert tight.step.exchange > shared.step.exchange
+    assert "DOES NOT FIT" in plan_table(
+        make_plan(settings, 10**9, machine(2, memory=5e8), 2**16, shard=True)
+    )
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "--params", "350M", "--tokens", "10B", "--device", "L4x8"]
     assert main(words) == 0
@@ -140,13 +177,15 @@ def test_this_machine_is_measured(
         ({"--params": "90k"}, "no model of 1 layer(s) with a vocabulary of 4,096 is so small"),
         ({"--params": "900T"}, "the largest model of at most 64 layer(s) has"),
         ({"--utilisation": "2"}, "--utilisation"),
+        ({"--shard": ""}, "--shard: one device shares with none"),
+        ({"--shard": "", "--device": "l4x3"}, "4,096 tokens is no multiple of 3 rows of 128"),
     ],
 )
 def test_what_cannot_be_planned(
     changed: dict[str, str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = {"--params": "35M", "--tokens": "1B", "--device": "l4", **changed}
-    assert main(["plan", *(word for pair in words.items() for word in pair)]) == 2
+    assert main(["plan", *(word for pair in words.items() for word in pair if word)]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert len(error.splitlines()) == 1

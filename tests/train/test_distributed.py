@@ -45,11 +45,14 @@ FLAGS = {
 }
 
 
-def launch(data: Path, out: Path, *more: str, **environment: str) -> tuple[int, str]:
-    """Train in two processes; returns the launcher's exit code and what all of them printed."""
+def launch(
+    data: Path, out: Path, *more: str, processes: int = 2, **environment: str
+) -> tuple[int, str]:
+    """Train in several processes; returns the launcher's exit code and what all of them printed."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in FLAGS.items()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-               str(Path(__file__).with_name("launched.py")), "train", "dolly", *flags,
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               f"--nproc-per-node={processes}", str(Path(__file__).with_name("launched.py")),
+               "train", "dolly", *flags,
                "--data", str(data), "--out", str(out), *more]  # fmt: skip
     root = Path(__file__).resolve().parents[2]
     paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
@@ -106,6 +109,19 @@ def test_two_processes_train_as_one(
 
 
 @pytest.mark.slow
+def test_four_processes_train_as_one(shared_dolly_folder: Path, tmp_path: Path) -> None:
+    code, output = launch(shared_dolly_folder, tmp_path / "four", "--epochs=1", processes=4)
+    assert code == 0, output
+    assert "4 processes" in output
+    flags = {**FLAGS, "epochs": 1, "data": str(shared_dolly_folder)}
+    train("dolly", {**flags, "out": str(tmp_path / "one")})
+    for four, one in zip(records(tmp_path / "four"), records(tmp_path / "one"), strict=True):
+        assert four["trained_tokens"] == one["trained_tokens"]
+        for name in ("train_loss", "loss", "bpb", "bpb_assistant"):
+            assert four[name] == pytest.approx(one[name], rel=TOLERANCE), name
+
+
+@pytest.mark.slow
 def test_a_process_that_dies(
     calm: tuple[Path, str], shared_dolly_folder: Path, tmp_path: Path
 ) -> None:
@@ -131,8 +147,8 @@ def test_a_process_that_is_stopped(
 
     Of five lanes one process has two, the other three.
     """
-    lanes, hurt = "--batch-size=5", {"HURT": "15:SIGTERM", "POISON": "3"}
-    code, output = launch(shared_dolly_folder, tmp_path, lanes, **hurt)
+    lanes, data = "--batch-size=5", shared_dolly_folder
+    code, output = launch(data, tmp_path, lanes, HURT="15:SIGTERM", POISON="3")
     assert code != 0
     assert output.count("Stopped; to go on: start the 2 processes again") == 1
     assert "exitcode  : 143" in output, output  # the launcher may kill the other one meanwhile

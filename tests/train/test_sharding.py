@@ -90,6 +90,27 @@ def test_a_sharded_run_goes_on_after_a_kill_with_any_number_of_processes(
 
 
 @pytest.mark.slow
+def test_two_processes_then_four_then_one(
+    calm: tuple[Path, str],
+    shared_dolly_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Stopped twice, and gone on with by another number each time."""
+    code, output = launch(shared_dolly_folder, tmp_path, "--shard", HURT="6:SIGTERM")
+    assert code != 0
+    more = "--shard", "--resume"
+    code, output = launch(shared_dolly_folder, tmp_path, *more, processes=4, HURT="14:SIGTERM")
+    assert "Resumed with 4 processes instead of 2" in output, output
+    train("dolly", {**FLAGS, "data": str(shared_dolly_folder), "out": str(tmp_path)}, resume=True)
+    assert "Resumed with 1 processes instead of 4" in capsys.readouterr().out
+    for once, again in zip(records(calm[0]), records(tmp_path), strict=True):
+        assert once["trained_tokens"] == again["trained_tokens"]
+        for name in ("train_loss", "loss"):
+            assert again[name] == pytest.approx(once[name], rel=ROUNDED), name
+
+
+@pytest.mark.slow
 def test_what_one_process_began_two_may_share(shared_dolly_folder: Path, tmp_path: Path) -> None:
     """An ordinary resume file is taken up; a damaged part makes the one before it count."""
     flags = {**FLAGS, "data": str(shared_dolly_folder), "out": str(tmp_path), "max_steps": 2}

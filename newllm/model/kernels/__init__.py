@@ -22,22 +22,24 @@ from newllm.errors import UserError
 from newllm.model.dropout import Noise
 from newllm.model.kernels import reference
 from newllm.model.kernels.half import HalfCopies, half_copy, linear, wide_product
-from newllm.model.kernels.reference import EPSILON, NatsGradients, Verdict
+from newllm.model.kernels.reference import EPSILON, NatsGradients, Places, Verdict
 
 __all__ = [
     "EPSILON",
     "KERNEL_VARIABLE",
     "HalfCopies",
     "Noise",
+    "Places",
     "active_kernel",
     "add_norm",
-    "blend_",
+    "blend",
     "choose",
     "embedding",
     "half_copy",
     "judge",
     "linear",
     "make_lookup",
+    "move_",
     "nats_gradient_",
     "norm",
     "norms_together",
@@ -165,12 +167,31 @@ def judge(nats: Tensor, norms: Tensor, scale: Tensor | None, clip: float) -> Ver
     return choose(norms, reference, triton=_gpu).judge(nats, norms, scale, clip)
 
 
-def blend_(
-    gradient: Tensor, momentum: Tensor, found_inf: Tensor, grad_scale: Tensor, keep: float
+def blend(
+    gradients: Tensor,
+    momenta: Tensor,
+    places: Places,
+    found_inf: Tensor,
+    grad_scale: Tensor,
+    keep: float,
+) -> Tensor:
+    """See :func:`newllm.model.kernels.reference.blend`."""
+    implementation = choose(gradients, reference, triton=_gpu)
+    return implementation.blend(gradients, momenta, places, found_inf, grad_scale, keep)
+
+
+def move_(
+    weights: Tensor,
+    stack: Tensor,
+    places: Places,
+    rates: Tensor,
+    found_inf: Tensor,
+    rate: float,
+    decay: float,
 ) -> None:
-    """See :func:`newllm.model.kernels.reference.blend_`."""
-    implementation = choose(gradient, reference, triton=_gpu)
-    implementation.blend_(gradient, momentum, found_inf, grad_scale, keep)
+    """See :func:`newllm.model.kernels.reference.move_`."""
+    implementation = choose(weights, reference, triton=_gpu)
+    implementation.move_(weights, stack, places, rates, found_inf, rate, decay)
 
 
 def make_lookup(index: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from newllm.data.loader import IGNORED
 from newllm.model.dropout import Noise, keep_scale, threshold
-from newllm.model.kernels.reference import EPSILON, LEAST, NatsGradients, Verdict
+from newllm.model.kernels.reference import EPSILON, LEAST, NatsGradients, Places, Verdict
 
 _jit: Any = triton.jit
 
@@ -33,6 +33,9 @@ _MOST_COLUMNS = 4096
 
 _SUMMED_ROWS = 16
 """Rows that a look-up's backward adds up at a time."""
+
+_TILE = 32
+"""Rows and columns of a matrix that a program of the optimizer has."""
 
 
 def launch(
@@ -457,22 +460,83 @@ def judge(nats: Tensor, norms: Tensor, scale: Tensor | None, clip: float) -> Ver
     return Verdict(said, found_inf, grad_scale)
 
 
-@_jit(do_not_specialize=["size"])
-def _blend(gradient, momentum, found_inf, grad_scale, size, KEEP: tl.constexpr,
-           BLOCK: tl.constexpr):  # fmt: skip
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    m = tl.load(momentum + at, mask=at < size, other=0.0)
-    g = tl.load(gradient + at, mask=at < size, other=0.0) / tl.load(grad_scale)
+@_jit
+def _tile(entries, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    """The matrix that a program has a tile of; where its numbers are in the vector of all, and in
+    the stack [K, ROWS, COLUMNS]; and which of both there are.
+    """
+    across: tl.constexpr = (COLUMNS + TILE - 1) // TILE
+    down: tl.constexpr = (ROWS + TILE - 1) // TILE
+    program = tl.program_id(0)
+    matrix = (program // (down * across)).to(tl.int64)
+    row = (program // across % down * TILE + tl.arange(0, TILE))[:, None]
+    column = (program % across * TILE + tl.arange(0, TILE))[None, :]
+    entry = entries + 5 * matrix
+    place = tl.load(entry) + row * tl.load(entry + 1) + column * tl.load(entry + 2)
+    within = (row < tl.load(entry + 3)) & (column < tl.load(entry + 4))
+    stacked = (matrix * ROWS + row) * COLUMNS + column
+    return matrix, place, within, stacked, (row < ROWS) & (column < COLUMNS)
+
+
+@_jit
+def _blend(
+    gradients, momenta, entries, found_inf, grad_scale, stack,
+    KEEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    _, place, within, stacked, inside = _tile(entries, ROWS, COLUMNS, TILE)
+    m = tl.load(momenta + place, mask=within, other=0.0)
+    g = tl.load(gradients + place, mask=within, other=0.0) / tl.load(grad_scale)
     g = tl.where(tl.load(found_inf) > 0, m, g)
     m += (1.0 - KEEP) * (g - m)
-    tl.store(momentum + at, m, mask=at < size)
-    tl.store(gradient + at, g + KEEP * (m - g), mask=at < size)
+    tl.store(momenta + place, m, mask=within)
+    tl.store(stack + stacked, g + KEEP * (m - g), mask=inside)
 
 
-def blend_(
-    gradient: Tensor, momentum: Tensor, found_inf: Tensor, grad_scale: Tensor, keep: float
+@_jit
+def _move(
+    weights, stack, entries, rates, found_inf, rate, decay,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    matrix, place, within, stacked, _ = _tile(entries, ROWS, COLUMNS, TILE)
+    taken = rate * (1.0 - tl.load(found_inf))
+    w = tl.load(weights + place, mask=within)
+    change = tl.load(stack + stacked, mask=within).to(tl.float32)
+    w = w * (1.0 - decay * taken) - change * (taken * tl.load(rates + matrix))
+    tl.store(weights + place, w, mask=within)
+
+
+def _in_tiles(kernel: Any, shape: tuple[int, int, int], *tensors: Any, **constants: Any) -> None:
+    matrices, rows, columns = shape
+    tiles = int(triton.cdiv(rows, _TILE) * triton.cdiv(columns, _TILE))
+    constants |= {"ROWS": rows, "COLUMNS": columns, "TILE": _TILE}
+    launch(kernel, matrices * tiles, tensors, 4, **constants)
+
+
+def blend(
+    gradients: Tensor,
+    momenta: Tensor,
+    places: Places,
+    found_inf: Tensor,
+    grad_scale: Tensor,
+    keep: float,
+) -> Tensor:
+    """See :func:`newllm.model.kernels.reference.blend`; one launch."""
+    stack, table = gradients.new_empty(places.shape), places.table_on(gradients.device)
+    tensors = gradients, momenta, table, found_inf, grad_scale, stack
+    _in_tiles(_blend, places.shape, *tensors, KEEP=keep)
+    return stack
+
+
+def move_(
+    weights: Tensor,
+    stack: Tensor,
+    places: Places,
+    rates: Tensor,
+    found_inf: Tensor,
+    rate: float,
+    decay: float,
 ) -> None:
-    """See :func:`newllm.model.kernels.reference.blend_`; one launch."""
-    size, block = gradient.numel(), 1024
-    tensors = gradient, momentum, found_inf, grad_scale, size
-    launch(_blend, int(triton.cdiv(size, block)), tensors, 4, KEEP=keep, BLOCK=block)
+    """See :func:`newllm.model.kernels.reference.move_`; one launch."""
+    table = places.table_on(weights.device)
+    tensors = weights, stack.contiguous(), table, rates, found_inf, rate, decay
+    _in_tiles(_move, places.shape, *tensors)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from newllm.data.loader import IGNORED
+from newllm.device import send
 from newllm.model.dropout import Noise, dropout
 
 EPSILON = 1e-5
@@ -207,14 +208,91 @@ def judge(nats: Tensor, norms: Tensor, scale: Tensor | None, clip: float) -> Ver
     return Verdict(torch.stack([nats, 1 - found_inf]), found_inf, grad_scale)
 
 
-def blend_(
-    gradient: Tensor, momentum: Tensor, found_inf: Tensor, grad_scale: Tensor, keep: float
-) -> None:
-    """Nesterov's momentum, in place: of gradients / grad_scale, or nothing where `found_inf`.
+@dataclass(frozen=True)
+class Places:
+    """Where K matrices of several shapes stand in one vector, and in one stack [K, M, N].
 
-    The gradient becomes what the momentum will be if the gradient stays what it is.
+    In the stack each lies on its longer side, with zeros beside the smaller ones.
     """
-    gradient.div_(grad_scale)
-    gradient.copy_(torch.where(found_inf > 0, momentum, gradient))
-    momentum.lerp_(gradient, 1 - keep)
-    gradient.lerp_(momentum, keep)
+
+    entries: tuple[tuple[int, int, int, int, int], ...]
+    """Of each matrix as it lies: its first number in the vector, how far it is from there to the
+    next row and to the next column, and its rows and columns."""
+    _table: list[Tensor] = field(default_factory=list, init=False, compare=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[K, M, N]."""
+        *_, rows, columns = zip(*self.entries, strict=True)
+        return len(self.entries), max(rows), max(columns)
+
+    def table_on(self, device: torch.device) -> Tensor:
+        """`entries` there, int64 [K, 5]; copied once."""
+        if not self._table:
+            self._table.append(send(torch.tensor(self.entries), device))
+        return self._table[0]
+
+    def of(self, vector: Tensor) -> list[Tensor]:
+        """Views of the matrices in the vector, as they lie."""
+        return [
+            vector.as_strided((rows, columns), (down, across), start)
+            for start, down, across, rows, columns in self.entries
+        ]
+
+
+def blend(
+    gradients: Tensor,
+    momenta: Tensor,
+    places: Places,
+    found_inf: Tensor,
+    grad_scale: Tensor,
+    keep: float,
+) -> Tensor:
+    """Nesterov's momentum of gradients / grad_scale, or of nothing where `found_inf`.
+
+    Args:
+        gradients: in one vector.
+        momenta: of them, changed in place where `places` are.
+        places: of the matrices.
+        found_inf: see :class:`Verdict`, as `grad_scale`.
+        keep: decay of the momentum.
+
+    Returns:
+        what the momenta will be if the gradients stay what they are: a stack [K, M, N].
+    """
+    stack = gradients.new_zeros(places.shape)
+    for ahead, gradient, momentum in zip(
+        stack, places.of(gradients), places.of(momenta), strict=True
+    ):
+        given = torch.where(found_inf > 0, momentum, gradient / grad_scale)
+        momentum.lerp_(given, 1 - keep)
+        rows, columns = given.shape
+        ahead[:rows, :columns] = given.lerp(momentum, keep)
+    return stack
+
+
+def move_(
+    weights: Tensor,
+    stack: Tensor,
+    places: Places,
+    rates: Tensor,
+    found_inf: Tensor,
+    rate: float,
+    decay: float,
+) -> None:
+    """Shrink matrices by rate * decay and subtract rate * their own rate * what the stack has.
+
+    Args:
+        weights: in one vector, changed in place where `places` are.
+        stack: [K, M, N], finite.
+        places: of the matrices.
+        rates: of each matrix, fp32 [K].
+        found_inf: 1 where nothing may change, else 0.
+        rate: of all.
+        decay: of all.
+    """
+    taken = rate * (1 - found_inf)
+    for weight, change, own in zip(places.of(weights), stack, rates, strict=True):
+        rows, columns = weight.shape
+        moved = change[:rows, :columns].to(weight.dtype) * (taken * own)
+        weight.mul_(1 - decay * taken).sub_(moved)
