@@ -147,6 +147,7 @@ def beside(url: str, name: str, form: str, count: int) -> Row:
     one = {"model": name, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
     with ExitStack() as stack:
         held = stack.enter_context(_held(url, name, form, count))
+        first = _milliseconds(url, "GET", "/health")  # behind all that came at once
         ends = time.perf_counter() + LISTENED_SECONDS
         while time.perf_counter() < ends:
             health.append(_milliseconds(url, "GET", "/health"))
@@ -158,6 +159,7 @@ def beside(url: str, name: str, form: str, count: int) -> Row:
         "slow_clients": form,
         "connections": len(held),
         "still_open": still_open,
+        "first_health_ms": first,
         "health_ms": float(np.median(health)),
         "health_ms_worst": max(health),
         "one_token_ms": float(np.median(token)),
@@ -280,8 +282,9 @@ def memory(url: str, name: str, process: int, seconds: float) -> list[Row]:
 
     async def all_of_it() -> list[Row]:
         async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
-            rows, *_ = await asyncio.gather(watch(), *(work(http, n) for n in range(WORKERS)))
-            return rows
+            watching = asyncio.create_task(watch())
+            await asyncio.gather(*(work(http, number) for number in range(WORKERS)))
+            return await watching
 
     return asyncio.run(all_of_it())
 

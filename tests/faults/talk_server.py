@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ class Servers:
             "NUMBA_THREADING_LAYER": "workqueue",  # the only one that survives a fork
         }  # fmt: skip
         self._lock = threading.Lock()
+        self._started: list[Started] = []
         self._forking = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.talk_server", self.checkpoint],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
@@ -59,7 +62,8 @@ class Servers:
             assert time.monotonic() < deadline, told
             assert self._ask({"ended": process}) is None, told
             time.sleep(0.005)
-        return Started(process, told.split(" at ")[1].split()[0], output)
+        self._started.append(Started(process, told.split(" at ")[1].split()[0], output))
+        return self._started[-1]
 
     def ended(self, server: Started) -> int | None:
         """Its exit code, as `subprocess` says it; None if it has not ended."""
@@ -76,7 +80,11 @@ class Servers:
         return code
 
     def close(self) -> None:
-        """Start none any more."""
+        """Start none any more, and end those that a failed test has left."""
+        for server in self._started:
+            if server.code is None:
+                with suppress(ProcessLookupError):
+                    os.kill(server.process, signal.SIGKILL)
         assert self._forking.stdin is not None
         self._forking.stdin.close()
         self._forking.wait(30)
@@ -100,6 +108,8 @@ def _serve(asked: dict[str, Any], checkpoint: str) -> int:
     from newllm.inference.engine import Engine
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup and shells have their programs ignore them
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     output = os.open(asked["output"], os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(output, stream)
