@@ -264,27 +264,29 @@ def memory(url: str, name: str, process: int, seconds: float) -> list[Row]:
                 answer.raise_for_status()
                 done["answers"] += 1
 
+    started = time.monotonic()
+
+    def now() -> Row:
+        row = {
+            "seconds": round(time.monotonic() - started),
+            "resident_mb": server.memory_info().rss / 1e6,
+            **{what: done[what] for what in ("answers", "conversations", "left")},
+        }
+        progress(f"{row}")
+        return row
+
     async def watch() -> list[Row]:
-        rows: list[Row] = []
-        started = time.monotonic()
-        while True:
-            rows.append(
-                {
-                    "seconds": round(time.monotonic() - started),
-                    "resident_mb": server.memory_info().rss / 1e6,
-                    **{what: done[what] for what in ("answers", "conversations", "left")},
-                }
-            )
-            progress(f"{rows[-1]}")
-            if (left := ends - time.monotonic()) <= 0:
-                return rows
+        rows = [now()]
+        while (left := ends - time.monotonic()) > 0:
             await asyncio.sleep(min(WATCHED_SECONDS, left))
+            rows.append(now())
+        return rows
 
     async def all_of_it() -> list[Row]:
         async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
             watching = asyncio.create_task(watch())
             await asyncio.gather(*(work(http, number) for number in range(WORKERS)))
-            return await watching
+            return [*await watching, now()]
 
     return asyncio.run(all_of_it())
 
