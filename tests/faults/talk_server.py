@@ -108,7 +108,8 @@ def _serve(asked: dict[str, Any], checkpoint: str) -> int:
     from newllm.inference.engine import Engine
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup and shells have their programs ignore them
+    for number in (signal.SIGHUP, signal.SIGQUIT):  # ignored below nohup, and behind a shell's &
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     output = os.open(asked["output"], os.O_WRONLY)
     for stream in (1, 2):
