@@ -12,6 +12,7 @@ session's file as it grows longer.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -27,6 +29,7 @@ import httpx
 import numpy as np
 
 from benchmarks.measure import Report, Row, progress, report_options, rounds
+from newllm.errors import UserError
 from newllm.inference.sampler import Sampling
 from newllm.train.memory import resident_bytes
 from newllm.trained import TrainedModel
@@ -48,8 +51,8 @@ TURN_WORDS, ANSWER_TOKENS = 2000, 200
 @report_options
 def command(checkpoint: str, answer_tokens: int, count: int, tokens: int) -> Report:
     model = TrainedModel.load(checkpoint, "cpu")
-    with running_server(checkpoint) as url:
-        together = clients(url, model.path.stem, answer_tokens)
+    with running_server(checkpoint) as server:
+        together = clients(server.url, model.path.stem, answer_tokens)
     tables = {
         "Clients at the same time": together,
         "Conversations kept": kept(model, checkpoint, count),
@@ -58,17 +61,38 @@ def command(checkpoint: str, answer_tokens: int, count: int, tokens: int) -> Rep
     return Report(tables, {"model": checkpoint, "parameters": model.parameters})
 
 
+@dataclass(frozen=True)
+class RunningServer:
+    """A server in a process of its own."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+
 @contextmanager
-def running_server(checkpoint: str, *more: str) -> Iterator[str]:
-    """The address of a server in a process of its own."""
+def running_server(
+    checkpoint: str, *more: str, clone: Path | None = None
+) -> Iterator[RunningServer]:
+    """A server that answers.
+
+    Args:
+        checkpoint: what is served.
+        more: of its command line.
+        clone: whose code runs; None: this one's.
+    """
     arguments = ["serve", checkpoint, "--port", "0", "--device", "cpu", *more]
     command = [sys.executable, "-u", "-m", "newllm", *arguments]
+    environment = {**os.environ, **({"PYTHONPATH": str(clone)} if clone else {})}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
-    ) as process:
+        command, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL, env=environment,
+        cwd=clone,
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         try:
-            yield process.stdout.readline().split(" at ")[1].split()[0]
+            told = process.stdout.readline()
+            if " at " not in told:
+                raise UserError(f"{clone or checkpoint}: no server starts (newllm serve says why)")
+            yield RunningServer(told.split(" at ")[1].split()[0], process)
         finally:
             process.terminate()
 
@@ -130,9 +154,9 @@ def kept(model: TrainedModel, checkpoint: str, count: int) -> list[Row]:
             for _ in range(wanted - sum(1 for _ in Path(folder).glob("*.session"))):
                 (Path(folder) / f"{secrets.token_hex(16)}.session").write_bytes(content)
             started = time.perf_counter()
-            with running_server(checkpoint, "--sessions-dir", folder) as url:
+            with running_server(checkpoint, "--sessions-dir", folder) as server:
                 seconds = time.perf_counter() - started
-                milliseconds, pages = _health_beside_lists(url)
+                milliseconds, pages = _health_beside_lists(server.url)
             rows.append(
                 {
                     "conversations": wanted,

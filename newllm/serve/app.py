@@ -131,6 +131,7 @@ def serve(
     sockets = [bind(access.host, port)]
     for model in models.values():
         model.chat(Sampling(temperature=0)).say("a", 2)  # compiles the step
+    sockets[0].listen(server.config.backlog)  # whoever reads the address may connect at once
     host = f"[{access.host}]" if ":" in access.host else access.host
     address = f"http://{host}:{sockets[0].getsockname()[1]}"
     for name, model in models.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from typing import cast
 
@@ -101,6 +102,11 @@ class _Protocol(H11Protocol):
             oldest.transport.abort()
 
 
+def _is_a_fault(record: logging.LogRecord) -> bool:
+    """False of an answer that the end of the server cut off: uvicorn shows where, as of a bug."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
 class _Server(uvicorn.Server):
     """A second Ctrl-C cuts off what is being written; what was said until then is saved as ever."""
 
@@ -127,6 +133,7 @@ def make_server(app: Starlette, host: str, port: int, limits: Limits) -> uvicorn
         timeout_graceful_shutdown=GRACE_SECONDS,
         limit_concurrency=4 * limits.connections,
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_a_fault)  # the same one is added once
     return _Server(config)
 
 

@@ -412,6 +412,40 @@ def test_serve(checkpoint: str, capsys, monkeypatch) -> None:
 
 
 @pytest.mark.slow
+def test_load(checkpoint: str, capsys, monkeypatch) -> None:
+    from benchmarks import load
+
+    monkeypatch.setattr(load, "LISTENED_SECONDS", 0.1)
+    monkeypatch.setattr(load, "WATCHED_SECONDS", 0.1)
+    monkeypatch.setattr(load, "_DRIPPED", 0.05)
+    arguments = ["--checkpoint", checkpoint, "--answer-tokens", "5", "--clients", "6"]
+    tables = run_json(capsys, "load", *arguments, "--slow", "5", "--seconds", "0.3")["tables"]
+    ((asked,), slow, memory) = tables.values()
+    assert (asked["clients"], asked["lost"]) == (6, 0)
+    assert 1 <= asked["slowest_to_median"] < 100
+    assert [row["slow_clients"] for row in slow] == list(load.FORMS)
+    assert [row["still_open"] for row in slow] == [0] + [5] * 8, "none had to give way"
+    assert all(0 < row["health_ms"] <= row["health_ms_worst"] for row in slow)
+    assert len(memory) >= 3
+    assert all(row["resident_mb"] > 50 for row in memory)
+    assert memory[-1]["answers"] + memory[-1]["conversations"] + memory[-1]["left"] > 0
+
+
+@pytest.mark.slow
+def test_versions(checkpoint: str, capsys, monkeypatch) -> None:
+    """This version beside itself."""
+    from benchmarks import versions
+
+    for name, value in (("CLIENTS", (1, 2)), ("REPEATS", 1), ("STREAMS", 1)):
+        monkeypatch.setattr(versions, name, value)
+    arguments = ["--checkpoint", checkpoint, "--against", str(ROOT), "--answer-tokens", "3"]
+    (rows,) = run_json(capsys, "versions", *arguments)["tables"].values()
+    assert [row["what"] for row in rows] == [
+        "1 clients, tokens/s", "2 clients, tokens/s", "first text, ms", "whole stream, ms",
+    ]  # fmt: skip
+    assert all(row["older"] > 0 < row["this"] and row["ratio"] > 0 for row in rows)
+
+
 @pytest.mark.slow
 def test_shard(capsys) -> None:
     result = run_json(capsys, "shard", "--params", "600000", "--steps", "2", "--tokens", "64")

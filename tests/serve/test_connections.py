@@ -10,9 +10,13 @@ from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
+import uvicorn
 
+from newllm.errors import Stopped
+from newllm.serve import app
 from newllm.serve.protect import Access
-from tests.serve.serving import NAME, Running, Start
+from newllm.serve.service import Limits
+from tests.serve.serving import NAME, Running, Start, tiny_model
 from tests.serve.test_abuse import CHAT, body, connect
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -35,6 +39,22 @@ def test_answers_are_not_held_back(server: Running) -> None:
         sockets = [t.get_extra_info("socket") for t in transports]
         assert sockets
         assert all(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in sockets)
+
+
+def test_the_address_is_told_when_clients_can_connect(monkeypatch) -> None:
+    """Whoever waits for the line, a supervisor or a script, asks at once."""
+    told: list[str] = []
+
+    def connects(line: str, **options: bool) -> None:
+        port = int(line.partition(" at http://127.0.0.1:")[2].split()[0])
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        told.append(line)
+
+    monkeypatch.setattr(app.click, "echo", connects)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    with pytest.raises(Stopped):
+        app.serve({NAME: tiny_model()}, 0, Access(), Limits())
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(

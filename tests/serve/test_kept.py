@@ -75,8 +75,10 @@ def test_an_answer_on_its_way_is_written_each_second(start: Start, tmp_path: Pat
     assert turn.is_finite
 
 
-def test_a_server_that_is_cut_off_saves_what_was_said(start: Start, tmp_path: Path) -> None:
-    """Ctrl-C twice while a client does not read its answer."""
+def test_a_server_that_is_cut_off_saves_what_was_said(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ctrl-C twice while a client does not read its answer; no traceback tells of it."""
     server = start(sessions_dir=tmp_path, answer_tokens=10**9)
     endless = {"content": "hello", "max_tokens": 10**9, "min_tokens": 10**9, "stream": True}
     with server.http() as http:
@@ -89,6 +91,7 @@ def test_a_server_that_is_cut_off_saves_what_was_said(start: Start, tmp_path: Pa
             server.server.force_exit = True
             server.stop()
     server.service.close()
+    assert [record for record in caplog.records if record.exc_info] == []
     assert on_disk(tmp_path, other).transcript[-1]["content"] == answer
     assert on_disk(tmp_path, session).transcript[0]["content"] == "hello"
 

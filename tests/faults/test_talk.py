@@ -1,0 +1,104 @@
+"""A server killed at random moments of talk: what was said two seconds before is on disk.
+
+Told to stop (SIGTERM, SIGHUP, Ctrl-C, also twice), it loses nothing that any client has heard. The
+next server goes on from the same folder. `--all-faults` kills a thousand times, else a few.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from newllm.trained import TrainedModel
+from tests.faults.talk import PROMISED, Client, transcript
+from tests.faults.talk_server import Servers
+from tests.serve.serving import tiny_model
+from tests.untrained import save_model
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the harness forks")
+
+FOLDERS, CLIENTS = 4, 3
+ENDS, QUICK = 1000, 20
+LIFE = 3.5
+"""Seconds of talk before the end, at most."""
+
+KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+TOLD = [[TERM], [INT], [signal.SIGHUP], [TERM, TERM], [INT, INT]]
+"""Signals that tell the server to stop."""
+STRUCK = [[signal.SIGQUIT], [signal.SIGABRT], [signal.SIGSEGV], [KILL], [TERM, KILL]]
+"""Signals that end it where it is; the last one while it is stopping."""
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    servers = Servers(save_model(tiny_model(), tmp_path_factory.mktemp("model") / "tiny.pt"))
+    yield servers
+    servers.close()
+
+
+@pytest.mark.slow
+def test_killed_while_there_is_talk(
+    servers: Servers, tmp_path: Path, tried: Callable[[str], None], request: pytest.FixtureRequest
+) -> None:
+    count = ENDS if request.config.getoption("--all-faults") else QUICK
+    kinds = [*STRUCK, *TOLD]
+    ends = [[KILL] if n % 2 else kinds[n // 2 % len(kinds)] for n in range(count)]
+    random.Random(0).shuffle(ends)
+    with ThreadPoolExecutor(FOLDERS) as pool:
+        parts = [ends[n::FOLDERS] for n in range(FOLDERS)]
+        work = [
+            pool.submit(many_ends, servers, tmp_path / str(n), part, n, tried)
+            for n, part in enumerate(parts)
+        ]
+        turns = sum(each.result() for each in work)
+    assert turns > count, "hardly anything was said"
+    for _ in range(turns):
+        tried("turns heard to their end")
+
+
+def many_ends(
+    servers: Servers, folder: Path, ends: list[list[signal.Signals]], seed: int,
+    tried: Callable[[str], None],
+) -> int:  # fmt: skip
+    """Servers on one folder, each ended by some signals; returns how many turns were heard."""
+    folder.mkdir()
+    model, chance = TrainedModel.load(servers.checkpoint, "cpu"), random.Random(seed)
+    clients = [Client(random.Random(100 * seed + n)) for n in range(CLIENTS)]
+    for numbers in ends:
+        server = servers.start(folder / "sessions", folder / "output")
+        talking = [client.talk(server.url) for client in clients]
+        time.sleep(chance.uniform(0, LIFE))
+        until = time.monotonic()
+        os.kill(server.process, numbers[0])
+        for number in numbers[1:]:
+            time.sleep(chance.uniform(0, 1))
+            if servers.ended(server) is None:
+                until = time.monotonic()
+                os.kill(server.process, number)
+        code = servers.wait(server)
+        for thread in talking:
+            thread.join(60)
+            assert not thread.is_alive()
+        name = " ".join(number.name for number in numbers)
+        where = f"{name}, exit code {code}\n{server.output.read_text(errors='replace')}"
+        for client in clients:
+            assert client.error is None, f"{where}\n{client.error!r}"
+        # One that was told to stop has saved all that anyone heard, until its last moment.
+        until = time.monotonic() if code > 0 else until - PROMISED
+        faults = [f for client in clients for f in client.look(folder / "sessions", model, until)]
+        assert not faults, where + "\n".join(faults)
+        for file in (folder / "sessions").glob("*.session"):
+            transcript(file, model)  # also those of which no client knows
+        expected = {128 + numbers[0]} if numbers[0] in (TERM, INT, signal.SIGHUP) else set()
+        assert code in expected | ({-numbers[-1]} if numbers in STRUCK else set()), where
+        assert "Traceback" not in where, where
+        tried(f"ends by {name}")
+    return sum(client.turns for client in clients)
