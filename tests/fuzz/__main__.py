@@ -30,8 +30,10 @@ def main() -> None:
     for number, seed in enumerate(seeds):
         (corpus / f"seed{number}").write_bytes(seed)
         target(seed)
-    options = [f"-max_total_time={given.seconds}", f"-runs={given.inputs}", "-timeout=20", "-rss_limit_mb=3000",
-               "-max_len=65536", "-print_final_stats=1", "-verbosity=0"]  # fmt: skip
+    options = [
+        f"-max_total_time={given.seconds}", f"-runs={given.inputs}", "-timeout=20",
+        "-rss_limit_mb=3000", "-max_len=65536", "-print_final_stats=1", "-verbosity=0",
+    ]  # fmt: skip
     atheris.Setup([sys.argv[0], *options, str(corpus)], target)
     atheris.Fuzz()
 

@@ -1,5 +1,5 @@
-"""What a kernel computes does not depend on where its arrays lie: the allocator decides that anew in
-every run, and a resumed run would end with other weights."""
+"""What a kernel computes does not depend on where its arrays lie: the allocator decides that anew
+in every run, and a resumed run would end with other weights."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class _CompiledOnce(FunctionCache):
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Compile a function, and keep that for later processes where there is a folder to write in."""
     options |= {"error_model": "numpy", "fastmath": FAST}
-    dispatcher = numba.njit(**options)(function)
+    dispatcher: Any = numba.njit(**options)(function)
     with contextlib.suppress(RuntimeError):  # neither beside the source nor at home
         dispatcher._cache = _CompiledOnce(function)
     return dispatcher
