@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 DEMO := demo_run
 
 FUZZ_SECONDS ?= 30
-FUZZ_TARGETS := rows array gz parquet yaml tokenizer records checkpoint checkpoint-sealed \
-	session session-sealed request import
+FUZZ_TARGETS := rows array csv gz bz2 xz zst zip parquet arrow saved layout yaml tokenizer records \
+	checkpoint checkpoint-sealed checkpoint-values counts counts-sized session session-sealed \
+	request responses import
 
 .PHONY: demo test faults fuzz lint types docs wheel audit clean
 

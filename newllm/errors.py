@@ -7,12 +7,21 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
+_BREAKS_LINES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_BREAKS_LINES |= {code: f"\\u{code:04x}" for code in (0x2028, 0x2029)}
+"""Ends of lines, and what else a terminal obeys, as Python would write them."""
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong, where, what to do.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2. Messages quote names of
+    files and what files say, which may hold ends of lines or orders to a terminal: these are shown,
+    not obeyed.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.translate(_BREAKS_LINES))
 
 
 class Stopped(Exception):

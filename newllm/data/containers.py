@@ -9,9 +9,11 @@ from __future__ import annotations
 import bz2
 import codecs
 import contextlib
+import errno
 import gzip
 import io
 import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -31,6 +33,10 @@ _GZIP, _BZIP2, _XZ, _ZSTANDARD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb
 
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError)
 """What reading a damaged container raises (`OSError` with a number: the disk, not the content)."""
+
+_DAMAGED_ARCHIVE = (ValueError, OverflowError, EOFError, struct.error, OSError)
+"""What `zipfile` raises besides of numbers and names that are none; `OSError` of a place before the
+file's start."""
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -82,13 +88,17 @@ def open_bytes(file: RowFile) -> Iterator[io.BufferedReader]:
     with contextlib.ExitStack() as opened:
         stream: IO[bytes] = opened.enter_context(file.path.open("rb"))
         if file.member:
-            archive = opened.enter_context(zipfile.ZipFile(stream))
             try:
+                archive = opened.enter_context(zipfile.ZipFile(stream))
                 stream = opened.enter_context(archive.open(file.member))
+            except NotImplementedError:  # a RuntimeError, too
+                raise
             except RuntimeError:
                 raise UserError(f"{file}: encrypted; unpack it and give the folder") from None
             except KeyError:
                 raise zipfile.BadZipFile("no such file in the archive") from None
+            except _DAMAGED_ARCHIVE as error:
+                raise zipfile.BadZipFile(_told(error)) from None
         yield opened.enter_context(_unpacked(stream))
 
 
@@ -152,6 +162,14 @@ def members(path: Path) -> list[str] | None:
             if stream.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
                 return None
             with zipfile.ZipFile(stream) as archive:
-                return [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"{path}: a damaged zip archive ({error})") from None
+                names = [entry.filename for entry in archive.infolist()]
+                return [name for name in names if name and not name.endswith("/")]
+    except (zipfile.BadZipFile, NotImplementedError, *_DAMAGED_ARCHIVE) as error:
+        raise UserError(f"{path}: a damaged zip archive ({_told(error)})") from None
+
+
+def _told(error: Exception) -> str:
+    """What is wrong with an archive; raises again what is wrong with the disk."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise error
+    return str(error)

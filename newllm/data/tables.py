@@ -91,7 +91,17 @@ def read_arrow(stream: IO[bytes], name: str) -> Iterator[Item]:
             with pyarrow.ipc.open_stream(stream) as reader:
                 yield from reader
 
-    yield from _rows_of_batches(batches(), name)
+    yield from _rows_of_batches(map(_validated, batches()), name)
+
+
+def _validated(batch: Any) -> Any:
+    """The batch, if its offsets lie within its memory: pyarrow follows them without a look.
+
+    Raises:
+        pyarrow.ArrowInvalid: they do not.
+    """
+    batch.validate(full=True)
+    return batch
 
 
 def _rows_of_batches(batches: Iterator[Any], name: str) -> Iterator[Item]:

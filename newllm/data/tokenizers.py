@@ -228,7 +228,10 @@ def from_dict(stored: dict[str, Any]) -> Tokenizer:
     if kind != "bpe" or not isinstance(stored.get("definition"), str):
         raise ValueError("not the description of a tokenizer")
     _check_definition(stored["definition"])
-    return BPE(stored["definition"])
+    try:
+        return BPE(stored["definition"])
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise ValueError(f"not the definition of a tokenizer ({error})") from None
 
 
 def _check_definition(definition: str) -> None:

@@ -14,6 +14,7 @@ from newllm.data.encode import Accounting
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_chosen
 from newllm.data.tokenizers import Tokenizer, from_dict
+from newllm.errors import UserError
 from newllm.model import meta_model
 from newllm.report.text import columns
 from newllm.results.records import without_counts
@@ -52,7 +53,21 @@ def checkpoint_facts(path: str) -> Facts:
 
 
 def facts_table(facts: Mapping[str, Any]) -> str:
-    """`info` as text."""
+    """`info` as text.
+
+    Raises:
+        UserError: what the checkpoint says of its training is not what a training writes.
+    """
+    try:
+        return _facts_table(facts)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            f"{facts['file']}: damaged or edited (what it says of its training); use another copy "
+            "of it"
+        ) from None
+
+
+def _facts_table(facts: Mapping[str, Any]) -> str:
     metrics, data = facts["metrics"], facts["data"]
     counts = data["accounting"]["train"]
     state = f"{facts['state_bytes']:,} bytes, however long the text"

@@ -43,7 +43,9 @@ _RETRY_SECONDS = 1.0
 """Until a file that could not be written is tried again."""
 
 _FILE = re.compile(r"[0-9a-f]{32}\.session")
-_SCRATCH = re.compile(r"\.[0-9a-f]{32}\.session\.tmp-.*")
+_SCRATCH = re.compile(r"\.[0-9a-f]{32}\.session\.tmp-.*|\.?\.trial-[0-9a-f]{8}(\.tmp-.*)?")
+"""What a server that was killed leaves half done."""
+
 _TITLE = 60
 
 log = logging.getLogger("newllm.serve")

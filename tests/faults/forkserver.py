@@ -6,9 +6,11 @@ JSON on the server's standard input, its result one on the standard output.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,7 +62,7 @@ class Jobs:
             cache: `NEWLLM_CACHE` of the process.
             watched: folders whose changes are points.
             at: the point at which the fault comes; 0 for none.
-            fault: see :class:`Injector`.
+            fault: see :class:`Injector`; or `moment`: killed after `at` milliseconds.
         """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -100,7 +102,9 @@ def _child(job: dict[str, Any]) -> int:
         os.dup2(output, stream)
     points = os.open(job["points"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.environ["NEWLLM_CACHE"] = job["cache"]
-    if job["watched"]:
+    if job["fault"] == "moment":
+        signal.setitimer(signal.ITIMER_REAL, job["at"] / 1000)  # SIGALRM, which nobody handles
+    elif job["watched"]:
 
         def record(name: str) -> None:
             os.write(points, f"{name}\n".encode())
@@ -113,6 +117,8 @@ def _serve() -> None:
     from tests.faults import work
 
     work.warm()
+    gc.collect()
+    gc.freeze()  # else the first collection of every child copies all that it looks at
     channel = os.dup(1)
     for line in sys.stdin:
         job = json.loads(line)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from newllm.config import read_yaml
-from newllm.train import checkpoint
+from newllm.train import checkpoint, sharding
 
 NAME = "new_llm_dolly_layers1_bpe"
 TINY = [
@@ -33,8 +35,10 @@ class Scenario:
     """What the command has besides, when it is given again."""
     before: Callable[[Path], list[tuple[str, list[str]]]] = lambda folder: []
     """Works that are done once, before: what the struck one finds there."""
-    in_cache: bool = False
-    """It is its cache that is watched, too, and new every time."""
+    places: tuple[str, ...] = ("out",)
+    """Folders of the work that are watched and compared; with `cache` it is new every time."""
+    held: Callable[[Path], None] = lambda folder: None
+    """Raises where something is lost or left over, however the work was ended."""
     imports: tuple[str, ...] = ()
     """Modules that are imported before the first fork."""
     repeats: bool = False
@@ -93,6 +97,30 @@ def best(folder: Path) -> str:
     return str(folder / "model" / f"best_{NAME}.pt")
 
 
+def _parts_belong(folder: Path) -> None:
+    """Folders of parts are whole, and each is named by a resume file."""
+    named = set()
+    for file in (folder / "out").glob("*_resume*.pt"):
+        stored = checkpoint.load(file)
+        sharding.check_parts(_newest(file), stored)
+        named |= {stored["parts"]["folder"]} if stored.get("parts") else set()
+    found = {path.name for path in (folder / "out").glob("*.parts-*") if path.is_dir()}
+    assert found >= named
+
+
+def _newest(resume: Path) -> Path:
+    """The name after which folders of parts are called, of a resume file and the one before."""
+    return resume.with_name(resume.name.replace(".previous", ""))
+
+
+def _parts(resume: Path, stored: dict[str, Any]) -> Any:
+    """All tensors of a folder of parts."""
+    folder = sharding.parts_folder(_newest(resume), stored["parts"]["folder"])
+    with tempfile.NamedTemporaryFile() as file:
+        dcp_to_torch_save(folder, file.name)
+        return torch.load(file.name, weights_only=True)
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
@@ -100,7 +128,39 @@ SCENARIOS = {
         Scenario(
             "prepare", "command",
             lambda rows, _: ["data", "dolly", "--data", str(rows / "dolly"), "--vocab-size", "320"],
-            in_cache=True,
+            places=("cache",),
+        ),
+        Scenario(  # beside the rows: the tables of counts, which are made once as well
+            "counts", "command",
+            lambda rows, folder: [
+                *_train(rows, folder)[:-4], "--epochs", "1", "--counts", "20KB",
+                "--recall-slots", "64",
+            ],
+            ["--resume"],
+            places=("cache", "out"),
+        ),
+        Scenario(
+            "sharded", "sharded",
+            lambda rows, folder: [
+                *_train(rows, folder), "--shard", "--epochs", "1", "--num-layers", "1",
+            ],
+            ["--resume"],
+            imports=("torch.distributed.fsdp", "torch.distributed.checkpoint",
+                     "torch.distributed.tensor"),
+            held=_parts_belong,
+        ),
+        Scenario(
+            "reward", "command",
+            lambda rows, folder: [
+                "prefer", best(folder), "--data", write_pairs(rows), "--method", "reward",
+                "--device", "cpu",
+            ],
+            before=_model,
+            places=("model",),  # the head lies beside its checkpoint
+        ),
+        Scenario(
+            "sessions", "served", lambda _, folder: [best(folder), str(folder / "out")],
+            before=_model,
         ),
         Scenario(
             "climb", "climbed",
@@ -148,7 +208,7 @@ SCENARIOS = {
         Scenario(
             "marks", "marks", lambda *_: ["dolly"],
             before=lambda _: [("marks", ["math"])],
-            in_cache=True,
+            places=("cache",),
         ),
     )
 }  # fmt: skip
@@ -163,6 +223,10 @@ def content(path: Path) -> Any:
         loaded = checkpoint.load(path)
         if loaded["kind"] == "model":
             return {"model": loaded["model"], "metrics": _timeless(loaded["metrics"])}
+        if loaded["kind"] == "reward":
+            return loaded["weight"]
+        if loaded.get("parts"):
+            return _parts(path, loaded)
         return {"model": loaded["trainer"]["model"], "optimizers": loaded["trainer"]["optimizers"]}
     if path.suffix == ".jsonl":
         return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]

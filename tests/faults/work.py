@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import ctypes
 import io
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -14,12 +17,16 @@ from typing import Any
 
 import torch
 
+from newllm.chat.session import ChatSession
 from newllm.cli import main
 from newllm.curriculum import practise as practice
 from newllm.curriculum.climb import climb
+from newllm.errors import UserError
 from newllm.inference.sampler import Sampling
 from newllm.results.climb import ClimbConfig
 from newllm.results.marks import Mark, add_marks
+from newllm.serve.schemas import ApiError
+from newllm.serve.store import Session, SessionStore
 from newllm.train.trainer import Trainer
 from newllm.trained import TrainedModel
 from tests.faults.scenarios import SCENARIOS, best, write_rows
@@ -73,6 +80,97 @@ def practised(file: str, rows: str, out: str, *resume: str) -> int:
     setattr(practice, "_SHOWN_EPOCHS", 2)  # noqa: B010 (in this process alone)
     practice.practise(plan, bool(resume))
     return 0
+
+
+def sharded(*arguments: str) -> int:
+    """A command in two processes that share a model; of process 0, which this one is, the other
+    one's end is its end, as a launcher sees to it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port), "RANK": "0", "LOCAL_RANK": "0"}  # fmt: skip
+    main_process = os.getpid()
+    other = os.fork()
+    if other == 0:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != main_process:
+            os._exit(1)
+        os.environ |= {"RANK": "1", "LOCAL_RANK": "1"}
+        code = 70
+        try:
+            code = command(*arguments)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        finally:
+            os._exit(code)
+    try:
+        return command(*arguments)
+    finally:
+        os.waitpid(other, 0)
+
+
+_PR_SET_PDEATHSIG = 1
+TURNS = 3
+"""Turns of the conversation that `served` keeps."""
+
+
+def served(checkpoint: str, folder: str) -> int:
+    """A server's store: one conversation gets its turns, another is begun, undone and deleted.
+
+    What was said to be written is noted beside the folder, and has to be there at the next start.
+    """
+    model = TrainedModel.load(checkpoint, "cpu")
+    noted = Path(folder).with_name("noted")
+    try:
+        return asyncio.run(_served(model, Path(folder), noted))
+    except (ApiError, UserError) as error:
+        print(error)
+        return 2
+
+
+async def _served(model: TrainedModel, folder: Path, noted: Path) -> int:
+    store = SessionStore({model.fingerprint: ("tiny", model)}, 4, 4, folder)
+    store.start()
+
+    async def say(session: Session, text: str) -> None:
+        dialogue = store.get(session.id)[1]
+        chat = ChatSession(model.decoder, model.renderer, dialogue.sampling)
+        chat.dialogue = dialogue
+        chat.say(text, 4)
+        await changed(session)
+
+    async def changed(session: Session) -> None:
+        store.changed(session)
+        while store.unsaved:
+            if store.failure:
+                raise UserError(store.failure)
+            await asyncio.sleep(0.0005)
+
+    try:
+        kept: Session | None = None
+        for session in (await store.page(9, None, ""))[0]:
+            if session.facts["title"] == "turn 0":
+                kept = session
+            else:  # begun, and nothing was said to be written
+                await store.delete(session.id)
+        promised = int(noted.read_text()) if noted.exists() else 0
+        turns = kept.facts["messages"] // 2 if kept else 0
+        if turns < promised:
+            print(f"{promised} turns were written, {turns} are there")
+            return 1
+        kept = kept or store.add("tiny", model.chat(Sampling(seed=1)).dialogue)
+        for number in range(turns, TURNS):
+            await say(kept, f"turn {number}")
+            noted.write_text(str(number + 1))
+        other = store.add("tiny", model.chat(Sampling(seed=2)).dialogue)
+        await say(other, "another")
+        store.get(other.id)[1].undo()
+        await changed(other)
+        await store.delete(other.id)
+        return 0
+    finally:
+        await store.stop()
 
 
 def marks(dataset: str) -> int:

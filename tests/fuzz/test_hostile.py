@@ -17,14 +17,16 @@ import torch
 
 from newllm.config import read_yaml
 from newllm.data import json_rows
+from newllm.data.layout import find_rows
 from newllm.data.located import Located, Malformed
 from newllm.data.rows import read_file
 from newllm.data.tokenizers import BPE, load_tokenizer
 from newllm.datasets.conversations import messages_conversation
 from newllm.errors import UserError
+from newllm.report.tables import checkpoint_facts, facts_table
 from newllm.train import checkpoint
 from newllm.trained import TrainedModel
-from tests.fuzz.targets import _sealed
+from tests.fuzz.models import sealed as _sealed
 from tests.serve.serving import tiny_model
 from tests.untrained import save_model
 
@@ -88,6 +90,61 @@ def test_a_number_over_several_lines_and_a_parquet_name_that_is_no_text(tmp_path
     assert isinstance(item, Malformed)
 
 
+@pytest.mark.parametrize("name", [b"rows/train.jsonl", b"x"])
+@pytest.mark.parametrize("with_", [b"", b"\xe2\x28\xa1"])
+def test_archives_of_files_without_a_name_or_one_that_is_no_text(
+    name: bytes, with_: bytes, tmp_path: Path
+) -> None:
+    """Both sizes of names in the central directory follow; bit 11 says UTF-8."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        entry = zipfile.ZipInfo("n" * len(name))
+        entry.flag_bits = 0x800
+        archive.writestr(entry, b"{}")
+    content = bytearray(path.read_bytes())
+    central, old = content.rfind(b"PK\x01\x02"), len(name)
+    content[central + 28 : central + 30] = len(with_).to_bytes(2, "little")
+    content[central + 8 : central + 10] = (0x800).to_bytes(2, "little")
+    content[central + 46 : central + 46 + old] = with_
+    end = content.rfind(b"PK\x05\x06")
+    content[end + 12 : end + 16] = (end - central).to_bytes(4, "little")
+    path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"a\.zip: (a damaged zip archive|no rows)") as refused:
+        find_rows(path, {}, ())
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_an_arrow_file_whose_offsets_point_outside(tmp_path: Path) -> None:
+    """pyarrow follows them without a look, and the process dies of it."""
+    path, buffer = tmp_path / "a.arrow", io.BytesIO()
+    table = pyarrow.table({"text": ["abc", "defgh"]})
+    with pyarrow.ipc.new_stream(buffer, table.schema) as writer:
+        writer.write_table(table)
+    offsets = b"".join(n.to_bytes(4, "little") for n in (0, 3, 8))
+    content = buffer.getvalue()
+    assert content.count(offsets) == 1
+    wrong = b"".join(n.to_bytes(4, "little") for n in (0, 2**30, 2**31 - 1))
+    path.write_bytes(content.replace(offsets, wrong))
+    (item,) = read_file(path)
+    assert isinstance(item, Malformed)
+    assert "unreadable from here on" in item.reason
+
+
+def test_complaints_quote_what_breaks_lines(tmp_path: Path) -> None:
+    file = tmp_path / "a\nnewllm: all is well\x1b[2J\u2028.yaml"
+    with pytest.raises(UserError) as refused:
+        read_yaml(file)
+    assert len(str(refused.value).splitlines()) == 1
+    assert r"a\x0anewllm: all is well\x1b[2J\u2028.yaml" in str(refused.value)
+
+
+@pytest.mark.parametrize("metrics", [{}, {"epoch": 1, "epochs": 1, "ppl": "x"}])
+def test_what_a_checkpoint_says_of_its_training(metrics: dict[str, Any], tmp_path: Path) -> None:
+    path = save_model(tiny_model(num_layers=1), tmp_path / "a.pt", metrics)
+    with pytest.raises(UserError, match="damaged or edited"):
+        facts_table(checkpoint_facts(path))
+
+
 def _definition(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     stored = BPE.train(["abc abd"], 300).to_dict()
     definition = json.loads(stored["definition"])
@@ -108,6 +165,7 @@ def _definition(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         _definition(lambda d: d["model"].update(type="WordPiece")),
         _definition(lambda d: d.update(normalizer={"type": "Lowercase"})),
         _definition(lambda d: d.update(pre_tokenizer=None)),
+        _definition(lambda d: d["model"].update(dropout=float("nan"))),
     ],
 )
 def test_tokenizers(stored: object, tmp_path: Path) -> None:
@@ -115,6 +173,18 @@ def test_tokenizers(stored: object, tmp_path: Path) -> None:
     file.write_text(json.dumps(stored))
     with pytest.raises(UserError, match="not a tokenizer file"):
         load_tokenizer(file)
+
+
+def test_a_checkpoint_whose_tokenizer_the_library_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    save_model(tiny_model(num_layers=1), path)
+    content = checkpoint.load(path)
+    definition = json.loads(content["tokenizer"]["definition"])
+    definition["model"]["dropout"] = float("nan")  # JSON of Python's, of nobody else
+    content["tokenizer"]["definition"] = json.dumps(definition)
+    checkpoint.save(path, {k: v for k, v in content.items() if not k.startswith("format")})
+    with pytest.raises(UserError, match="damaged or edited"):
+        TrainedModel.load(path, "cpu")
 
 
 def _larger(content: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -37,3 +38,9 @@ def test_anything_else_is_refused_or_read(name: str, data: st.DataObject) -> Non
         length = data.draw(st.integers(0, 8))
         content[place : place + length] = data.draw(st.binary(max_size=8))
     target(bytes(content))
+
+
+def test_make_fuzz_tries_every_target() -> None:
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    listed = makefile.split("FUZZ_TARGETS :=")[1].split("\n\n")[0].replace("\\\n", " ").split()
+    assert sorted(listed) == sorted(targets.NAMES)

@@ -259,3 +259,12 @@ def test_numbers_that_no_conversation_has(server: Running) -> None:
         assert float(text.split()[0]) < 10**6
         hot = http.post("/v1/sessions/file", content=forged(temperature=1e308)).json()["id"]
         assert say(http, hot, "x") is not None
+
+
+def test_what_a_server_that_was_killed_left_half_done_goes(start: Start, tmp_path: Path) -> None:
+    """Of a conversation, and of its look whether the folder can be written in."""
+    left = [f".{'0' * 32}.session.tmp-x-1", "..trial-0123abcd.tmp-x-1", ".trial-0123abcd"]
+    for name in [*left, ".trial-mine"]:
+        (tmp_path / name).write_bytes(b"half")
+    start(sessions_dir=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".trial-mine"}

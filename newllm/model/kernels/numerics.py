@@ -7,14 +7,20 @@ convert one element, and do nothing where the array is fp32: one kernel serves b
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import filelock
 import numba
 import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -29,13 +35,67 @@ _MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined
 _instruction: Any = intrinsic
 
 
+_LONGEST_COMPILATION = 300.0
+"""Seconds for which a process waits for another one to compile a kernel."""
+
+
+@functools.cache
+def _sources() -> str:
+    """Digest of the files that kernels are made of: what is inlined may be another file's."""
+    package, digest = Path(__file__).parents[2], hashlib.sha256()
+    for folder in ("model", "inference"):
+        for file in sorted((package / folder).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class _CompiledOnce(FunctionCache):
+    """Machine code that one process compiles while the others wait for it.
+
+    numba's own cache lets all that come at once compile, and two that compile one function for
+    different arguments can name their files alike: what is found later is then the wrong code.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        name, stamp = self._impl.filename_base, self._impl.locator.get_source_stamp()
+        self._cache_file = IndexDataCacheFile(self._cache_path, name, (stamp, _sources()))
+        file = Path(self._cache_path) / f"{name}.lock"
+        self._compiling = filelock.FileLock(file, timeout=_LONGEST_COMPILATION)
+        self._keep = True
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The code for these arguments; None: this process is to compile it and save it."""
+        found = super().load_overload(sig, target_context)
+        if found is not None:
+            return found
+        self._keep = False
+        with contextlib.suppress(OSError, filelock.Timeout):  # then it is compiled for itself alone
+            self._impl.locator.ensure_cache_path()
+            self._compiling.acquire()
+            self._keep = True
+            found = super().load_overload(sig, target_context)
+            if found is not None:
+                self._compiling.release()
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled, and let the others go on."""
+        try:
+            if self._keep:
+                with contextlib.suppress(OSError):  # a full disk: it runs all the same
+                    super().save_overload(sig, data)
+        finally:
+            self._compiling.release()
+
+
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Compile a function, and keep that for later processes where there is a folder to write in."""
     options |= {"error_model": "numpy", "fastmath": FAST}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # neither beside the source nor at home
-        return numba.njit(**options)(function)
+    dispatcher: Any = numba.njit(**options)(function)
+    with contextlib.suppress(RuntimeError):  # neither beside the source nor at home
+        dispatcher._cache = _CompiledOnce(function)
+    return dispatcher
 
 
 def kernel(function: Callable[..., Any]) -> Any:
