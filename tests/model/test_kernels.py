@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -200,13 +201,13 @@ def test_the_loss_where_copying_is_sure(kernel: Any, dtype: torch.dtype, seed: i
     nats, expected = exact_nats(logits, targets, entries, scores, counted, left)
     found = logits.clone()
     said = kernel.nats_gradient_(found, targets, (entries, scores), (counted, left))
-    near = {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close(said.nats, nats.float(), **near)
-    rounded = near if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.01}
-    torch.testing.assert_close(found.float(), expected[0].float(), **rounded)
+    assert_close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+    assert_close(said.nats, nats.float())
+    rtol, atol = (1e-4, 1e-5) if dtype == torch.float32 else (0.02, 0.01)
+    torch.testing.assert_close(found.float(), expected[0].float(), rtol=rtol, atol=atol)
     for one, other in zip((said.d_scores, said.d_counted, said.d_left), expected[1:], strict=True):
         assert one is not None
-        torch.testing.assert_close(one, other.float(), **near)
+        assert_close(one, other.float())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
