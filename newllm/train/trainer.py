@@ -203,10 +203,7 @@ class Trainer:
     def fit(self, stop: StopRequest) -> bool:
         """Train on; True when finished, False when a stop request came (the state is saved)."""
         progress = self.progress
-        if self._counts is not None:  # now: weights that were loaded came with a table of their own
-            assert isinstance(self.model, ResidualLM)
-            assert self.model.counts is not None
-            self.model.counts.set_tables(self._counts.tables)
+        self._set_counts()  # now: weights that were loaded came with a table of their own
         weights = self.model.buffers() if self.sharded else self.model.state_dict().values()
         self.processes.broadcast_weights(weights)
         if self._frozen is not None:
@@ -577,6 +574,12 @@ class Trainer:
         steps = self.progress.total_steps
         return sharding.save_parts(resume, self.model, self.optimizers, steps, self.processes)
 
+    def _set_counts(self) -> None:
+        if self._counts is not None:
+            assert isinstance(self.model, ResidualLM)
+            assert self.model.counts is not None
+            self.model.counts.set_tables(self._counts.tables)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how the run goes on; all processes call it together.
 
@@ -613,6 +616,7 @@ class Trainer:
             self.model.load_state_dict(stored["model"])
             for optimizer, state in zip(self.optimizers, stored["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
+        self._set_counts()  # parts have none, and of a finished run no step is left to set them
         if self.scaler.is_enabled() and stored["scaler"] is not None:
             self.scaler.load_state_dict(stored["scaler"])
         self.schedule = Schedule(**stored["schedule"])

@@ -36,11 +36,12 @@ class Injector:
     ) -> None:
         self._watched = tuple(os.path.join(folder, "") for folder in watched)
         self._at, self._fault, self._record = at, fault, record
-        self._count = 0
+        self._count, self._process = 0, 0
         self._fsync = os.fsync
 
     def install(self) -> None:
         """Begin to count. Audit hooks cannot be taken back: only in a process made for it."""
+        self._process = os.getpid()
         os.fsync = self._on_fsync
         sys.addaudithook(self._on_event)
 
@@ -65,8 +66,8 @@ class Injector:
 
     def _point(self, name: str, path: str, half: int | None = None) -> None:
         path = os.path.abspath(path)
-        if not path.startswith(self._watched):
-            return
+        if not path.startswith(self._watched) or os.getpid() != self._process:
+            return  # another process that this one began has points of its own, uncounted
         self._count += 1
         self._record(f"{name} {os.path.basename(path)}")
         if self._at == 0 or self._count < self._at:
