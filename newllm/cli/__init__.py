@@ -6,6 +6,7 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -278,7 +279,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = "give the command again"
         if set((sys.argv[1:] if arguments is None else arguments)[:1]) & _RESUMABLE:
             again = "go on with --resume (or begin in another --out)"
+        _give_up_output()
         return _complain(f"{where}nothing written before is lost: free space there, then {again}")
+
+
+def _give_up_output() -> None:
+    """What cannot be written is not tried again by Python as it ends, with a message of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):  # no file of the system
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: Sequence[str] | None) -> int:

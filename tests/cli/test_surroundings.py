@@ -60,9 +60,10 @@ def run(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
 @pytest.mark.parametrize("verb", ["", "--version"])
-def test_a_full_disk_is_one_line(verb: str) -> None:
-    done = run(f"newllm {verb} > /dev/full")
+def test_a_full_disk_is_one_line(verb: str, locale: str) -> None:
+    done = run(f"newllm {verb} > /dev/full", LC_ALL=locale)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "No space left on device" in done.stderr
 
