@@ -153,8 +153,7 @@ def command(
         tasks.append(text_task(text))
     if not tasks:
         raise UserError("nothing to judge by: give --blimp, --arithmetic or --text")
-    pairs: list[Row] = []
-    others: list[Row] = []
+    tables: dict[str, list[Row]] = {}
     for checkpoint in checkpoints:
         trained = TrainedModel.load(checkpoint, "cpu")
         model: Row = {
@@ -163,22 +162,14 @@ def command(
         }
         progress(f"{checkpoint}: {len(tasks)} tasks")
         told = evaluate(checkpoint, tasks, limit)
-        pairs += [
-            {**model, "field": field, **row} for field, row in by_field(told["samples"]).items()
-        ]
-        for name in told["results"]:
-            if not name.startswith("blimp_"):
-                values = told["results"][name]
-                metric = "bits_per_byte" if name == "text" else "acc"
-                rows = len(told["samples"][name])
-                others.append(
-                    {**model, "task": name, metric: values[f"{metric},none"], "rows": rows}
-                )
-    tables = {"BLiMP": pairs} if pairs else {}
-    return Report({**tables, **_by_metric(others)})
-
-
-def _by_metric(rows: list[Row]) -> dict[str, list[Row]]:
-    sums = [row for row in rows if "acc" in row]
-    texts = [row for row in rows if "acc" not in row]
-    return {title: found for title, found in {"Sums": sums, "Text": texts}.items() if found}
+        for field, row in by_field(told["samples"]).items():
+            tables.setdefault("BLiMP", []).append({**model, "field": field, **row})
+        for name, values in told["results"].items():
+            rows = len(told["samples"][name])
+            if name in SUMS:
+                row = {**model, "task": name, "acc": values["acc,none"], "rows": rows}
+                tables.setdefault("Sums", []).append(row)
+            elif name == "text":
+                row = {**model, "bits_per_byte": values["bits_per_byte,none"], "rows": rows}
+                tables.setdefault("Text", []).append(row)
+    return Report(tables)

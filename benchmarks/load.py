@@ -31,7 +31,7 @@ import openai
 import psutil
 
 from benchmarks.measure import Report, Row, progress, report_options
-from benchmarks.serve import running_server
+from benchmarks.serve import CHAT, running_server
 from newllm.trained import TrainedModel
 
 LISTENED_SECONDS = 5.0
@@ -40,7 +40,6 @@ READERS = 50
 """Clients that read nothing of a long answer: fewer than answers are written at the same time, so
 that what is measured is not the queue."""
 
-CHAT = "/v1/chat/completions"
 WORKERS = 8
 
 

@@ -34,6 +34,7 @@ from newllm.inference.sampler import Sampling
 from newllm.train.memory import resident_bytes
 from newllm.trained import TrainedModel
 
+CHAT = "/v1/chat/completions"
 CLIENTS = (1, 8, 50)
 ROUNDS, SPEED_ROUNDS = 3, 15
 LISTENED_SECONDS = 10.0
@@ -111,7 +112,7 @@ def clients(url: str, name: str, tokens: int) -> list[Row]:
             "seed": number,
         }
         started = time.perf_counter()
-        answer = await client.post("/v1/chat/completions", json=body)
+        answer = await client.post(CHAT, json=body)
         waited[count].append(time.perf_counter() - started)
         lost[count] += answer.status_code != 200
 

@@ -19,15 +19,12 @@ import click
 import httpx
 
 from benchmarks.measure import Report, Row, report_options, rounds
-from benchmarks.serve import running_server
+from benchmarks.serve import CHAT, CLIENTS, running_server
 from newllm.trained import TrainedModel
 
-CLIENTS = (1, 8, 50)
 REPEATS = 7
 STREAMS = 10
 """Streamed answers of one round."""
-
-CHAT = "/v1/chat/completions"
 
 
 @click.command()

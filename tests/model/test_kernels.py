@@ -210,6 +210,25 @@ def test_the_loss_where_copying_is_sure(kernel: Any, dtype: torch.dtype, seed: i
         assert_close(one, other.float())
 
 
+@pytest.mark.parametrize("mixes", [False, True], ids=["", "counts"])
+@pytest.mark.parametrize(
+    ("entry", "score", "d_score"),
+    [(0, 150, 0), (0, -50, -1), (0, -torch.inf, 0), (1, 150, 1), (1, -50, 0), (1, -torch.inf, 0)],
+)
+def test_gradients_of_probabilities_that_underflow(
+    entry: int, score: float, d_score: float, mixes: bool
+) -> None:
+    """exp(-200) is 0 in fp32; the score's gradient is a ratio of two such numbers."""
+    logits = torch.tensor([[-100.0, 0.0, 100.0]])
+    copying = torch.tensor([entry]), torch.tensor([float(score)])
+    mixing = (torch.tensor([0.0]), torch.tensor([1.0])) if mixes else None
+    said = reference.nats_gradient_(logits, torch.tensor([0]), copying, mixing)
+    parts = logits, said.nats, said.d_scores, said.d_counted, said.d_left
+    assert all(bool(part.isfinite().all()) for part in parts if part is not None)
+    assert said.d_scores is not None
+    assert float(said.d_scores) == pytest.approx(d_score, abs=1e-6)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so(bad: float) -> None:
     """The guard before the optimizer can only stop what it can see."""

@@ -294,17 +294,18 @@ def _nats(
 
     # See the reference: what copying takes and leaves, of everything and of the target.
     ln_alone = of_target - total
-    result, own, rest, by_copying = -ln_alone, 1.0, 1.0, 0.0
+    result, own_share, rest, by_copying = -ln_alone, 1.0, 1.0, 0.0
     if scores is not None:
         lead = tl.load(scores + row) - total
-        is_target = tl.load(entries + row) == target
-        copied, rest = _sigmoid_of(lead), _sigmoid_of(-lead)
+        ln_copied, rest = -_log_add(0.0, -lead), _sigmoid_of(-lead)
         ln_alone -= _log_add(0.0, lead)
-        by_copying = tl.where(is_target, copied, 0.0)
-        result = -tl.where(is_target, _log_add(ln_alone, -_log_add(0.0, -lead)), ln_alone)
-        own = tl.exp(ln_alone + result)
+        is_target = tl.load(entries + row) == target
+        ln_by_copying = tl.where(is_target, ln_copied, -float("inf"))
+        result = -_log_add(ln_alone, ln_by_copying)
+        by_copying = tl.exp(ln_by_copying)
+        own_share = tl.exp(ln_alone + result)
         if d_scores is not None:
-            d = copied - by_copying * tl.exp(result)
+            d = tl.exp(ln_copied) - tl.exp(ln_by_copying + result)
             tl.store(d_scores + row, tl.where(scored, d, 0.0))
     factor, of_counts = 1.0, 0.0
     alone = tl.maximum(tl.exp(ln_alone), LEAST)
@@ -316,7 +317,7 @@ def _nats(
             tl.store(d_counted + row, tl.where(scored, -rest / mixture, 0.0))
             tl.store(d_left + row, tl.where(scored, -alone / mixture, 0.0))
         factor, of_counts = 2.0 - has / mixture, share * alone / mixture
-    d_target = alone * factor - own - of_counts
+    d_target = alone * factor - own_share - of_counts
     tl.store(nats + row, tl.where(scored, result, 0.0))
     if GRADIENTS:
         for start in range(0, VOCAB, BLOCK):

@@ -127,22 +127,22 @@ def nats_gradient_(
     nats = softmax(logits, wanted)
     d_logits = logits  # what they have become
     d_scores, d_counted, d_left = None, None, None
-    # p is what the network has by itself for the target; copying takes `copied` of everything and
-    # leaves `rest`. None of it is read off logits that know the score: in 16 bits they would round
-    # it, and 1 - copied would be anything.
-    rest, copied, by_copying, own = torch.ones_like(nats), None, torch.zeros_like(nats), 1.0
+    # With ln Z of the logits, copying takes sigmoid(score - ln Z) of everything and leaves the
+    # rest; `alone` is p(target) without what is copied. The score is never written into the logits:
+    # 16 bits would round it, and what is left could be below zero.
+    rest, by_copying, own_share = torch.ones_like(nats), torch.zeros_like(nats), 1.0
     ln_alone = -nats
     if copying is not None:
         entries, scores = copying
         lead = scores - (of_target + nats)
-        copied, rest = torch.sigmoid(lead), torch.sigmoid(-lead)
-        by_copying = (entries == targets) * copied
+        rest, ln_copied = torch.sigmoid(-lead), F.logsigmoid(lead)
         ln_alone = ln_alone + F.logsigmoid(-lead)
-        nats = -torch.where(
-            entries == targets, torch.logaddexp(ln_alone, F.logsigmoid(lead)), ln_alone
-        )
-        own = torch.exp(ln_alone + nats)  # of p(target), the part that is not copied
-        d_scores = copied - by_copying * torch.exp(nats)
+        is_target = entries == targets
+        ln_by_copying = ln_copied.masked_fill(~is_target, -torch.inf)
+        nats = -torch.logaddexp(ln_alone, ln_by_copying)
+        by_copying = ln_by_copying.exp()
+        own_share = torch.exp(ln_alone + nats)
+        d_scores = ln_copied.exp() - torch.exp(ln_by_copying + nats)
     factor, of_counts = 1.0, 0.0
     alone = ln_alone.exp().clamp(min=LEAST)
     if mixing is not None:
@@ -155,7 +155,7 @@ def nats_gradient_(
         factor, of_counts = 2 - counted / mixture, left * alone / mixture
     if copying is not None or mixing is not None:
         d_logits *= (rest * factor)[:, None].to(logits.dtype)
-        d_target = alone * factor - own - of_counts  # not added to what is there: 16 bits again
+        d_target = alone * factor - own_share - of_counts  # set, not added: 16 bits again
         d_logits.scatter_(1, wanted[:, None], d_target[:, None].to(logits.dtype))
     if logits.device.type != "cpu" or not bool(scored.all()):  # a GPU is not asked: that waits
         d_logits *= scored[:, None]
@@ -166,17 +166,12 @@ def nats_gradient_(
     return NatsGradients(nats, d_scores, d_counted, d_left)
 
 
-def let_copy_(logits: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
-    """Give candidates [N, 1] the entry of copying besides their own in logits [N, V], in place.
-
-    Returns:
-        what their logits were, [N, 1], in the type of the scores.
-    """
+def let_copy_(logits: Tensor, candidates: Tensor, scores: Tensor) -> None:
+    """Give candidates [N, 1] the entry of copying besides their own in logits [N, V], in place."""
     rows = torch.arange(len(logits), device=logits.device)[:, None]
     # Not `gather`: its backward would need the logits as they were.
     own = logits[rows, candidates].to(scores.dtype)
     logits.scatter_(1, candidates, torch.logaddexp(own, scores).to(logits.dtype))
-    return own
 
 
 @dataclass(frozen=True)
