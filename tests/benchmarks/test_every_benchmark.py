@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -345,6 +346,32 @@ def test_levels(capsys, tmp_path) -> None:
     assert (row["rows"], row["unk_share"]) == (50, None)
     assert row["bits_per_byte"] > 0
     assert "Level 1" in (tmp_path / "dolly_bpe.log").read_text(encoding="utf-8")
+
+
+def test_preference(capsys, tmp_path) -> None:
+    begin = "\n\nHuman: is {} a number?\n\nAssistant:"
+    for part, split in itertools.product(("helpful-base", "harmless-base"), ("train", "test")):
+        asked = [begin.format(n) for n in range(8)]
+        pairs = [{"chosen": f"{each} yes it is", "rejected": f"{each} no no"} for each in asked]
+        (tmp_path / part).mkdir(exist_ok=True)
+        text = "".join(json.dumps(pair) + "\n" for pair in pairs)
+        (tmp_path / part / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    result = run_json(
+        capsys, "preference", "--data", str(tmp_path), "--minutes", "0.002", "--seed", "3",
+        "--method", "simpo", "--rate", "0.01", "--max-steps", "1", "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    ((title, columns),) = keys(result).items()
+    assert title == "The chosen answer is likelier, % of the validation pairs"
+    assert columns == [
+        "seed", "method", "beta", "rate", "before", "after", "gain_low", "gain_high", "longer",
+        "ordinary_loss", "rejected_likelier", "refusals_before", "refusals_after",
+    ]  # fmt: skip
+    first, second = result["tables"][title]
+    assert (first["beta"], second["beta"]) == (2.0, 10.0)
+    assert first["before"] == second["before"]
+    assert first["gain_low"] <= first["after"] - first["before"] <= first["gain_high"]
+    log = tmp_path / "out" / "preference_3_simpo_10_0.01.log"
+    assert "Loss   method simpo" in log.read_text("utf-8")
 
 
 def test_lessons_rise_when_learned(monkeypatch) -> None:
