@@ -36,6 +36,9 @@ from newllm.serve.schemas import (
 )
 from newllm.serve.service import Reply, Served, Service
 
+_MOST_ECHOED = 2**20
+"""Log-probabilities of prompts that an answer tells: some 120 bytes each until they are sent."""
+
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -148,6 +151,16 @@ class Api:
             except UserError as error:
                 raise ApiError(400, f"best_of: {error}", "unsupported_value", "best_of") from None
         service.check_room(served, len(prompts) * asked.written)
+        scored = asked.echo and asked.logprobs is not None
+        echoed_numbers = sum(map(len, words)) * asked.written * (1 + (asked.logprobs or 0))
+        if scored and echoed_numbers > _MOST_ECHOED:
+            raise ApiError(
+                400,
+                f"prompt: {echoed_numbers:,} log-probabilities to echo, at most {_MOST_ECHOED:,} a "
+                "request: send fewer prompts at a time, or ask for fewer logprobs",
+                "invalid_value",
+                "prompt",
+            )
         bos = served.tokenizer.bos
         replies: list[Reply] = []
         echoed: list[tuple[str, int]] = []
@@ -157,7 +170,7 @@ class Api:
                 replies += service.begin(
                     served, START, ids if begins else [bos, *ids], asked,
                     samplings(asked, asked.written), _nothing, top_logprobs=asked.logprobs,
-                    trim=False, prompt_logprobs=asked.echo and asked.logprobs is not None,
+                    trim=False, prompt_logprobs=scored,
                 )  # fmt: skip
             except ApiError:
                 for reply in replies:  # all of a request's answers, or none

@@ -116,6 +116,17 @@ def test_completions(server: Running) -> None:
     assert whole.choices[0].text
 
 
+def test_echoed_numbers_have_a_limit(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("newllm.serve.api._MOST_ECHOED", 24)
+    asked: Any = {"model": NAME, "prompt": [[5, 6, 7]] * 2, "max_tokens": 1, "echo": True}
+    client = server.openai()
+    assert len(client.completions.create(**asked, logprobs=3).choices) == 2  # 24 of them
+    for more in ({"logprobs": 4}, {"logprobs": 3, "n": 2}):
+        with pytest.raises(openai.BadRequestError, match=r"prompt: (30|48) log-probabilities to"):
+            client.completions.create(**asked, **more)
+    assert len(client.completions.create(**{**asked, "n": 20}).choices) == 40  # none are told
+
+
 def test_the_best_of_several_completions(start: Start) -> None:
     model = tiny_model()
     client = start(model).openai()
