@@ -26,7 +26,7 @@ from newllm.train.preference_loss import Preferring
 from newllm.train.run import train
 
 BETAS: dict[Any, tuple[float, ...]] = {"simpo": (2.0, 10.0), "dpo": (0.1, 0.5), "orpo": (0.5, 2.0)}
-RATES = (3e-4, 3e-3)
+RATES = (1e-4, 1e-3)
 
 
 @click.command()

@@ -142,6 +142,15 @@ def keep_freed_memory() -> None:
 def give_back_freed_memory() -> None:
     """Undo `keep_freed_memory`: what is free now, and large blocks later on, go to the system."""
     _set_malloc(trim_threshold=2**17, mmap_threshold=2**17)
+    trim_freed_memory()
+
+
+def trim_freed_memory() -> None:
+    """Give whole pages that are free now to the system, wherever they lie.
+
+    By itself glibc does so only at the end of its memory, so that what a long-running process holds
+    creeps up though it uses no more. Does nothing where the C library is another.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator, Mapping
@@ -19,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from newllm.device import trim_freed_memory
 from newllm.errors import Stopped
 from newllm.inference.sampler import Sampling
 from newllm.serve.api import Api
@@ -29,6 +31,9 @@ from newllm.serve.schemas import ApiError
 from newllm.serve.service import Limits, Service
 from newllm.serve.session_routes import SessionRoutes
 from newllm.trained import TrainedModel
+
+_TRIM_SECONDS = 30.0
+"""Between two times that freed memory is given to the system: a few milliseconds of work."""
 
 
 def make_app(service: Service, access: Access | None = None) -> Starlette:
@@ -43,7 +48,9 @@ def make_app(service: Service, access: Access | None = None) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await service.start()
+        trimming = asyncio.create_task(_trim_memory())
         yield
+        trimming.cancel()
         await service.stop()
 
     told = document(access.api_key is not None)
@@ -70,6 +77,12 @@ def make_app(service: Service, access: Access | None = None) -> Starlette:
     )  # fmt: skip
     app.router.redirect_slashes = False
     return app
+
+
+async def _trim_memory() -> None:
+    while True:
+        await asyncio.sleep(_TRIM_SECONDS)
+        await asyncio.to_thread(trim_freed_memory)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

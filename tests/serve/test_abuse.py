@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,16 @@ def test_a_port_that_is_taken(server: Running) -> None:
     port = int(server.url.rsplit(":", 1)[1])
     with pytest.raises(UserError, match=f"--port {port}: Address already in use"):
         serve({NAME: tiny_model()}, port, Access(), Limits())
+
+
+def test_freed_memory_is_given_back_while_it_serves(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmed = threading.Event()
+    monkeypatch.setattr("newllm.serve.app._TRIM_SECONDS", 0.01)
+    monkeypatch.setattr("newllm.serve.app.trim_freed_memory", trimmed.set)
+    server = start()
+    assert trimmed.wait(10)
+    alive(server)
+    trimmed.clear()
+    assert trimmed.wait(10)
