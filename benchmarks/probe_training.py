@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from newllm.evaluate.probes import Task
+from benchmarks.probe_tasks import Task
 from newllm.model import LanguageModel, build_model
 from newllm.settings import resolve
 from newllm.train.optimizers import make_optimizers

@@ -21,6 +21,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks import probe_tasks as probes
 from benchmarks.measure import Report, Row, progress, report_options
 from benchmarks.probe_plot import save_plot
 from benchmarks.probe_training import Lesson, train_on
@@ -32,7 +33,6 @@ from newllm.data.sources import open_source
 from newllm.datasets import DATASETS, find_dataset
 from newllm.datasets.conversations import Conversation
 from newllm.errors import UserError, require_packages
-from newllm.evaluate import probes
 from newllm.model import LanguageModel
 from newllm.model.spec import RECALL_SLOTS, find_spec
 from newllm.trained import TrainedModel

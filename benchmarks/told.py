@@ -19,11 +19,11 @@ import click
 import torch
 
 from benchmarks.measure import Report, Row, progress, report_options
+from benchmarks.probe_tasks import exchanges
 from newllm.data.located import Located
 from newllm.data.sources import open_source
 from newllm.datasets import find_dataset
 from newllm.datasets.conversations import Conversation
-from newllm.evaluate.probes import exchanges
 from newllm.inference.greedy import greedy_answers
 from newllm.trained import TrainedModel
 

@@ -377,8 +377,8 @@ def test_preference(capsys, tmp_path) -> None:
 def test_lessons_rise_when_learned(monkeypatch) -> None:
     """A task that is learned at once, then one that cannot be: it is begun, and repeated."""
     monkeypatch.setattr("newllm.train.optimizers.fast_bf16", lambda device: False)  # all alike
+    from benchmarks.probe_tasks import Task
     from benchmarks.probe_training import train_on
-    from newllm.evaluate.probes import Task
 
     drawn: list[str] = []
 

@@ -9,11 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from newllm.data.loader import IGNORED
-from newllm.data.render import ChatRenderer
-from newllm.data.tokenizers import BPE
-from newllm.datasets.conversations import Conversation
-from newllm.evaluate.probes import (
+from benchmarks.probe_tasks import (
     PARITY_VOCABULARY,
     RECALL_KEYS,
     RECALL_VOCABULARY,
@@ -26,6 +22,10 @@ from newllm.evaluate.probes import (
     recall_task,
     turn_losses,
 )
+from newllm.data.loader import IGNORED
+from newllm.data.render import ChatRenderer
+from newllm.data.tokenizers import BPE
+from newllm.datasets.conversations import Conversation
 from newllm.model import build_model
 
 seeds = st.integers(0, 2**31)
