@@ -1,7 +1,7 @@
 """Problems whose answers can be checked: arithmetic and small programs by grades, MATH's rows.
 
 A problem is held out for good by its own words (their SHA-256), whatever the seed: what a model is
-tested with, no practice ever asks.
+tested with, no practice ever asks, nor the same sum turned round.
 """
 
 from __future__ import annotations
@@ -39,11 +39,18 @@ class Problem:
     """A right answer with its steps."""
     result: str
     """What a right answer comes to; of a program: what has to hold once it has run."""
+    known_as: str = ""
+    """The question of all problems that are this one in other words; its own if nothing is said."""
+
+    @property
+    def essence(self) -> str:
+        """Who has seen one problem of this essence knows the others."""
+        return self.known_as or self.question
 
     @property
     def held_out(self) -> bool:
         """Whether it is for tests alone."""
-        return hashlib.sha256(self.question.encode()).digest()[0] < _HELD_OUT
+        return hashlib.sha256(self.essence.encode()).digest()[0] < _HELD_OUT
 
 
 class Task(Protocol):
@@ -78,7 +85,7 @@ class Generated:
         for _ in range(100 * count):
             problem = self._make(rng)
             if problem.held_out == held_out:
-                found.setdefault(problem.question, problem)
+                found.setdefault(problem.essence, problem)
             if len(found) == count:
                 break
         return list(found.values())
@@ -118,7 +125,9 @@ def total(a: int, b: int) -> Problem:
         more = " + 1" if carry else ""
         steps.append(f"{x} + {y}{more} = {x + y + carry}")
         carry = (x + y + carry) // 10
-    return Problem(f"What is {a} + {b}?", f"{', '.join(steps)}. {a + b}", str(a + b))
+    question, turned = f"What is {a} + {b}?", f"What is {b} + {a}?"
+    worked = f"{', '.join(steps)}. {a + b}"
+    return Problem(question, worked, str(a + b), known_as=min(question, turned))
 
 
 def difference(a: int, b: int) -> Problem:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
 from newllm.curriculum.exercises import (
     GRADES,
     Generated,
+    Problem,
     arithmetic,
     difference,
     last_number_is_right,
@@ -55,6 +57,21 @@ def test_what_is_held_out_is_never_asked(make, grade: int) -> None:
     assert [len(part) for part in words] == [len(asked), len(tested)]
     assert not words[0] & words[1]
     assert task.problems(random.Random(1), 200, held_out=False) == asked
+
+
+def test_a_sum_turned_round_is_the_same_problem() -> None:
+    task = arithmetic(1)
+    rounds = [task.problems(random.Random(seed), 400, held_out=seed == 1) for seed in (0, 1)]
+    asked, tested = ({frozenset(_operands(p)) for p in problems} for problems in rounds)
+    assert len(asked) == len(tested) == 400
+    assert not asked & tested
+    assert any(a > b for a, b in map(_operands, rounds[0]))
+    assert any(a < b for a, b in map(_operands, rounds[0]))
+
+
+def _operands(problem: Problem) -> tuple[int, int]:
+    a, b = map(int, re.findall(r"\d+", problem.question))
+    return a, b
 
 
 def test_programs_do_what_they_are_asked() -> None:
