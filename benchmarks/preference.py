@@ -84,6 +84,7 @@ def _percents(verdict: dict[str, Any]) -> Row:
         "gain_low": low,
         "gain_high": high,
         "longer": verdict["longer"],
+        "reward_accuracy": verdict["reward_accuracy"],
         "ordinary_loss": verdict["loss_after"] / verdict["loss_before"] - 1,
         "rejected_likelier": verdict["rejected_likelier"]["all"],
         "refusals_before": refusals[0],

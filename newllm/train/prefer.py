@@ -479,15 +479,18 @@ def judge_preferences(
     Returns:
         pairs; before, after, longer (shares of pairs: the model before and after prefer the chosen
         answer, the longer answer is the chosen one); after_interval, over_before_interval,
-        over_longer_interval (95%, bootstrap over pairs); loss_before, loss_after (ordinary, nats a
-        token); rejected_likelier (share of the rejected answers that cost fewer nats than before,
-        by harmless, helpful, all); better_than_before, better_than_longer (whether an interval is
-        above 0), loss_kept.
+        over_longer_interval (95%, bootstrap over pairs); reward_accuracy (share of pairs whose
+        chosen answer gained more likelihood than the rejected one, DPO's implicit reward) and its
+        interval; loss_before, loss_after (ordinary, nats a token); rejected_likelier (share of the
+        rejected answers that cost fewer nats than before, by harmless, helpful, all);
+        better_than_before, better_than_longer (whether an interval is above 0), loss_kept.
     """
     was, now, longer = before.prefers_chosen, after.prefers_chosen, after.longer_chosen
     over_before = bootstrap_interval(now.astype(int) - was)
     over_longer = bootstrap_interval(now.astype(int) - longer)
-    likelier = after.nats[:, 1] < before.nats[:, 1]
+    gained = before.nats - after.nats
+    rewarded = gained[:, 0] > gained[:, 1]
+    likelier = gained[:, 1] > 0
     parts = {"all": np.ones(len(now), bool)}
     for name, wanted in (("harmless", True), ("helpful", False)):
         parts[name] = np.array([part is wanted for part in harmless])
@@ -499,6 +502,8 @@ def judge_preferences(
         "over_before_interval": over_before,
         "longer": float(longer.mean()),
         "over_longer_interval": over_longer,
+        "reward_accuracy": float(rewarded.mean()),
+        "reward_accuracy_interval": bootstrap_interval(rewarded),
         "better_than_before": over_before[0] > 0,
         "better_than_longer": over_longer[0] > 0,
         "loss_before": losses[0],
@@ -528,6 +533,12 @@ def preference_lines(verdict: Mapping[str, Any]) -> list[str]:
     for name, what in (("before", "the model before"), ("longer", "always the longer answer")):
         interval = verdict[f"over_{name}_interval"]
         lines.append(compared(what, verdict["after"], verdict[name], interval))
+    if "reward_accuracy" in verdict:  # a record of an earlier version has none
+        low, high = verdict["reward_accuracy_interval"]
+        lines.append(
+            f"  the chosen answer gained more likelihood than the rejected one in "
+            f"{verdict['reward_accuracy']:.1%} (95%: {low:.1%} to {high:.1%}; 50% is chance)"
+        )
     was, now = verdict["loss_before"], verdict["loss_after"]
     much = "" if verdict["loss_kept"] else f": more than the {MOST_LOSS:.0%} that it may cost"
     lines.append(f"  ordinary loss {was:.4f} -> {now:.4f} ({now / was - 1:+.1%}){much}")

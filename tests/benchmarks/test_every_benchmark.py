@@ -364,7 +364,8 @@ def test_preference(capsys, tmp_path) -> None:
     assert title == "The chosen answer is likelier, % of the validation pairs"
     assert columns == [
         "seed", "method", "beta", "rate", "before", "after", "gain_low", "gain_high", "longer",
-        "ordinary_loss", "rejected_likelier", "refusals_before", "refusals_after",
+        "reward_accuracy", "ordinary_loss", "rejected_likelier", "refusals_before",
+        "refusals_after",
     ]  # fmt: skip
     first, second = result["tables"][title]
     assert (first["beta"], second["beta"]) == (2.0, 10.0)

@@ -217,10 +217,14 @@ def test_the_verdict_by_hand() -> None:
     assert verdict["better_than_before"]
     assert not verdict["loss_kept"]
     assert verdict["rejected_likelier"] == {"all": 0.5, "harmless": 1.0, "helpful": 0.0}
+    assert verdict["reward_accuracy"] == 1.0  # 15 and 0 nats gained, against 1 and -10
     lines = "\n".join(preference_lines(verdict))
+    assert "gained more likelihood than the rejected one in 100.0% (95%: 100.0%" in lines
     assert "(+5.0%): more than the 1% that it may cost" in lines
     same = judge_preferences(before, before, [None] * 100, (2.0, 2.0))
     assert "not told apart from the model before" in "\n".join(preference_lines(same))
+    earlier = {name: value for name, value in verdict.items() if "reward" not in name}
+    assert len(preference_lines(earlier)) == len(preference_lines(verdict)) - 1
 
 
 def test_the_bootstrap_covers_what_it_should() -> None:
