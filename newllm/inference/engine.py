@@ -31,7 +31,7 @@ from newllm.threads import FreeThreads
 PREFILL_TOKENS = 256
 """Prompt tokens read in a round: how long other answers wait for a prompt."""
 
-INTERIM_SECONDS = 1.0
+INTERIM_SECONDS = 0.5
 """How often an answer on its way tells where it stands, to those who keep that."""
 
 _PICTURE_NUMBERS = 64
@@ -109,7 +109,7 @@ class Job:
     prompt_logprobs: bool = False
     """Tell the log-probabilities of the prompt's tokens as well, `top_logprobs` being set."""
     keep: bool = False
-    """Tell each second where the answer stands."""
+    """Tell twice a second where the answer stands."""
     cancelled: bool = field(default=False, init=False)
     """Set by whoever asked, from any thread: the answer ends where it is."""
     news: Callable[[], None] = field(default=lambda: None, init=False)

@@ -287,7 +287,7 @@ class Service:
             pictures: tell what the state looks like.
             trim: leave out white space at the start.
             prompt_logprobs: tell the log-probabilities of the prompt's tokens, too.
-            interim: told each second what there is of the answer.
+            interim: told twice a second what there is of the answer.
 
         Raises:
             ApiError: nothing to read, too long, or too many at the same time.

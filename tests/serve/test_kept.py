@@ -51,7 +51,7 @@ def test_each_turn_is_written_at_once(start: Start, tmp_path: Path) -> None:
     assert not (tmp_path / f"{session}.session").exists()
 
 
-def test_an_answer_on_its_way_is_written_each_second(start: Start, tmp_path: Path) -> None:
+def test_an_answer_on_its_way_is_written_twice_a_second(start: Start, tmp_path: Path) -> None:
     """What a kill leaves goes on as if the answer had been cut there."""
     server = start(sessions_dir=tmp_path, answer_tokens=10**9)
     endless = {"content": "hello", "max_tokens": 10**9, "min_tokens": 10**9, "stream": True}
