@@ -202,7 +202,8 @@ def _update_checks(device: torch.device) -> Iterator[Check]:
             g, m, w = (x.to(where, copy=True) for x in (gradient, momentum, weight))
             places, rates = reference.Places(((1, 1, 2, 2, 2), (0, 1, 1, 1, 1))), m.new_ones(2)
             stack = run.blend(g, m, places, verdict.found_inf, verdict.grad_scale, 0.7)
-            run.move_(w, stack, places, rates, verdict.found_inf, 0.1, 0.5)
+            rate = torch.tensor(0.1, device=where)
+            run.move_(w, stack, places, rates, verdict.found_inf, rate, 0.5)
             found.append([verdict.said, verdict.found_inf, stack, m, w])
         error = max(difference(a, b) for a, b in zip(*found, strict=True))
         yield Check(f"judge, blend and move_, {about}", error, TOLERANCES[torch.float32])
@@ -375,6 +376,27 @@ def resume_check(device: torch.device, precision: str = "auto") -> Check:
         set_counts(second)
         take_steps(second, 1)
     return Check("stopped and resumed", difference(weights_of(second), weights_of(whole)), 0.0)
+
+
+def graph_check(device: torch.device, precision: str = "auto", steps: int = 8) -> Check:
+    """Steps that are replayed as one CUDA graph are those that were launched one by one, to the
+    bit.
+
+    On a GPU it is the graph itself; elsewhere somebody has to stand in for it.
+    """
+    if precision == "auto" and device.type == "cpu":
+        precision = "fp32"
+    flags = {**compared(device), "precision": precision}
+    with kernels_of(device):
+        usual, by_graph = (
+            make_trainer(device, {**flags, "cuda_graph": wanted}, dropout=0.1)
+            for wanted in (False, True)
+        )
+        for trainer in (usual, by_graph):
+            take_steps(trainer, steps)
+    error = difference(weights_of(by_graph), weights_of(usual))
+    made = by_graph._graph is not None and len(by_graph._graph._graphs) == 1
+    return Check(f"{steps} steps by a CUDA graph", error if made else math.inf, 0.0)
 
 
 def overflow_check(device: torch.device) -> Check:

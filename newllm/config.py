@@ -237,6 +237,10 @@ class RunSettings(_Settings):
         description="of several processes each holds a part of weights, gradients and optimizer "
         "state (FSDP2), instead of all",
     )
+    cuda_graph: bool = Field(
+        True,
+        description="on a GPU, launch a step as a whole (a CUDA graph), not operation by operation",
+    )
     save_minutes: float = Field(
         1.0, ge=0, description="save for --resume at least so often, besides after every epoch"
     )
@@ -283,10 +287,26 @@ def option_name(field: str) -> str:
     return "--" + OPTION_NAMES.get(field, field).replace("_", "-")
 
 
+def no_option_name(field: str) -> str:
+    """The flag that turns a setting off which is on by default: `--no-cuda-graph`."""
+    return f"--no-{option_name(field)[2:]}"
+
+
 DEFAULT_OUT: str = Settings.model_fields["out"].default
 
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
-    {"out", "name", "save_minutes", "tensorboard", "track", "device", "threads", "data", "shard"}
+    {
+        "out",
+        "name",
+        "save_minutes",
+        "tensorboard",
+        "track",
+        "device",
+        "threads",
+        "data",
+        "shard",
+        "cuda_graph",
+    }
 )
 """Settings that may differ when a run is resumed (moved rows are known by their fingerprint)."""
 

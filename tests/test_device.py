@@ -1,4 +1,4 @@
-"""What the C library does with freed memory."""
+"""What the C library does with freed memory; tensors that travel together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from newllm.device import Layout
 
 glibc = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 
@@ -58,3 +61,24 @@ def test_free_pages_between_used_ones_are_given_back() -> None:
     kept, after = _grown(SCATTERED)  # 6,000 blocks of 16 KB, every second of which is freed
     assert kept > 80
     assert 40 < after < 75
+
+
+def test_tensors_in_one_buffer_are_what_they_were() -> None:
+    """Of every type and size, none at all among them, each where a GPU reads whole words."""
+    given = {
+        ("a", 0): torch.arange(7, dtype=torch.int64).view(7, 1),
+        "b": torch.tensor([True, False, True]),
+        "nothing": torch.zeros(0, 4, dtype=torch.int32),
+        "number": torch.tensor(0.1),
+        "last": torch.arange(6.0).view(2, 3).t(),
+    }
+    layout = Layout.of(given)
+    assert layout == Layout.of({name: x + x for name, x in given.items()})
+    assert layout != Layout.of({**given, "b": torch.ones(4, dtype=torch.bool)})
+    found = layout.views(layout.packed(given, pinned=False).clone())
+    assert list(found) == list(given)
+    for name, x in given.items():
+        assert torch.equal(found[name], x)
+        assert found[name].dtype == x.dtype
+        assert found[name].storage_offset() * x.element_size() % 16 == 0
+    assert Layout.of({}).size == 0

@@ -11,6 +11,9 @@ needs neither a GPU nor a CUDA build of torch. Counted are
 - waits: where the host needs a number from the GPU, or a copy for which it waits.
 - bytes that operations other than matrix products read and write.
 
+The step after is captured as a CUDA graph would be, and the next one is its replay: how many
+launches are left is counted, too, and what the captured step asked for in which order.
+
 No times: they need a GPU.
 """
 
@@ -21,7 +24,7 @@ import contextlib
 import json
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -69,6 +72,10 @@ class Counts:
     """Where the host waits: kind and line."""
     bytes: int = 0
     """Read and written outside of matrix products."""
+    of_replay: int = 0
+    """Launches of a step that is the replay of a graph; 0 where none was captured."""
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    """Every launch in order: its name, the shapes of its tensors, and its numbers."""
 
     @property
     def launches(self) -> int:
@@ -87,6 +94,7 @@ class Counts:
             "products": self.products,
             "waits": sum(self.waits.values()),
             "elementwise_mb": round(self.bytes / 1e6),
+            "launches of a replay": self.of_replay,
             "where it waits": dict(self.waits),
         }
 
@@ -100,6 +108,9 @@ class _Counting(TorchDispatchMode):
         self.pinned = WeakTensorKeyDictionary()
         self.inside = False
         """Whether torch itself asks where a tensor is, and has to be told."""
+        self.captured: Counts | None = None
+        """What a step asked for that was captured."""
+        self.capturing = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -122,19 +133,26 @@ class _Counting(TorchDispatchMode):
             self.counts.operations.update(["aten.nonzero.default", name])
             mask = args[1][0]
             return args[0].new_empty((mask.numel() // 2, *args[0].shape[mask.dim() :]))
+        if name == "aten.copy_.default" and not given[1].is_meta:
+            if given[1] not in self.pinned or not (
+                kwargs.get("non_blocking") or args[2:] == (True,)
+            ):
+                self.wait("copy to the GPU")
+            self.note("copy to the GPU", given, kwargs)
+            return args[0]
         if name == "aten.copy_.default" and not given[0].is_meta:
             if not kwargs.get("non_blocking") and not (len(args) > 2 and args[2]):
                 self.wait("copy to the host")
-            self.counts.operations["copy to the host"] += 1
+            self.note("copy to the host", given, kwargs)
             return args[0].zero_()
         if name == "aten._to_copy.default" and not (to_gpu or device is None):
             self.wait("copy to the host")
-            self.counts.operations["copy to the host"] += 1
+            self.note("copy to the host", given, kwargs)
             return torch.zeros(given[0].shape, dtype=kwargs.get("dtype") or given[0].dtype)
         if name == "aten._to_copy.default" and not on_gpu:
             if not (kwargs.get("non_blocking") and given[0] in self.pinned):
                 self.wait("copy to the GPU")
-            self.counts.operations["copy to the GPU"] += 1
+            self.note("copy to the GPU", given, kwargs)
             return torch.empty_like(
                 given[0], dtype=kwargs.get("dtype") or given[0].dtype, device="meta"
             )
@@ -142,15 +160,32 @@ class _Counting(TorchDispatchMode):
             kwargs["device"] = torch.device("meta")
         self.inside = True
         try:
-            out = func(*args, **kwargs)
+            # Adam with a rate that is a tensor knows no tensors without content; it gives nothing.
+            out = None if name.endswith(".tensor_lr") else func(*args, **kwargs)
         finally:
             self.inside = False
         made = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
         if not func.is_view and name not in _NO_KERNEL:
-            self.counts.operations[name] += 1
+            self.note(name, args, kwargs)
             if not name.startswith(_PRODUCTS):
                 self.add_bytes([*given, *made])
         return out
+
+    def note(self, name: str, args: Any, kwargs: Any) -> None:
+        """Count a launch."""
+        self.counts.operations[name] += 1
+        leaves = tree_leaves((args, kwargs))
+        given = (tuple(x.shape) if isinstance(x, torch.Tensor) else repr(x) for x in leaves)
+        self.counts.asked.append((name, *given))
+
+    def capture(self, step: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+        """In place of :meth:`newllm.train.graph.Surroundings.capture`."""
+        self.counts, before, self.capturing = Counts(), self.counts, True
+        try:
+            said = step()
+        finally:
+            self.captured, self.counts, self.capturing = self.counts, before, False
+        return said, lambda: self.note("graph", (), {})
 
     def add_bytes(self, tensors: Sequence[torch.Tensor | None]) -> None:
         for x in tensors:
@@ -167,7 +202,7 @@ class _Counting(TorchDispatchMode):
         """In place of a Triton launch."""
         given = [x for x in tensors if isinstance(x, torch.Tensor)]
         assert all(x.is_meta for x in given), f"{kernel} of tensors on the CPU"
-        self.counts.operations[f"triton.{kernel.fn.__name__}"] += 1
+        self.note(f"triton.{kernel.fn.__name__}", tensors, {})
         self.add_bytes(given)
 
 
@@ -193,6 +228,7 @@ def fake_gpu(capability: tuple[int, int]) -> Iterator[_Counting]:
     from newllm import device
     from newllm.model.context import gpu as context_gpu
     from newllm.model.kernels import gpu as stream_gpu
+    from newllm.train import graph
 
     counting = _Counting()
     empty, true_device = torch.empty, torch._C.TensorBase.device
@@ -202,7 +238,8 @@ def fake_gpu(capability: tuple[int, int]) -> Iterator[_Counting]:
         return x
 
     def made(*sizes: Any, pin_memory: bool = False, **named: Any) -> torch.Tensor:
-        return empty(*sizes, **named)
+        tensor = empty(*sizes, **named)
+        return pin(tensor) if pin_memory else tensor
 
     def said_device(x: torch.Tensor) -> torch.device:
         claimed = x.is_meta and not counting.inside
@@ -226,6 +263,9 @@ def fake_gpu(capability: tuple[int, int]) -> Iterator[_Counting]:
         (torch.cuda, "Event", _Event), (torch.cuda, "synchronize", nothing),
         (torch.Tensor, "pin_memory", pin), (torch, "empty", made),
         (amp, "amp_definitely_not_available", lambda: False),
+        (torch.cuda, "is_current_stream_capturing", lambda: counting.capturing),
+        (graph.Surroundings, "warm_up", lambda _, step: step()),
+        (graph.Surroundings, "capture", lambda _, step: counting.capture(step)),
         (context_gpu, "_launch", launch_context), (stream_gpu, "launch", launch),
     ]  # fmt: skip
     device.fast_bf16.cache_clear()
@@ -244,6 +284,16 @@ def count_step(
     dataset: str, flags: dict[str, Any], capability: tuple[int, int] = (9, 0), dropout: float = 0.0
 ) -> Counts:
     """Of the third step of a training on the built-in rows."""
+    *_, counts, _, replayed = count_steps(dataset, flags, capability, dropout)
+    if "graph" in replayed.operations:
+        counts.of_replay = replayed.launches
+    return counts
+
+
+def count_steps(
+    dataset: str, flags: dict[str, Any], capability: tuple[int, int] = (9, 0), dropout: float = 0.0
+) -> list[Counts]:
+    """Of three steps, of one that is captured, if it can be, and of the one after that."""
     from newllm.data.prepare import Encoding, prepare_training
     from newllm.data.sources import open_source
     from newllm.datasets import find_dataset
@@ -281,11 +331,14 @@ def count_step(
         if hasattr(trainer.model, "set_dropout"):
             trainer.model.set_dropout(dropout)
         loader = trainer._loader(0)
-        for step in range(3):
+        found = []
+        for step in range(5):
             batch: Batch = loader.batch(min(step, len(loader) - 1))
-            counting.counts = Counts()
-            trainer._step(batch, 1.0)
-    return counting.counts
+            counting.counts, counting.captured = Counts(), None
+            trainer.progress.total_steps = step
+            trainer._step(batch, 1 / (1 + step))
+            found.append(counting.captured or counting.counts)
+    return found
 
 
 ONE = {"tokenizer": "word1000", "num_layers": 1}

@@ -15,7 +15,14 @@ from click.shell_completion import CompletionItem
 from pydantic_core import PydanticCustomError
 
 from newllm.cli.help_pages import Command
-from newllm.config import ARCHITECTURES, ModelSettings, Settings, option_name, parse_size
+from newllm.config import (
+    ARCHITECTURES,
+    ModelSettings,
+    Settings,
+    no_option_name,
+    option_name,
+    parse_size,
+)
 from newllm.datasets import DATASETS
 from newllm.model.spec import COUNTS, RECALL_SLOTS, SPECS
 from newllm.settings import resolve
@@ -97,6 +104,9 @@ def _setting_option(field: str, several: bool, default: str) -> Callable[[Any], 
         options["type"] = click.Choice(get_args(kind))
     else:
         options["type"] = kind
+    if kind is bool and info.default is True:
+        names = f"{option_name(field)}/{no_option_name(field)}"
+        return click.option(names, field, **options)
     if several:
         options |= {"cls": SeveralWordsOption, "default": ()}
     return click.option(option_name(field), field, **options)

@@ -15,7 +15,18 @@ from pathlib import Path
 from newllm import __version__
 
 TRAINING_ALONE = frozenset(
-    {"late_decaying", "loss", "matrices", "mixing", "mixing_matrices", "without_counts"}
+    {
+        "aims",
+        "late_decaying",
+        "loss",
+        "matrices",
+        "mixed",
+        "mixing",
+        "mixing_matrices",
+        "nats",
+        "of_mixing",
+        "without_counts",
+    }
 )
 """Methods of models that only our own training and scoring call; they are left out."""
 

@@ -29,20 +29,25 @@ class Noise:
     """Sequence of the whole batch that is the first one of this micro-batch."""
     sites: int = 0
     """Operations that draw, where they are done by a GPU."""
-    _on_gpu: Tensor | None = field(default=None, init=False, compare=False)
+    sent: Tensor | None = field(default=None, compare=False)
+    """`table()` where the operations are done, if it is there already."""
 
     @classmethod
     def drawn(cls) -> Noise:
         """Noise from torch's generator, where no seed and step are given."""
         return cls(int(torch.randint(2**31, ())), 0)
 
+    def table(self) -> Tensor:
+        """The keys of every operation, int32 [sites, 2]."""
+        keys = np.array([self.keys(site) for site in range(self.sites)], np.uint32)
+        return torch.from_numpy(keys.view(np.int32))
+
     def keys_on(self, device: torch.device) -> Tensor:
-        """The keys of every operation on a GPU, int32 [sites, 2]; copied once, without a wait."""
-        if self._on_gpu is None:
-            keys = np.array([self.keys(site) for site in range(self.sites)], np.uint32)
-            object.__setattr__(self, "_on_gpu", send(torch.from_numpy(keys.view(np.int32)), device))
-        assert self._on_gpu is not None
-        return self._on_gpu
+        """`table()` on a GPU; copied once, without a wait."""
+        if self.sent is None:
+            object.__setattr__(self, "sent", send(self.table(), device))
+        assert self.sent is not None
+        return self.sent
 
     def keys(self, site: int) -> tuple[int, int]:
         """Two 32-bit keys of an operation (splitmix64 of seed, step and its number)."""
@@ -71,6 +76,8 @@ def random_bytes(
     """Noise of every element of a [B, T, D] tensor: int64 in 0..255."""
     batch, time, width = shape
     key, second_key = noise.keys(site)
+    if noise.sent is not None:  # where numbers of the host would stay what they are
+        key, second_key = (noise.sent[site].long() & _32_BITS).unbind()
     first = noise.first_sequence * time * width
     x = torch.arange(first, first + batch * time * width, device=device)
     x = x + key & _32_BITS

@@ -32,10 +32,36 @@ def sum_of_nats(
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
+) -> Tensor:
+    """Sum over the scored positions of -ln p(target), differentiable.
+
+    Args:
+        hidden: output of the model's trunk, [..., D].
+        weight: output matrix, [V, D]; `bias`: [V] or None.
+        targets: next-token ids, same leading shape as `hidden`, here or on the CPU; `IGNORED` is
+            not scored.
+
+    Returns:
+        fp32 scalar. Divide by the number of scored tokens (of the whole batch, over all
+        micro-batches and processes) to get the mean loss.
+    """
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    if hidden.device.type == "cpu":  # a GPU takes all: to know which ones are scored it would wait
+        scored = targets != IGNORED
+        if not bool(scored.all()):
+            hidden, targets = hidden[scored], targets[scored]
+    return nats_of(hidden, weight, bias, send(targets, hidden.device))
+
+
+def nats_of(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
     copying: tuple[Tensor, Tensor] | None = None,
     mixing: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Sum over the scored positions of -ln p(target), differentiable.
+    """Sum of the nats of N positions, differentiable; nothing of it is asked for by the host.
 
     With `mixing`, what is differentiated is the sum of this and of the network's own -ln p(target):
     from the mixture alone a network learns only what the counts do not know, and not well. Of the
@@ -43,33 +69,18 @@ def sum_of_nats(
     copies less, and no longer what no training row has (docs/LOG.md).
 
     Args:
-        hidden: output of the model's trunk, [..., D].
+        hidden: [N, D].
         weight: output matrix, [V, D]; `bias`: [V] or None.
-        targets: next-token ids, same leading shape as `hidden`, here or on the CPU; `IGNORED` is
-            not scored.
-        copying: an entry of each position and the score of copying it, [..., 1] both, -inf for
+        targets: [N], where `hidden` is; `IGNORED` is not scored.
+        copying: an entry of each position and the score of copying it, [N, 1] both, -inf for
             none; its logit becomes ln(exp(logit) + exp(score)).
-        mixing: counted and left, [...] both: the network's p(target), before anything is copied,
+        mixing: counted and left, [N] both: the network's p(target), before anything is copied,
             becomes counted + left * p(target).
-
-    Returns:
-        fp32 scalar. Divide by the number of scored tokens (of the whole batch, over all
-        micro-batches and processes) to get the mean loss.
     """
-    entries, scores = copying or (None, None)
-    rows = [targets, *(mixing or (None, None)), entries, scores]
-    flat = [
-        None if part is None else send(part.reshape(targets.numel()), hidden.device)
-        for part in rows
-    ]
-    hidden = hidden.reshape(-1, hidden.shape[-1])
-    if hidden.device.type == "cpu":  # a GPU takes all: to know which ones are scored it would wait
-        scored = targets.reshape(-1) != IGNORED
-        if not bool(scored.all()):
-            hidden = hidden[scored]
-            flat = [None if part is None else part[scored] for part in flat]
+    entries, scores = (part.flatten() for part in copying) if copying else (None, None)
+    rows = targets, *(mixing or (None, None)), entries, scores
     return _SumOfNats.apply(
-        hidden, weight, bias, *flat, compute_dtype(weight), torch.is_grad_enabled()
+        hidden, weight, bias, *rows, compute_dtype(weight), torch.is_grad_enabled()
     )
 
 

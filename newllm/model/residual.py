@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from newllm.config import ModelSettings
 from newllm.data.loader import IGNORED
-from newllm.device import send
 from newllm.model.counts import contexts
 from newllm.model.counts.layer import CountsLayer
 from newllm.model.counts.table import MOST_CONTEXT
 from newllm.model.kernels import (
+    Facts,
     Noise,
     active_kernel,
     add_norm,
@@ -31,12 +31,13 @@ from newllm.model.kernels import (
     linear,
     norm,
     norms_together,
+    sent,
     squared_relu,
 )  # fmt: skip
 from newllm.model.kernels.reference import let_copy_
-from newllm.model.loss import compute_dtype, sum_of_nats
+from newllm.model.loss import compute_dtype, nats_of
 from newllm.model.recall import recall
-from newllm.model.recall.layer import RecallLayer
+from newllm.model.recall.layer import RecallLayer, of_copying, spread
 from newllm.model.recall.reference import LONGEST, OPEN, ORDERS, WAYS
 from newllm.model.trunk import TokenScores, TrunkOutput
 
@@ -251,6 +252,8 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
     TOKENS_ON_CPU: ClassVar[bool] = True
     """Whether tokens, and these parts of the state, may be on the CPU while the weights are on a
     GPU."""
+    STEADY: ClassVar[bool] = False
+    """Whether :meth:`read` and :meth:`nats` on a GPU launch the same for all batches of a shape."""
     OF_TOKENS: ClassVar[frozenset[str]] = frozenset({"recall", "recent", "looked_up", "previous"})
 
     def __init__(
@@ -303,6 +306,11 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         if self.recall is not None or self.counts is not None:
             state["recent"] = zeros(LONGEST, batch_size, dtype=torch.int32)
         return state
+
+    @property
+    def noise_sites(self) -> int:
+        """How many operations of a pass draw noise."""
+        return 2 * len(self.blocks) + 1
 
     def matrices(self) -> Iterator[tuple[Tensor, int]]:
         """Weight matrices that Muon trains, and how many stacked matrices each one is."""
@@ -383,28 +391,74 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
 
         Hidden, matches of recall, contexts of the counts, and the state after them.
         """
-        embedded = self._embed(ids, state, reset)
-        matches, known = None, None
-        memory: State = {}
+        facts, behind = self.look_up(ids, state, reset, lengths, tables)
+        matches, known = facts.get("matches"), facts.get("contexts")
+        if ids.device != self.embedding.weight.device:
+            facts = sent(self.for_gpu(facts), self.embedding.weight.device)
+        hidden, after = self.read(facts, state, noise, lengths)
+        return hidden, matches, known, {**after, **behind}
+
+    def look_up(
+        self,
+        ids: Tensor,
+        state: State,
+        reset: Tensor | None = None,
+        lengths: Tensor | None = None,
+        tables: Tensor | None = None,
+    ) -> tuple[Facts, State]:
+        """All that a pass needs besides weights and numbers: it is made of tokens alone.
+
+        Arguments as of :meth:`forward`; of each sequence the first `lengths` tokens count, [B].
+
+        Returns:
+            facts for :meth:`read`; and what of the state is made of tokens, behind them.
+        """
+        facts = self._rows(ids, state, reset)
+        if reset is not None:
+            facts["reset"] = reset
+        behind = self._tokens_behind(ids, state, lengths)
         if self.recall is not None:
             searched = state.get("looked_up")
             if self.closing is not None:  # it is changed there
                 whole = torch.full_like(state["recall"], OPEN) if searched is None else searched
                 searched = whole.cpu().clone(memory_format=torch.contiguous_format)
             parts = state["recall"], state["recent"]
-            matches, *parts = recall(ids, reset, lengths, *parts, searched, self.closing)
-            embedded = embedded + self.recall.added(matches, self.embedding.weight)
-            memory = dict(zip(("recall", "recent"), parts, strict=True))
-            memory |= {} if searched is None else {"looked_up": searched}
+            facts["matches"], *parts = recall(ids, reset, lengths, *parts, searched, self.closing)
+            behind |= dict(zip(("recall", "recent"), parts, strict=True))
+            behind |= {} if searched is None else {"looked_up": searched}
         if self.counts is not None:
             table, recent = self.counts.table, state["recent"]
-            known, memory["recent"] = contexts(table, ids, tables, reset, lengths, recent)
-        reset = None if reset is None else send(reset, embedded.device)
-        shaped = ids if ids.device == embedded.device else embedded[..., 0]
-        boundaries = self._boundaries(shaped, state, reset, lengths)
+            given = table, ids, tables, reset, lengths, recent
+            facts["contexts"], behind["recent"] = contexts(*given)
+        return facts, behind
+
+    def for_gpu(self, facts: Facts) -> Facts:
+        """Facts of :meth:`look_up` as :meth:`read` wants them on a GPU."""
+        kept = {name: fact for name, fact in facts.items() if name not in ("matches", "contexts")}
+        return kept | (spread(facts["matches"]) if "matches" in facts else {})
+
+    def read(
+        self, facts: Facts, state: State, noise: Noise | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """All of a pass that is computed with weights; on a GPU it asks the host for nothing.
+
+        Args:
+            facts: of :meth:`look_up`, where the weights are.
+            state: of it, only what is not made of tokens alone.
+            noise: see :meth:`forward`.
+            lengths: as there.
+
+        Returns:
+            hidden [B, T, D], and that part of the state behind the tokens.
+        """
+        embedded = self._embed(facts)
+        if self.recall is not None:
+            embedded = embedded + self.recall.added(facts, self.embedding.weight)
+        shaped = facts["token_rows"]
+        shaped = shaped[0] if shaped.dtype == torch.int32 else shaped
+        boundaries = self._boundaries(shaped, state, facts.get("reset"), lengths)
         hidden, after = self._run(embedded, state, boundaries, noise)
-        after = {**after, **memory, **self._carried_on(ids, state, boundaries)}
-        return hidden, matches, known, after
+        return hidden, {**after, **self._carried_on(state, boundaries)}
 
     def _output(
         self, hidden: Tensor | None, matches: Tensor | None, known: Tensor | None
@@ -421,8 +475,12 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         """Where documents start and sequences end, as the blocks want it."""
         raise NotImplementedError
 
-    def _carried_on(self, ids: Tensor, state: State, boundaries: BoundariesT) -> State:
+    def _carried_on(self, state: State, boundaries: BoundariesT) -> State:
         """What the state has besides the parts that all blocks carry, after these tokens."""
+        return {}
+
+    def _tokens_behind(self, ids: Tensor, state: State, lengths: Tensor | None) -> State:
+        """And what of that is made of tokens alone."""
         return {}
 
     def _run(
@@ -431,7 +489,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         """The residual stream through all blocks."""
         dtype = compute_dtype(self.embedding.weight)
         p = self.dropout if self.training else 0.0
-        noise = replace(noise or Noise.drawn(), sites=2 * len(self.blocks) + 1) if p else None
+        noise = replace(noise or Noise.drawn(), sites=self.noise_sites) if p else None
         added = Additions(dtype, p, noise, self._saw)
         x, parts = None, []
         embedded = embedded.to(self.embedding_norm.dtype)
@@ -465,9 +523,13 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         rest = iter(together)
         return [first, *([*itertools.islice(rest, len(own))] for own in of_blocks), last]
 
-    def _embed(self, ids: Tensor, state: State, reset: Tensor | None) -> Tensor:
+    def _rows(self, ids: Tensor, state: State, reset: Tensor | None) -> Facts:
+        """What :meth:`_embed` looks up."""
+        return {"token_rows": ids}
+
+    def _embed(self, facts: Facts) -> Tensor:
         """What the tokens themselves bring into the stream, before its norm: [B, T, D]."""
-        return embedding(self.embedding.weight, ids)
+        return embedding(self.embedding.weight, facts["token_rows"])
 
     def logits(self, hidden: Hidden) -> Tensor:
         """Scores of every next token, [..., D] -> [..., V]; the matrix is the embedding's."""
@@ -531,19 +593,39 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         return other
 
     def loss(self, hidden: Hidden, targets: Tensor) -> Tensor:
-        """Sum of nats over the scored targets; see :func:`newllm.model.loss.sum_of_nats`."""
-        said = hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)
-        if said.device.type == "cpu":
+        """Sum of nats over the scored targets; see :func:`newllm.model.loss.nats_of`."""
+        said = (hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)).flat()
+        targets = targets.flatten()
+        if said.device.type == "cpu":  # a GPU takes all: to know which ones it would wait
             scored = targets != IGNORED
             if not bool(scored.all()):
                 said, targets = said[scored], targets[scored]
-        copying, mixing = self._copying(said), None
-        if self.counts is not None and said.contexts is not None:
-            mixing = self.counts.mixing(
-                said.hidden.flatten(0, -2), said.contexts.flatten(0, -2), targets.flatten()
-            )
-        weight = self.embedding.weight
-        return sum_of_nats(said.hidden, weight, None, targets, copying, mixing)
+        aims = self.aims(targets, said.matches, said.contexts)
+        return self.nats(said.hidden, sent(aims, said.device))
+
+    def aims(self, targets: Tensor, matches: Tensor | None, known: Tensor | None) -> Facts:
+        """What the loss of N positions needs besides weights and numbers.
+
+        Args:
+            targets: [N]; `IGNORED` is not scored.
+            matches: "matches" of :meth:`look_up`, [N].
+            known: "contexts", [N, K].
+        """
+        facts = {"targets": targets}
+        if self.recall is not None and matches is not None:
+            facts |= of_copying(matches)
+        if self.counts is not None and known is not None:
+            facts |= self.counts.of_mixing(known, targets)
+        return facts
+
+    def nats(self, hidden: Tensor, facts: Facts) -> Tensor:
+        """Sum of nats, as :meth:`loss`, of hidden [N, D] and what :meth:`aims` gave."""
+        copying, mixing = None, None
+        if self.recall is not None and "copied_rows" in facts:
+            copying = self.recall.scores(hidden, facts)
+        if self.counts is not None and "said" in facts:
+            mixing = self.counts.mixed(hidden, facts)
+        return nats_of(hidden, self.embedding.weight, None, facts["targets"], copying, mixing)
 
 
 def _nats(

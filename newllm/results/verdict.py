@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from newllm.config import DEFAULT_OUT, Settings, is_own_block, option_name
+from newllm.config import DEFAULT_OUT, Settings, is_own_block, no_option_name, option_name
 from newllm.datasets.base import Advice, Dataset
 from newllm.results.marks import BpbVerdict
 from newllm.results.records import EpochRecord, NgramBaseline
@@ -138,7 +138,8 @@ def _command(advice: Advice, settings: Settings) -> str | None:
 def option_words(name: str, value: Any) -> list[str]:
     """A setting as it is given on the command line."""
     if isinstance(value, bool):
-        return [option_name(name)] if value else []
+        is_on = Settings.model_fields[name].default is True
+        return [option_name(name)] if value else [no_option_name(name)] if is_on else []
     values = value if isinstance(value, list) else [value]
     texts = (str(v).removesuffix(".0") if isinstance(v, float) else str(v) for v in values)
     return [option_name(name), *texts]

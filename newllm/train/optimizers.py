@@ -6,8 +6,9 @@ name.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from newllm.device import fast_bf16, send
 from newllm.model import LanguageModel
 from newllm.model.growth import old_entries
 from newllm.model.kernels import Places, blend, judge, move_
+from newllm.model.kernels.reference import Verdict
 from newllm.model.residual import ResidualLM
 from newllm.model.spec import find_spec
 
@@ -109,7 +111,8 @@ class Muon(torch.optim.Optimizer):
     group) is treated as those, and the iteration runs in the type that is fast (`muon_dtype`).
 
     On a GPU nothing is decided by the host: with `found_inf` (a number there, as torch's fused
-    optimizers take it) a step that is not finite leaves weights and momenta as they are.
+    optimizers take it) a step that is not finite leaves weights and momenta as they are. The rate
+    of its groups is a number there, too, for such a step.
 
     Args:
         groups: parameter groups, which have one rate; each may set `pieces`, into how many equal
@@ -304,12 +307,22 @@ def _muon_and_adamw(
     return [muon, adamw]
 
 
+def rates_at(optimizers: Iterable[torch.optim.Optimizer], rate_factor: float) -> list[float]:
+    """The rate of every group of every optimizer at the schedule's factor."""
+    return [
+        group["peak_lr"] * rate_factor
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    ]
+
+
 def step_if_finite(
     optimizers: Iterable[torch.optim.Optimizer],
     parameters: Iterable[Tensor],
     nats: Tensor,
     clip: float,
     scaler: torch.amp.GradScaler,
+    rates: Tensor,
     before: Callable[[Tensor], None],
 ) -> Tensor:
     """Clip the gradients and step, where a GPU alone knows whether it may: nobody waits for it.
@@ -323,6 +336,7 @@ def step_if_finite(
         nats: of the step.
         clip: norm of all gradients above which they are scaled down.
         scaler: by which the loss was scaled, or a disabled one.
+        rates: as :func:`rates_at` has them, on the device.
         before: is called before the step with 1 on the device, or 0 where it is not taken.
 
     Returns:
@@ -331,13 +345,36 @@ def step_if_finite(
     norms = torch.stack(_torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
     verdict = judge(nats, norms, scaler._scale if scaler.is_enabled() else None, clip)
     before(verdict.said[1])
+    own = iter(rates.unbind())
     for optimizer in optimizers:
-        told: Any = optimizer
-        told.found_inf, told.grad_scale = verdict.found_inf, verdict.grad_scale
-        optimizer.step()
-        del told.found_inf, told.grad_scale
+        with _told(optimizer, verdict, own):
+            optimizer.step()
     update_scale(scaler, verdict.found_inf)
     return verdict.said
+
+
+@contextlib.contextmanager
+def _told(
+    optimizer: torch.optim.Optimizer, verdict: Verdict, rates: Iterator[Tensor]
+) -> Iterator[None]:
+    """For one step an optimizer is told what the GPU alone knows, and that it may be captured.
+
+    Its groups have plain numbers again afterwards, which files hold.
+    """
+    told: Any = optimizer
+    before = [dict(group) for group in optimizer.param_groups]
+    told.found_inf, told.grad_scale = verdict.found_inf, verdict.grad_scale
+    on_gpu = verdict.found_inf.device.type == "cuda"
+    capturing = on_gpu and torch.cuda.is_current_stream_capturing()
+    for group in optimizer.param_groups:
+        group |= {"lr": next(rates), "capturable": capturing}
+    try:
+        yield
+    finally:
+        del told.found_inf, told.grad_scale
+        for group, kept in zip(optimizer.param_groups, before, strict=True):
+            group.clear()
+            group |= kept
 
 
 def update_scale(scaler: torch.amp.GradScaler, found_inf: Tensor) -> None:

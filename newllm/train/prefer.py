@@ -266,6 +266,8 @@ def compared_nats(
 class PreferenceTrainer(Trainer):
     """The training loop, a step of which is a batch of pairs."""
 
+    WHOLE_STEPS = False
+
     def __init__(
         self,
         *arguments: Any,

@@ -69,21 +69,18 @@ def set_dropout(model: LanguageModel, epoch: int) -> None:
     model.set_dropout(settings.dropout if drops else 0.0)
 
 
-def decay_pairs(
-    model: LanguageModel,
-    settings: Settings,
-    epoch: int,
-    rate_factor: float,
-    taken: Tensor | float = 1.0,
-) -> None:
-    """Shrink the bigram hash embedding, decoupled from its gradient as in AdamW, from epoch 3 on.
+def pairs_decay(epoch: int) -> bool:
+    """Whether the bigram hash embedding decays when so many epochs are finished."""
+    return epoch >= EPOCHS_UNREGULARISED
 
-    `epoch` are finished; `rate_factor` is the schedule's at this step, which is not `taken` where
-    that is 0.
-    """
-    if epoch < EPOCHS_UNREGULARISED:
-        return
-    rate = settings.learning_rate * VECTOR_RATE * rate_factor
-    with torch.no_grad():
-        for table in model.late_decaying():
-            table.mul_(1 - min(1.0, rate * PAIR_DECAY) * taken)
+
+def pair_decay(settings: Settings, rate_factor: float) -> float:
+    """What a step at the schedule's `rate_factor` takes of the bigram hash embedding, 0..1."""
+    return min(1.0, settings.learning_rate * VECTOR_RATE * rate_factor * PAIR_DECAY)
+
+
+@torch.no_grad()
+def decay_pairs(model: LanguageModel, share: Tensor | float) -> None:
+    """Shrink the bigram hash embedding by this share, apart from its gradient as in AdamW."""
+    for table in model.late_decaying():
+        table.mul_(1 - share)

@@ -12,9 +12,10 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from newllm.device import autocast, get_generators, pick_precision, send, set_ge
 from newllm.errors import UserError
 from newllm.evaluate.metrics import EVALUATION_BATCH_SIZE, evaluate
 from newllm.model import LanguageModel, OwnBlock, State, build_model
-from newllm.model.kernels import HalfCopies, Noise
+from newllm.model.kernels import HalfCopies, Noise, ready
 from newllm.model.recall.reference import in_sets
 from newllm.model.residual import ResidualLM
 from newllm.model.spec import find_spec
@@ -37,6 +38,7 @@ from newllm.threads import TrainingThreads
 from newllm.train import sharding
 from newllm.train.counting import Counts
 from newllm.train.distributed import GradientSums, Processes, StepFlags
+from newllm.train.graph import GraphedStep, Sent
 from newllm.train.log import EpochLog, describe_expectation, validation_line
 from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, step_trial
 from newllm.train.optimizers import (
@@ -44,11 +46,12 @@ from newllm.train.optimizers import (
     Muon,
     get_moments,
     make_optimizers,
+    rates_at,
     set_moments,
     step_if_finite,
     update_scale,
 )
-from newllm.train.schedule import Schedule, decay_pairs, set_dropout
+from newllm.train.schedule import Schedule, decay_pairs, pair_decay, pairs_decay, set_dropout
 from newllm.train.signals import StopRequest
 
 _torch: Any = torch
@@ -56,6 +59,12 @@ _torch: Any = torch
 
 MAX_NONFINITE_STEPS = 20
 """Steps in a row with a non-finite loss or gradient after which a run ends."""
+
+Pass = Callable[[], tuple[Tensor, State]]
+"""Computes the nats of a micro-batch, differentiable, and states behind it."""
+
+Sequences = slice | Tensor
+"""Which ones of the batch a micro-batch has."""
 
 MIN_IMPROVEMENT = 0.001
 """Nats per token below which a lower validation loss is no improvement."""
@@ -111,6 +120,10 @@ class Progress:
 class Trainer:
     """Trains until the settings are fulfilled, the patience is exhausted or a stop is requested.
 
+    A step has two roads. In one (:meth:`_gradients`) the model is called as by anybody, on any
+    device. In the other (:meth:`_take_whole_step`), on a GPU, the host first makes all that is made
+    of tokens alone, and then asks for the step as a whole, which a CUDA graph can repeat.
+
     Args:
         save: called with the trainer when the state should be made durable.
         finish_epoch: called with the trainer, and whether the epoch was the best so far.
@@ -120,6 +133,9 @@ class Trainer:
         processes: those that train together (default: this one alone).
         block: the loaded block, where the architecture is a block of one's own.
     """
+
+    WHOLE_STEPS: ClassVar[bool] = True
+    """Whether a step can be prepared by the host before it begins."""
 
     def __init__(
         self,
@@ -174,6 +190,9 @@ class Trainer:
         self._halves: HalfCopies | None = None
         self._sums: GradientSums | None = None
         self._unread: _Outcome | None = None
+        self._graph: GraphedStep | None = None
+        self._carried: State = {}
+        """What `_graph` carries from step to step, where it stays."""
         self._one_document_per_row = self._spec.one_document_per_row
         """The published recipe of `original` counts its batch in documents."""
         self.micro_batch = 0
@@ -247,6 +266,27 @@ class Trainer:
             matrices = [matrix for matrix, _ in self.model.matrices()]
             dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
             self._halves = HalfCopies([*matrices, self.model.embedding.weight], dtype)
+        why_not = self._cannot_be_whole()
+        if not self._on_gpu:
+            return
+        if why_not is None:
+            self._graph = GraphedStep(self.device, self.settings.cuda_graph, self.log.note)
+            of_tokens = ResidualLM.OF_TOKENS
+            self._carried = {n: x.clone() for n, x in self.state.items() if n not in of_tokens}
+        elif self.settings.cuda_graph:
+            self.log.note(
+                f"Steps are not captured as a CUDA graph, but launched one by one: {why_not}"
+            )
+
+    def _cannot_be_whole(self) -> str | None:
+        """Why the host cannot prepare a step before it begins; None if it can."""
+        if not self.WHOLE_STEPS:
+            return "pairs of answers differ in shape from step to step"
+        if self.processes.world > 1:
+            return f"{self.processes.world} processes exchange gradients in each"
+        if not isinstance(self.model, ResidualLM) or not self.model.STEADY:
+            return f"not with --architecture {self.settings.architecture}"
+        return None
 
     def _find_micro_batch(self) -> None:
         """Try a step's work before the first step: what fits, and how long a run will take."""
@@ -324,10 +364,25 @@ class Trainer:
         On a GPU those of the step before: nobody waits for what this one will be.
         """
         self.model.train()
-        if self._halves is not None:
-            self._halves.refresh()
-        (nats, self.state), rows = halve_until_it_fits(
-            lambda rows: self._gradients(batch, rows),
+        if self._on_gpu:
+            self._set_rates(rate_factor)  # as files hold them: the step itself has tensors
+        if self._graph is not None:
+            graph = self._graph
+            said, self.state = self._fitting(
+                lambda rows: self._take_whole_step(graph, batch, rate_factor, rows)
+            )
+        else:
+            said = self._update_of(batch, rate_factor)
+        at = self.progress
+        before, self._unread = self._unread, _Outcome(said, batch.scored, at.epoch, at.step)
+        if not self._on_gpu:
+            return self._read_outcome()
+        return 0.0 if before is None else self._account(before)
+
+    def _fitting(self, attempt: Callable[[int], tuple[Tensor, State]]) -> tuple[Tensor, State]:
+        """What an attempt gives on as many rows at once as fit, from here on."""
+        found, rows = halve_until_it_fits(
+            attempt,
             self.micro_batch,
             self.device,
             may_halve=lambda: not self.sharded and (self._sums is None or not self._sums.begun),
@@ -335,54 +390,145 @@ class Trainer:
         if rows < self.micro_batch:
             self.micro_batch = rows
             self.log.note(f"\n  Out of memory: {rows} rows at once from here on; the same batch.")
+        return found
+
+    def _update_of(self, batch: Batch, rate_factor: float) -> Tensor:
+        """A step by :meth:`_gradients`; its nats, and whether it was taken, [2]."""
+        if self._halves is not None:
+            self._halves.refresh()
+        nats, self.state = self._fitting(lambda rows: self._gradients(batch, rows))
         if self.sharded:
-            update = self._update_parts
-        else:
-            if self._sums is not None:
-                self._sums.finish(nats)
-            update = self._update_on_gpu if self._on_gpu else self._update
-        said, at = update(nats, rate_factor), self.progress
-        before, self._unread = self._unread, _Outcome(said, batch.scored, at.epoch, at.step)
+            return self._update_parts(nats, rate_factor)
+        if self._sums is not None:
+            self._sums.finish(nats)
         if not self._on_gpu:
-            return self._read_outcome()
-        return 0.0 if before is None else self._account(before)
+            return self._update(nats, rate_factor)
+        return self._update_on_gpu(nats, send(self._numbers(batch, rate_factor), self.device))
 
     def _gradients(self, batch: Batch, rows: int) -> tuple[Tensor, State]:
-        """Accumulate the gradients of a batch, so many rows at once: (nats, states after it)."""
+        """Accumulate the gradients of a batch, so many rows at once: (nats, states behind it)."""
+        share = torch.full((), _share(batch), device=self.device)
+        passes: list[tuple[Sequences, Pass]] = []
+        for which, part in batch.micro_batches(rows, self._one_document_per_row):
+            passes.append((which, partial(self._pass, which, part, rows * len(passes))))
+        return self._accumulate(passes, share)
+
+    def _noise(self, sequence: int) -> Noise:
+        """Of a micro-batch of this step that begins with this one of the process's sequences."""
+        first = self._sequences.start + sequence
+        return Noise(self.settings.seed, self.progress.total_steps, first)
+
+    def _pass(self, which: Sequences, part: Batch, sequence: int) -> tuple[Tensor, State]:
+        """One micro-batch, by the model as anybody calls it."""
+        state = {name: tensor[:, which] for name, tensor in self.state.items()}
+        hidden, state = self.model(
+            *self._inputs(part.ids, state, part.reset),
+            noise=self._noise(sequence),
+            **({} if part.tables is None else {"tables": part.tables}),
+        )
+        return self.model.loss(hidden, part.targets), state
+
+    def _accumulate(
+        self, passes: Sequence[tuple[Sequences, Pass]], share: Tensor
+    ) -> tuple[Tensor, State]:
+        """Accumulate the gradients of passes: their nats, and the states that they give.
+
+        `share` normalises by the tokens of the whole batch, however it is split.
+        """
         self.model.zero_grad()  # what a try without enough memory left
         if self._sums is not None:
             self._sums.reset()
         total: Tensor | None = None
         states: list[State] = []
-        order: list[slice | Tensor] = []
-        # Normalised by the tokens of the whole batch, however it is split.
-        share = torch.full((), 1 / max(1, batch.scored), device=self.device)
-        micro_batches = list(batch.micro_batches(rows, self._one_document_per_row))
-        for which, part in micro_batches:
-            if self._sums is not None and len(order) == len(micro_batches) - 1:
+        for _, compute in passes:
+            if self._sums is not None and len(states) == len(passes) - 1:
                 self._sums.expect_last()
-            first_sequence = self._sequences.start + rows * len(order)
-            noise = Noise(self.settings.seed, self.progress.total_steps, first_sequence)
-            order.append(which)
-            state = {name: tensor[:, which] for name, tensor in self.state.items()}
             with self._autocast:
-                hidden, state = self.model(
-                    *self._inputs(part.ids, state, part.reset),
-                    noise=noise,
-                    **({} if part.tables is None else {"tables": part.tables}),
-                )
-                loss = self.model.loss(hidden, part.targets)
+                loss, state = compute()
             self.scaler.scale(loss).backward(share)
             states.append({name: tensor.detach() for name, tensor in state.items()})
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
+        return total, self._together([which for which, _ in passes], states)
+
+    def _together(self, order: Sequence[Sequences], states: Sequence[State]) -> State:
+        """States of the whole batch, of those of its micro-batches."""
         if len(states) == 1 and not self._one_document_per_row:
-            return total, states[0]
-        behind = {name: states[0][name].new_empty(old.shape) for name, old in self.state.items()}
+            return states[0]
+        whole = {name: part.new_empty(self.state[name].shape) for name, part in states[0].items()}
         for which, state in zip(order, states, strict=True):
-            for name, tensor in behind.items():
+            for name, tensor in whole.items():
                 tensor[:, which] = state[name]
-        return total, behind
+        return whole
+
+    def _take_whole_step(
+        self, graph: GraphedStep, batch: Batch, rate_factor: float, rows: int
+    ) -> tuple[Tensor, State]:
+        """A step that the host prepares, and then asks for at once.
+
+        Returns:
+            its nats, and whether it was taken, [2], on the GPU; and the states behind it.
+        """
+        model, epoch = self.model, self.progress.epoch
+        assert isinstance(model, ResidualLM)
+        tensors: dict[tuple[int | None, str], Tensor] = {}
+        tensors[None, "numbers"] = self._numbers(batch, rate_factor)
+        if model.dropout:
+            tensors[None, "noise"] = replace(self._noise(0), sites=model.noise_sites).table()
+        order: list[slice] = []
+        behind: list[State] = []
+        for which, part in batch.micro_batches(rows):
+            assert isinstance(which, slice)
+            state = {name: x[:, which] for name, x in self.state.items() if name in model.OF_TOKENS}
+            facts, after = model.look_up(part.ids, state, part.reset, tables=part.tables)
+            matches, known = (
+                None if name not in facts else facts[name].flatten(0, 1)
+                for name in ("matches", "contexts")
+            )
+            aims = model.aims(part.targets.flatten(), matches, known)
+            for name, fact in ready({**model.for_gpu(facts), **aims}).items():
+                tensors[len(order), name] = fact
+            order.append(which)
+            behind.append(after)
+        for name, part in self._carried.items():
+            if self.state[name] is not part:  # a run or an epoch begins, or a number was not finite
+                part.copy_(self.state[name])
+        kind = model.dropout, self._spec.clip_norm(epoch), pairs_decay(epoch)
+        said = graph.take(tensors, kind, partial(self._whole_step, order))
+        return said, {**self._carried, **self._together(order, behind)}
+
+    def _whole_step(self, order: Sequence[slice], sent: Sent) -> Tensor:
+        """All of a step that is asked of a GPU, which is a function of tensors that stay in place.
+
+        Args:
+            order: the sequences of each micro-batch.
+            sent: what the host has made.
+
+        Returns:
+            nats, and whether the step was taken, [2].
+        """
+        model = self.model
+        assert isinstance(model, ResidualLM)
+        if self._halves is not None:
+            self._halves.refresh()
+
+        def compute(number: int, which: slice) -> tuple[Tensor, State]:
+            facts = {name: x for (part, name), x in sent.items() if part == number}
+            noise = replace(self._noise(which.start), sent=sent.get((None, "noise")))
+            state = {name: part[:, which] for name, part in self._carried.items()}
+            hidden, state = model.read(facts, state, noise)
+            return model.nats(hidden.flatten(0, 1), facts), state
+
+        passes = [(which, partial(compute, n, which)) for n, which in enumerate(order)]
+        numbers = sent[None, "numbers"]
+        nats, behind = self._accumulate(passes, numbers[0])
+        try:
+            said = self._update_on_gpu(nats, numbers)
+        except torch.cuda.OutOfMemoryError:  # fewer rows at once would take a part of it twice
+            raise UserError("out of memory in the optimizers' step; use a smaller model") from None
+        for name, part in self._carried.items():
+            part.copy_(behind[name])
+        return said
 
     def _inputs(self, ids: Tensor, state: State, reset: Tensor) -> tuple[Tensor, State, Tensor]:
         """Tokens stay on the CPU, where what is made of them alone is made."""
@@ -404,7 +550,7 @@ class Trainer:
         finite = all_finite(nats, norm)
         if finite:
             self._set_rates(rate_factor)
-            decay_pairs(self.model, self.settings, self.progress.epoch, rate_factor)
+            self._decay_pairs(rate_factor)
             for optimizer in self.optimizers:
                 optimizer.step()
             if self._frozen is not None:
@@ -413,20 +559,35 @@ class Trainer:
             optimizer.zero_grad()
         return torch.tensor([float(nats), float(finite)], dtype=torch.float64)
 
-    def _update_on_gpu(self, nats: Tensor, rate_factor: float) -> Tensor:
-        """The same where only the GPU knows whether the numbers are finite, and is not asked."""
+    def _decay_pairs(self, rate_factor: float) -> None:
+        if pairs_decay(self.progress.epoch):
+            decay_pairs(self.model, pair_decay(self.settings, rate_factor))
+
+    def _numbers(self, batch: Batch, rate_factor: float) -> Tensor:
+        """What changes from step to step, besides tokens: on a GPU tensors, in fp32.
+
+        The share of a token in the loss, that by which the table of pairs decays, and rates.
+        """
+        rates = rates_at(self.optimizers, rate_factor)
+        return torch.tensor([_share(batch), pair_decay(self.settings, rate_factor), *rates])
+
+    def _update_on_gpu(self, nats: Tensor, numbers: Tensor) -> Tensor:
+        """The same where only the GPU knows whether the numbers are finite, and is not asked.
+
+        `numbers` are `_numbers`, there.
+        """
         if self._frozen is not None:
             self._frozen.mask_gradients()
         epoch = self.progress.epoch
-        self._set_rates(rate_factor)
+
+        def decay(taken: Tensor) -> None:
+            if pairs_decay(epoch):
+                decay_pairs(self.model, numbers[1] * taken)
+
         said = step_if_finite(
-            self.optimizers,
-            self.model.parameters(),
-            nats,
-            self._spec.clip_norm(epoch),
-            self.scaler,
-            before=lambda taken: decay_pairs(self.model, self.settings, epoch, rate_factor, taken),
-        )
+            self.optimizers, self.model.parameters(), nats, self._spec.clip_norm(epoch),
+            self.scaler, numbers[2:], decay,
+        )  # fmt: skip
         if self._frozen is not None:
             self._frozen.restore()
         for optimizer in self.optimizers:
@@ -444,7 +605,7 @@ class Trainer:
             if factor != 1.0:
                 _torch._foreach_mul_(gradients, factor)
             self._set_rates(rate_factor)
-            decay_pairs(self.model, self.settings, epoch, rate_factor)
+            self._decay_pairs(rate_factor)
             for optimizer in self.optimizers:
                 optimizer.step()
         update_scale(self.scaler, torch.tensor(float(not finite), device=self.device))
@@ -453,9 +614,10 @@ class Trainer:
         return torch.tensor([total, float(finite)], dtype=torch.float64)
 
     def _set_rates(self, rate_factor: float) -> None:
+        rates = iter(rates_at(self.optimizers, rate_factor))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * rate_factor
+                group["lr"] = next(rates)
 
     def _read_outcome(self) -> float:
         """Count in the step that has not been yet, if there is one; returns its nats per token."""
@@ -540,6 +702,12 @@ class Trainer:
         else:
             self.model.load_state_dict(weights)
         set_moments(self.model, self.optimizers, moments)
+        self._forget_graphs()
+
+    def _forget_graphs(self) -> None:
+        """Moments are other tensors from now on."""
+        if self._graph is not None:
+            self._graph.forget()
 
     def _end_epoch(self, steps_in_epoch: int) -> None:
         metrics = self._evaluate()
@@ -616,6 +784,7 @@ class Trainer:
             self.model.load_state_dict(stored["model"])
             for optimizer, state in zip(self.optimizers, stored["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
+        self._forget_graphs()
         self._set_counts()  # parts have none, and of a finished run no step is left to set them
         if self.scaler.is_enabled() and stored["scaler"] is not None:
             self.scaler.load_state_dict(stored["scaler"])
@@ -649,13 +818,13 @@ class _Outcome:
         """`said` is its nats and whether it was taken, [2]; `scored` its targets that count."""
         self.scored, self.epoch, self.step = scored, epoch, step
         self._event = None
-        if said.device.type == "cuda":
-            self._said = torch.empty(2, dtype=said.dtype, pin_memory=True)
-            self._said.copy_(said, non_blocking=True)
+        on_gpu = said.device.type == "cuda"
+        # A copy: the next step may write its own into the same memory.
+        self._said = torch.empty(2, dtype=said.dtype, pin_memory=on_gpu)
+        self._said.copy_(said, non_blocking=on_gpu)
+        if on_gpu:
             self._event = torch.cuda.Event()
             self._event.record()
-        else:
-            self._said = said
 
     def read(self) -> tuple[float, bool]:
         """Nats, and whether the step was taken."""
@@ -663,6 +832,11 @@ class _Outcome:
             self._event.synchronize()
         nats, taken = self._said.tolist()
         return nats, taken > 0
+
+
+def _share(batch: Batch) -> float:
+    """Of a token in the loss of a step."""
+    return 1 / max(1, batch.scored)
 
 
 def all_finite(loss: Tensor, gradient_norm: Tensor) -> bool:

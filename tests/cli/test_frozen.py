@@ -30,7 +30,11 @@ def described(parameter: click.Parameter) -> str:
     kind = facts["type"]
     value = "|".join(kind["choices"]) if "choices" in kind else kind["param_type"]
     is_option = isinstance(parameter, click.Option)
-    names = "/".join(facts["opts"]) if is_option else str(parameter.name).upper()
+    names = (
+        "/".join([*facts["opts"], *facts["secondary_opts"]])
+        if is_option
+        else str(parameter.name).upper()
+    )
     value = "flag" if facts.get("is_flag") else value
     many = "..." if facts["multiple"] or facts["nargs"] != 1 else ""
     required = " required" if facts["required"] else ""

@@ -71,7 +71,7 @@ def known_then(text: str) -> str:
     """Without the settings that came later."""
     later = re.compile(
         r" *(recall_slots|counts|threads|columns|splits|documents|decontaminate|track|"
-        r"rehearsal_last|closed_answers|shard)\b"
+        r"rehearsal_last|closed_answers|shard|cuda_graph)\b"
     )
     text = text.replace(" hub:ORG/NAME[:CONFIG][@REVISION],", "")
     return "".join(line for line in text.splitlines(True) if not later.match(line))

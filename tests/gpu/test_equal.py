@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from benchmarks import gpu_checks
 from benchmarks.gpu_checks import Check
+from newllm.train import graph
+from tests.train.replay import replaying
 
 WITH_GPU = torch.cuda.is_available()
 TIMES, CHANNELS = ((1, 7, 128, 256), (64, 256)) if WITH_GPU else ((1, 3), (24,))
@@ -51,6 +54,18 @@ def test_training_steps(run, device) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "auto"] if WITH_GPU else ["fp32"])
 def test_a_resumed_run_is_the_same_to_the_bit(run, device, precision) -> None:
     assert_equal([run(gpu_checks.resume_check, device, precision)])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"] if WITH_GPU else ["fp32"])
+def test_steps_by_a_graph_are_the_same_to_the_bit(run, device, precision) -> None:
+    check = gpu_checks.graph_check if device.type == "cuda" else _graph_check_without_one
+    assert_equal([run(check, device, precision)])
+
+
+def _graph_check_without_one(device: torch.device, precision: str) -> Check:
+    """With what stands in for a graph, soon: a step takes the interpreter a second."""
+    with replaying(), mock.patch.object(graph, "WARM_UP", 1):
+        return gpu_checks.graph_check(device, precision, steps=3)
 
 
 def test_a_step_of_the_server(run, device) -> None:

@@ -195,7 +195,12 @@ def test_a_stack_moves_weights(interpreter, skipped: bool, dtype: torch.dtype) -
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(2100, generator=generator)
     stack = torch.randn(4, 36, 70, generator=generator).to(dtype)
-    given = torch.tensor([1.0, 2.0, 1.0, 1.5]), torch.tensor(float(skipped)), 0.02, 0.1
+    given = (
+        torch.tensor([1.0, 2.0, 1.0, 1.5]),
+        torch.tensor(float(skipped)),
+        torch.tensor(0.02),
+        0.1,
+    )
     before, expected = weights.clone(), weights.clone()
     reference.move_(expected, stack, PLACES, *given)
     assert torch.equal(expected, before) == skipped

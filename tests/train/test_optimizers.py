@@ -163,7 +163,7 @@ def test_a_step_that_nobody_waits_for(small: int, monkeypatch: pytest.MonkeyPatc
                 optimizer.step()
         told: list[float] = []
         said = step_if_finite(
-            fast, _parameters(fast), torch.tensor(5.0), clip, scaler,
+            fast, _parameters(fast), torch.tensor(5.0), clip, scaler, torch.full((3,), 0.02),
             before=lambda taken, told=told: told.append(float(taken)),
         )  # fmt: skip
         assert said.tolist() == [5.0, float(not broken)]

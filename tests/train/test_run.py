@@ -258,8 +258,8 @@ def test_non_finite_steps_never_reach_the_weights(flags, monkeypatch, capsys) ->
         if self.progress.total_steps == 3:
             before = {k: v.clone() for k, v in self.model.state_dict().items()}
             with monkeypatch.context() as patch:
-                loss = self.model.loss
-                patch.setattr(self.model, "loss", lambda h, t: loss(h, t) * float("nan"))
+                nats: Any = self.model.nats
+                patch.setattr(self.model, "nats", lambda *given: nats(*given) * float("nan"))
                 result = original(self, batch, factor)
             seen.extend([before, {k: v.clone() for k, v in self.model.state_dict().items()}])
             return result
@@ -310,13 +310,13 @@ def test_the_loop_of_gpus_trains_the_same_and_resumes_exactly(flags, tmp_path, m
 def test_the_loop_of_gpus_skips_steps_that_are_not_finite(flags, monkeypatch, capsys) -> None:
     as_on_a_gpu(monkeypatch)
     test_non_finite_steps_never_reach_the_weights(flags, monkeypatch, capsys)
-    computed = Trainer._gradients
+    computed = Trainer._accumulate
 
-    def spoilt(self: Trainer, batch: Any, rows: int) -> Any:
-        nats, state = computed(self, batch, rows)
+    def spoilt(self: Trainer, *given: Any) -> Any:
+        nats, state = computed(self, *given)
         return nats * torch.nan, state
 
-    monkeypatch.setattr(Trainer, "_gradients", spoilt)
+    monkeypatch.setattr(Trainer, "_accumulate", spoilt)
     with pytest.raises(UserError, match=f"{MAX_NONFINITE_STEPS} steps in a row"):
         train("dolly", {**flags, "epochs": 50})
 

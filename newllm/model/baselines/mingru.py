@@ -48,6 +48,8 @@ class MinGruBlock(Block[Boundaries]):
 class MinGruLM(ResidualLM[Boundaries]):
     """A stack of minGRU blocks; the state is {"hidden": [L, B, C]}."""
 
+    STEADY = True
+
     def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
         widths = settings.embed_dim, settings.context_dim, settings.hidden_dim
         blocks = [MinGruBlock(*widths) for _ in range(settings.num_layers)]

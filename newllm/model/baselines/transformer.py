@@ -139,7 +139,7 @@ class TransformerLM(ResidualLM[View]):
     ) -> View:
         return View.make(state["seen"][0], reset, lengths, ids.shape[1])
 
-    def _carried_on(self, ids: Tensor, state: State, boundaries: View) -> State:
+    def _carried_on(self, state: State, boundaries: View) -> State:
         return {"seen": boundaries.seen[None]}
 
 

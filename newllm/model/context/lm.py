@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from newllm.config import ModelSettings
 from newllm.model.context import CONV_TAPS, context_read, group_size
-from newllm.model.kernels import embedding
+from newllm.model.kernels import Facts, embedding
 from newllm.model.residual import (
     EMBEDDING_STD,
     Block,
@@ -91,6 +91,8 @@ class ContextLM(ResidualLM[Boundaries]):
     hash embedding also "previous" [1, B], one more than the last token, 0 before the first.
     """
 
+    STEADY = True
+
     def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
         widths = settings.embed_dim, settings.context_dim, settings.hidden_dim
         blocks = [ContextBlock(*widths) for _ in range(settings.num_layers)]
@@ -110,21 +112,28 @@ class ContextLM(ResidualLM[Boundaries]):
         if self.pairs is not None:
             yield self.pairs.table
 
-    def _embed(self, ids: Tensor, state: State, reset: Tensor | None) -> Tensor:
+    def _rows(self, ids: Tensor, state: State, reset: Tensor | None) -> Facts:
+        rows = super()._rows(ids, state, reset)
         if self.pairs is None:
-            return super()._embed(ids, state, reset)
-        pairs = self.pairs(ids, previous_tokens(ids, state["previous"][0], reset))
-        return embedding(self.embedding.weight, ids, pairs)
+            return rows
+        previous = previous_tokens(ids, state["previous"][0], reset)
+        return rows | {"pair_rows": self.pairs.rows(ids, previous)}
+
+    def _embed(self, facts: Facts) -> Tensor:
+        if self.pairs is None:
+            return super()._embed(facts)
+        pairs = self.pairs(facts["pair_rows"])
+        return embedding(self.embedding.weight, facts["token_rows"], pairs)
+
+    def _tokens_behind(self, ids: Tensor, state: State, lengths: Tensor | None) -> State:
+        if self.pairs is None:
+            return {}
+        return {"previous": last_tokens(ids, state["previous"][0], lengths)[None]}
 
     def _boundaries(
         self, ids: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None
     ) -> Boundaries:
         return Boundaries(reset, lengths, ids)
-
-    def _carried_on(self, ids: Tensor, state: State, boundaries: Boundaries) -> State:
-        if self.pairs is None:
-            return {}
-        return {"previous": last_tokens(ids, state["previous"][0], boundaries.lengths)[None]}
 
 
 class BigramHashEmbedding(nn.Module):
@@ -147,17 +156,20 @@ class BigramHashEmbedding(nn.Module):
         self.table = nn.Parameter(torch.zeros(rows, PAIR_DIM))
         self.widen = nn.Parameter(torch.randn(PAIR_DIM, embed_dim) * std * PAIR_DIM**-0.5)
 
-    def forward(self, ids: Tensor, previous: Tensor) -> Tensor:
-        """[B, T, D] of tokens [B, T] after `previous`, [B, T]: one more than their ids, 0 for none.
+    def rows(self, ids: Tensor, previous: Tensor) -> Tensor:
+        """Rows of tokens [B, T] after `previous`, one more than their ids, 0 for none: [B, T].
 
-        Nothing is added where there is no previous token.
+        -1 where there is no previous token: nothing is added there.
         """
         mixed = previous * PREVIOUS_FACTOR + ids * TOKEN_FACTOR
-        index = (mixed >> HASH_SHIFT) % len(self.table)
-        if index.device == self.table.device:
-            return (embedding(self.table, index) * (previous > 0)[:, :, None]) @ self.widen
+        return ((mixed >> HASH_SHIFT) % len(self.table)).masked_fill(previous == 0, -1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[B, T, D] of rows [B, T]."""
+        if rows.dtype != torch.int32:
+            return embedding(self.table, rows, holes=True) @ self.widen
         with torch.autocast(self.table.device.type, enabled=False):  # no numbers to speak of
-            return embedding(self.table, index.masked_fill(previous == 0, -1)) @ self.widen
+            return embedding(self.table, rows) @ self.widen
 
 
 def previous_tokens(ids: Tensor, before: Tensor, reset: Tensor | None) -> Tensor:

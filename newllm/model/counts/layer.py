@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from newllm.device import send
 from newllm.model.counts import followed
 from newllm.model.counts.reference import followers
 from newllm.model.counts.table import CONFIDENCES, MOST_CONTEXT, CountTable, StoredTable
-from newllm.model.kernels import embedding
+from newllm.model.kernels import Facts, embedding, sent
 
 
 class CountsLayer(nn.Module):
@@ -83,8 +82,17 @@ class CountsLayer(nn.Module):
             contexts: that were found, [N, K].
             targets: ids, [N].
         """
-        trust, kept = self.trust(hidden, contexts)
-        said = trust * send(followed(self.table, contexts, targets), trust.device)
+        return self.mixed(hidden, sent(self.of_mixing(contexts, targets), hidden.device))
+
+    def of_mixing(self, contexts: Tensor, targets: Tensor) -> Facts:
+        """What :meth:`mixing` is made of, besides hidden states; on the CPU."""
+        said = {"said": followed(self.table, contexts, targets.cpu())}
+        return self.of_trust(contexts) | said
+
+    def mixed(self, hidden: Tensor, facts: Facts) -> tuple[Tensor, Tensor]:
+        """:meth:`mixing` with what :meth:`of_mixing` gave."""
+        trust, kept = self._trust(hidden, facts)
+        said = trust * facts["said"]
         counted, left = torch.zeros_like(said[:, 0]), torch.ones_like(said[:, 0])
         for order in range(MOST_CONTEXT):
             counted = said[:, order] + kept[:, order] * counted
@@ -118,16 +126,27 @@ class CountsLayer(nn.Module):
 
     def trust(self, hidden: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
         """trust (0 where a context is unknown) and 1 - trust (1 - rest), [N, K] both."""
+        return self._trust(hidden, sent(self.of_trust(contexts), hidden.device))
+
+    def of_trust(self, contexts: Tensor) -> Facts:
+        """What trust is made of, besides hidden states; on the CPU, and nothing without counts."""
         if len(self.table) == 0:
-            none = torch.zeros(contexts.shape, device=hidden.device)
-            return none, torch.ones_like(none)
+            return {}
         where = contexts.numpy()
+        confidence = torch.from_numpy(self.table.confidence[where].astype(np.int64))
+        return {
+            "confidence_rows": torch.arange(MOST_CONTEXT) * CONFIDENCES + confidence,
+            "unknown": contexts < 0,
+            "covered": torch.from_numpy(1 - self.table.rest[where]),
+        }
+
+    def _trust(self, hidden: Tensor, facts: Facts) -> tuple[Tensor, Tensor]:
+        if "unknown" not in facts:
+            shape = *hidden.shape[:-1], MOST_CONTEXT
+            none = torch.zeros(shape, device=hidden.device)
+            return none, torch.ones_like(none)
         gates = F.linear(hidden, self.gate.to(hidden.dtype))
         gates = gates.to(torch.promote_types(hidden.dtype, torch.float32))
-        confidence = torch.from_numpy(self.table.confidence[where].astype(np.int64))
-        rows = torch.arange(MOST_CONTEXT) * CONFIDENCES + confidence
-        bias = embedding(self.bias.view(-1, 1), rows)[..., 0]
-        unknown = send(contexts < 0, hidden.device)
-        trust = torch.sigmoid(gates + bias).masked_fill(unknown, 0.0)
-        covered = send(torch.from_numpy(1 - self.table.rest[where]), hidden.device)
-        return trust, 1 - trust * covered.to(trust.dtype)
+        bias = embedding(self.bias.view(-1, 1), facts["confidence_rows"])[..., 0]
+        trust = torch.sigmoid(gates + bias).masked_fill(facts["unknown"], 0.0)
+        return trust, 1 - trust * facts["covered"].to(trust.dtype)

@@ -17,16 +17,17 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from newllm.device import send
+from newllm.device import send_together
 from newllm.errors import UserError
 from newllm.model.dropout import Noise
 from newllm.model.kernels import reference
 from newllm.model.kernels.half import HalfCopies, half_copy, linear, wide_product
-from newllm.model.kernels.reference import EPSILON, NatsGradients, Places, Verdict
+from newllm.model.kernels.reference import EPSILON, Facts, NatsGradients, Places, Verdict
 
 __all__ = [
     "EPSILON",
     "KERNEL_VARIABLE",
+    "Facts",
     "HalfCopies",
     "Noise",
     "Places",
@@ -43,6 +44,8 @@ __all__ = [
     "nats_gradient_",
     "norm",
     "norms_together",
+    "ready",
+    "sent",
     "squared_relu",
     "triton_is_installed",
     "wide_product",
@@ -145,21 +148,35 @@ def nats_gradient_(
     return implementation.nats_gradient_(logits, targets, copying, mixing)
 
 
-def embedding(table: Tensor, index: Tensor, base: Tensor | None = None) -> Tensor:
-    """See :func:`newllm.model.kernels.reference.embedding`.
-
-    An index on the CPU for a table on a GPU, which may be -1 for zeros, is sorted on its way there:
-    the rows' gradients are then sums in a fixed order, without a wait.
-    """
-    if index.device == table.device:
-        return reference.embedding(table, index, base)
+def embedding(
+    table: Tensor, index: Tensor, base: Tensor | None = None, holes: bool = False
+) -> Tensor:
+    """See :func:`newllm.model.kernels.reference.embedding`; the index may be made `ready`."""
+    if index.dtype != torch.int32:
+        return reference.embedding(table, index, base, holes)
     if choose(table, reference, triton=_gpu) is reference:
-        moved = send(index, table.device)
-        rows = reference.embedding(table, moved.clamp(min=0)) * (moved >= 0)[..., None]
-        return rows if base is None else base + rows
-    lookup = send(make_lookup(index.flatten()), table.device)
+        return reference.embedding(table, index[0].long(), base, holes=True)
+    lookup, shape = index.flatten(1), (*index.shape[1:], table.shape[1])
     base = None if base is None else base.reshape(lookup.shape[1], table.shape[1])
-    return _gpu().embedding(table, lookup, base).view(*index.shape, table.shape[1])
+    return _gpu().embedding(table, lookup, base).view(shape)
+
+
+def ready(facts: Facts) -> Facts:
+    """Facts as a GPU reads them: its look-ups are sorted, int32 [4, ...] (:func:`make_lookup`).
+
+    The rows' gradients are then sums in a fixed order, without a wait.
+    """
+    return {
+        name: make_lookup(fact.flatten()).view(4, *fact.shape) if name.endswith("_rows") else fact
+        for name, fact in facts.items()
+    }
+
+
+def sent(facts: Facts, device: torch.device) -> Facts:
+    """Facts where they are used; those that go to a GPU are made `ready`, and go in one copy."""
+    if all(fact.device.type == device.type for fact in facts.values()):
+        return facts
+    return send_together(ready(facts), device)
 
 
 def judge(nats: Tensor, norms: Tensor, scale: Tensor | None, clip: float) -> Verdict:
@@ -186,7 +203,7 @@ def move_(
     places: Places,
     rates: Tensor,
     found_inf: Tensor,
-    rate: float,
+    rate: Tensor,
     decay: float,
 ) -> None:
     """See :func:`newllm.model.kernels.reference.move_`."""

@@ -499,7 +499,7 @@ def _move(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     matrix, place, within, stacked, _ = _tile(entries, ROWS, COLUMNS, TILE)
-    taken = rate * (1.0 - tl.load(found_inf))
+    taken = tl.load(rate) * (1.0 - tl.load(found_inf))
     w = tl.load(weights + place, mask=within)
     change = tl.load(stack + stacked, mask=within).to(tl.float32)
     w = w * (1.0 - decay * taken) - change * (taken * tl.load(rates + matrix))
@@ -534,7 +534,7 @@ def move_(
     places: Places,
     rates: Tensor,
     found_inf: Tensor,
-    rate: float,
+    rate: Tensor,
     decay: float,
 ) -> None:
     """See :func:`newllm.model.kernels.reference.move_`; one launch."""

@@ -20,6 +20,12 @@ LEAST = 1e-37
 """Probabilities are taken for no less, so that their ratios and logarithms are finite."""
 
 
+Facts = dict[str, Tensor]
+"""What is known of tokens before anything is computed with weights, by name.
+
+`.._rows` are rows of a table to be looked up, [...]."""
+
+
 def norm(x: Tensor, weight: Tensor) -> Tensor:
     """Layer norm of the last dimension, without a bias: [..., D] and [D] -> [..., D]."""
     return F.layer_norm(x, weight.shape, weight, eps=EPSILON)
@@ -68,10 +74,23 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
-def embedding(table: Tensor, index: Tensor, base: Tensor | None = None) -> Tensor:
-    """Rows [..., D] of a table [R, D], added to `base` where there is one."""
-    rows = F.embedding(index, table)
+def embedding(
+    table: Tensor, index: Tensor, base: Tensor | None = None, holes: bool = False
+) -> Tensor:
+    """Rows [..., D] of a table [R, D], added to `base` where there is one.
+
+    With `holes` the index [...] may be -1, for zeros.
+    """
+    if holes:
+        rows = F.embedding(index.clamp(min=0), table) * (index >= 0)[..., None]
+    else:
+        rows = F.embedding(index, table)
     return rows if base is None else base + rows
+
+
+def sent(facts: Facts, device: torch.device) -> Facts:
+    """Facts where they are used."""
+    return {name: fact.to(device) for name, fact in facts.items()}
 
 
 def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
@@ -112,7 +131,7 @@ def nats_gradient_(
     mixing: tuple[Tensor, Tensor] | None = None,
     softmax: Callable[[Tensor, Tensor], Tensor] = softmax_gradient_,
 ) -> NatsGradients:
-    """Turn logits, in place, into the gradient of their loss: see `model.loss.sum_of_nats`.
+    """Turn logits, in place, into the gradient of their loss: see `model.loss.nats_of`.
 
     Args:
         logits: of the network alone, [N, V].
@@ -272,7 +291,7 @@ def move_(
     places: Places,
     rates: Tensor,
     found_inf: Tensor,
-    rate: float,
+    rate: Tensor,
     decay: float,
 ) -> None:
     """Shrink matrices by rate * decay and subtract rate * their own rate * what the stack has.
@@ -283,7 +302,7 @@ def move_(
         places: of the matrices.
         rates: of each matrix, fp32 [K].
         found_inf: 1 where nothing may change, else 0.
-        rate: of all.
+        rate: of all, a number.
         decay: of all.
     """
     taken = rate * (1 - found_inf)

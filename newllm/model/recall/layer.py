@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from newllm.device import send
-from newllm.model.kernels import embedding, linear
+from newllm.model.kernels import Facts, embedding, linear, sent
 from newllm.model.recall.reference import MOST_TIMES, ORDER_UNIT, ORDERS, TIMES_UNIT
 
 FIRST_SCORE = -2.0
@@ -40,10 +39,14 @@ class RecallLayer(nn.Module):
         self.gate = nn.Parameter(torch.zeros(len(ORDERS), embed_dim))
         self.bias = nn.Parameter(torch.full((len(ORDERS), MOST_TIMES + 1), FIRST_SCORE))
 
-    def added(self, matches: Tensor, words: Tensor) -> Tensor:
-        """What is added to the embeddings `words` [V, D] of tokens with these matches: [..., D]."""
-        if matches.device != words.device:
-            return self._added_at_all(matches, words)
+    def added(self, facts: Facts, words: Tensor) -> Tensor:
+        """What is added to the embeddings `words` [V, D] of tokens: [..., D].
+
+        `facts` have the tokens' "matches", or what :func:`spread` made of them.
+        """
+        if "candidate_rows" in facts:
+            return self._added_at_all(facts, words)
+        matches = facts["matches"]
         found = matches > 0
         candidate, order, times = _parts(matches[found])
         # Each candidate is projected once, however often it is found.
@@ -52,23 +55,38 @@ class RecallLayer(nn.Module):
         rows = rows + F.embedding(order, self.order) + F.embedding(times, self.times)
         return rows.new_zeros(*found.shape, rows.shape[-1]).index_put((found,), rows)
 
-    def _added_at_all(self, matches: Tensor, words: Tensor) -> Tensor:
-        """The same of matches on the CPU for a GPU, whose work must not depend on how many are."""
-        none = matches == 0
-        candidate, order, times = (part.masked_fill(none, -1) for part in _parts(matches))
-        projected = linear(words, self.project)
-        rows = embedding(projected, candidate)
-        return embedding(self.times, times, embedding(self.order, order, rows))
+    def _added_at_all(self, facts: Facts, words: Tensor) -> Tensor:
+        """The same for a GPU, whose work must not depend on how many matches there are."""
+        rows = embedding(linear(words, self.project), facts["candidate_rows"], holes=True)
+        rows = embedding(self.order, facts["order_rows"], rows, holes=True)
+        return embedding(self.times, facts["times_rows"], rows, holes=True)
 
     def copying(self, hidden: Tensor, matches: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates, and the score of copying them, [..., 1] both: -inf where none was found."""
-        candidate, order, times = _parts(matches)
-        bias = embedding(self.bias.view(-1, 1), order * (MOST_TIMES + 1) + times)
-        candidate, order, none = (send(x, hidden.device) for x in (candidate, order, matches == 0))
+        return self.scores(hidden, sent(of_copying(matches), hidden.device))
+
+    def scores(self, hidden: Tensor, facts: Facts) -> tuple[Tensor, Tensor]:
+        """The same with what :func:`of_copying` made of the matches."""
+        bias = embedding(self.bias.view(-1, 1), facts["copied_rows"])
         gates = F.linear(hidden, self.gate.to(hidden.dtype))
         gates = gates.to(torch.promote_types(hidden.dtype, torch.float32))
-        score = gates.gather(-1, order[..., None]) + bias
-        return candidate[..., None], score.masked_fill(none[..., None], -torch.inf)
+        score = gates.gather(-1, facts["order"][..., None]) + bias
+        score = score.masked_fill(facts["uncopied"][..., None], -torch.inf)
+        return facts["candidate"][..., None], score
+
+
+def spread(matches: Tensor) -> Facts:
+    """Rows that matches add to the embeddings, -1 where nothing was found."""
+    none = matches == 0
+    candidate, order, times = (part.masked_fill(none, -1) for part in _parts(matches))
+    return {"candidate_rows": candidate, "order_rows": order, "times_rows": times}
+
+
+def of_copying(matches: Tensor) -> Facts:
+    """What the scores of copying are made of, besides hidden states; like `matches`."""
+    candidate, order, times = _parts(matches)
+    rows = order * (MOST_TIMES + 1) + times
+    return {"copied_rows": rows, "candidate": candidate, "order": order, "uncopied": matches == 0}
 
 
 def _parts(matches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
