@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Jobs:
         watched: Sequence[Path] = (),
         at: int = 0,
         fault: str = "kill",
-        **environment: str,
+        environment: Mapping[str, str] | None = None,
     ) -> Result:
         """Run one job.
 
@@ -72,7 +72,7 @@ class Jobs:
         job = {
             "work": work, "arguments": list(arguments), "cache": str(cache), "at": at,
             "watched": [str(folder) for folder in watched], "fault": fault,
-            "output": str(output), "points": str(points), "environment": environment,
+            "output": str(output), "points": str(points), "environment": dict(environment or {}),
         }  # fmt: skip
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()

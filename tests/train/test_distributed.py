@@ -60,7 +60,8 @@ def launch(
     """
     jobs.load(["torch.distributed.fsdp", "torch.distributed.checkpoint"])
     arguments = [str(processes), *_command(data, out, *more)]
-    result = jobs.run("launched", arguments, Path(os.environ["NEWLLM_CACHE"]), **environment)
+    cache = Path(os.environ["NEWLLM_CACHE"])
+    result = jobs.run("launched", arguments, cache, environment=environment)
     return result.code, result.output
 
 
