@@ -70,7 +70,7 @@ class Budget:
     test_rows: int = 256
 
 
-QUICK = Budget(5, 64, 16, (2, 4), (16, 32, 64), 3, 64, (32, 64), 8)
+QUICK = Budget(5, 64, 16, (2, 4), (16, 48, 80), 3, 64, (32, 64), 8)
 
 
 @click.command()

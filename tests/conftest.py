@@ -11,6 +11,7 @@ os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from newllm.config import ModelSettings
+from tests.faults.forkserver import Jobs
 
 torch.set_num_threads(1)  # one core a worker: tests run in parallel
 # A shell that runs the tests in its background has them ignore Ctrl-C; some tests send it.
@@ -49,6 +51,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEWLLM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         yield
+
+
+@pytest.fixture(scope="session")
+def jobs(_own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    """The server of jobs: real processes that are forked where everything is imported already."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the harness needs fork and /proc")
+    server = Jobs(tmp_path_factory.mktemp("jobs"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(autouse=True)

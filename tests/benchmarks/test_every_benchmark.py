@@ -234,8 +234,8 @@ def test_probes(checkpoint: str, capsys, tmp_path) -> None:
     by_pairs = result["tables"]["Recall by number of pairs"]
     names = [(row["architecture"], row["context_dim"], row["recall_slots"]) for row in by_pairs]
     assert names == [
-        ("guess", None, None), *(("context", n, 0) for n in (16, 32, 64)), ("context", 32, 1024),
-        ("gru", 32, 0), ("gru", 32, 1024),
+        ("guess", None, None), *(("context", n, 0) for n in (16, 48, 80)), ("context", 48, 1024),
+        ("gru", 48, 0), ("gru", 48, 1024),
     ]  # fmt: skip
     first = result["tables"]["Turns of dialogues"][0]
     assert (first["turn"], first["dialogues"]) == (1, 5)

@@ -46,12 +46,15 @@ QUICK = {
     "data": "--max-samples 64",
     "climb": "--minutes 0.01 --max-samples 64 --device cpu --context-dim 16 --batch-size 4",
     "prefer": "--max-steps 2 --max-samples 64 --batch-size 4 --device cpu",
-    "reward": "--max-samples 64 --device cpu",
+    "practise": "--shown 8 --rounds 1 --problems 12 --device cpu",
+    "prefer reward": "--max-samples 64 --device cpu",
+    "plan --minutes": "--minutes 0.2",
     "eval": "--device cpu",
     "generate": "--device cpu --max-new-tokens 8",
     "chat": "--device cpu --max-new-tokens 8",
 }
-"""Appended, so that a command takes seconds: of an option given twice, the last value holds."""
+"""Appended to a verb, or to one with this word, so that it takes seconds: of an option given twice,
+the last value holds."""
 
 
 @dataclass(frozen=True)
@@ -307,7 +310,9 @@ def test_commands_run(
         if arguments is None or not runs_here(arguments):
             continue
         monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
-        quick = QUICK.get("reward" if "reward" in arguments else arguments[0], "")
+        kinds = [f"{arguments[0]} {word}" for word in arguments[1:]]
+        kind = next((kind for kind in kinds if kind in QUICK), arguments[0])
+        quick = QUICK.get(kind, "")
         code = main([*arguments, *quick.split()])
         assert code == 0, f"{command.where}: {shlex.join(command.words)}\n{capsys.readouterr().err}"
         done.append(arguments[0])

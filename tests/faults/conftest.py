@@ -1,17 +1,14 @@
-"""The server of jobs, how many points are tried, and the count of what was tried."""
+"""How many points are tried, and the count of what was tried."""
 
 from __future__ import annotations
 
 import random
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.faults.forkserver import Jobs
 
 TRIED = pytest.StashKey[Counter[str]]()
 QUICK = 2
@@ -25,16 +22,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name, count in sorted(terminalreporter.config.stash[TRIED].items()):
         terminalreporter.write_line(f"{name}: {count}")
-
-
-@pytest.fixture(scope="session")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    """The server of jobs."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("the harness needs fork and /proc")
-    server = Jobs(tmp_path_factory.mktemp("jobs"))
-    yield server
-    server.close()
 
 
 @pytest.fixture

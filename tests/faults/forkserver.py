@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Jobs:
         watched: Sequence[Path] = (),
         at: int = 0,
         fault: str = "kill",
+        environment: Mapping[str, str] | None = None,
     ) -> Result:
         """Run one job.
 
@@ -63,6 +64,7 @@ class Jobs:
             watched: folders whose changes are points.
             at: the point at which the fault comes; 0 for none.
             fault: see :class:`Injector`; or `moment`: killed after `at` milliseconds.
+            environment: variables that the process has besides.
         """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -70,7 +72,7 @@ class Jobs:
         job = {
             "work": work, "arguments": list(arguments), "cache": str(cache), "at": at,
             "watched": [str(folder) for folder in watched], "fault": fault,
-            "output": str(output), "points": str(points),
+            "output": str(output), "points": str(points), "environment": dict(environment or {}),
         }  # fmt: skip
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
@@ -101,7 +103,7 @@ def _child(job: dict[str, Any]) -> int:
     for stream in (1, 2):
         os.dup2(output, stream)
     points = os.open(job["points"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.environ["NEWLLM_CACHE"] = job["cache"]
+    os.environ |= {"NEWLLM_CACHE": job["cache"], **job["environment"]}
     if job["fault"] == "moment":
         signal.setitimer(signal.ITIMER_REAL, job["at"] / 1000)  # SIGALRM, which nobody handles
     elif job["watched"]:

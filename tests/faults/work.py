@@ -12,10 +12,13 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from newllm.chat.session import ChatSession
 from newllm.cli import main
@@ -30,6 +33,7 @@ from newllm.serve.store import Session, SessionStore
 from newllm.train.trainer import Trainer
 from newllm.trained import TrainedModel
 from tests.faults.scenarios import SCENARIOS, best, write_rows
+from tests.train.launched import with_mishaps
 
 
 def warm() -> None:
@@ -110,6 +114,51 @@ def sharded(*arguments: str) -> int:
         os.waitpid(other, 0)
 
 
+def killed(steps: str, seconds: str, *arguments: str) -> int:
+    """A command that is killed from outside, so many seconds after so many steps of its own."""
+    original: Any = Trainer._timed_step
+    victim, left = os.getpid(), int(steps)
+
+    def struck(self: Trainer, *rest: Any) -> None:
+        nonlocal left
+        original(self, *rest)
+        left -= 1
+        if left == 0 and os.fork() == 0:
+            os.closerange(0, 1024)  # the lock of the run, too
+            time.sleep(float(seconds))
+            if os.getppid() == victim:
+                os.kill(victim, signal.SIGKILL)
+            os._exit(0)
+
+    setattr(Trainer, "_timed_step", struck)  # noqa: B010 (a method, in this process alone)
+    return command(*arguments)
+
+
+def launched(processes: str, *arguments: str) -> int:
+    """A command in so many processes, under the agent that `torchrun` runs, which forks here."""
+    signal.alarm(_LONGEST_LAUNCH)
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=int(processes), run_id="test",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, start_method="fork",
+    )  # fmt: skip
+    try:
+        elastic_launch(config, _one_of_several)(*arguments)
+    except ChildFailedError as error:
+        print(error)
+        return 1
+    return 0
+
+
+def _one_of_several(*arguments: str) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # which the agent handles
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with_mishaps()
+    sys.exit(command(*arguments))
+
+
+_LONGEST_LAUNCH = 300
+"""Seconds."""
 _PR_SET_PDEATHSIG = 1
 TURNS = 3
 """Turns of the conversation that `served` keeps."""

@@ -71,7 +71,7 @@ def test_equals_the_module(layers: int, slots: int) -> None:
 
 
 @pytest.mark.parametrize("pair_rows", [0, 64])
-@pytest.mark.parametrize("context_dim", [64, 24])  # groups of 64 and of 8 channels
+@pytest.mark.parametrize("context_dim", [64, 48])  # groups of 64 and of 16 channels
 def test_equals_the_module_for_other_shapes(context_dim: int, pair_rows: int) -> None:
     model = make_model(context_dim, pair_rows=pair_rows)
     slots, state = ContextSlots(model), None

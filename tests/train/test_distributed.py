@@ -25,6 +25,7 @@ from newllm.train import checkpoint
 from newllm.train.distributed import Processes, StepFlags, process_group, refuse_several
 from newllm.train.run import train
 from newllm.train.signals import StopRequest
+from tests.faults.forkserver import Jobs
 
 NAME = "new_llm_dolly_layers1_bpe"
 TOLERANCE = 1e-3
@@ -45,20 +46,34 @@ FLAGS = {
 }
 
 
-def launch(
-    data: Path, out: Path, *more: str, processes: int = 2, **environment: str
-) -> tuple[int, str]:
-    """Train in several processes; returns the launcher's exit code and what all of them printed."""
+def _command(data: Path, out: Path, *more: str) -> list[str]:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in FLAGS.items()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               f"--nproc-per-node={processes}", str(Path(__file__).with_name("launched.py")),
-               "train", "dolly", *flags,
-               "--data", str(data), "--out", str(out), *more]  # fmt: skip
+    return ["train", "dolly", *flags, "--data", str(data), "--out", str(out), *more]
+
+
+def launch(
+    jobs: Jobs, data: Path, out: Path, *more: str, processes: int = 2, **environment: str
+) -> tuple[int, str]:
+    """Train in several processes; returns the launcher's exit code and what all of them printed.
+
+    They are forked where everything is imported already: a start costs no seconds.
+    """
+    jobs.load(["torch.distributed.fsdp", "torch.distributed.checkpoint"])
+    arguments = [str(processes), *_command(data, out, *more)]
+    cache = Path(os.environ["NEWLLM_CACHE"])
+    result = jobs.run("launched", arguments, cache, environment=environment)
+    return result.code, result.output
+
+
+def torchrun(data: Path, out: Path) -> tuple[int, str]:
+    """The same in two processes as a user starts them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+               str(Path(__file__).with_name("launched.py")), *_command(data, out)]  # fmt: skip
     root = Path(__file__).resolve().parents[2]
     paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": paths, **environment},
+        env={**os.environ, "PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -73,10 +88,9 @@ def records(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def calm(shared_dolly_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Two processes that nothing happened to: their folder and output."""
+    """Two processes that nothing happened to, started by `torchrun`: their folder and output."""
     out = tmp_path_factory.mktemp("calm") / "out"
-    cache = tmp_path_factory.getbasetemp() / "cache"
-    code, output = launch(shared_dolly_folder, out, NEWLLM_CACHE=str(cache))
+    code, output = torchrun(shared_dolly_folder, out)
     assert code == 0, output
     return out, output
 
@@ -109,8 +123,8 @@ def test_two_processes_train_as_one(
 
 
 @pytest.mark.slow
-def test_four_processes_train_as_one(shared_dolly_folder: Path, tmp_path: Path) -> None:
-    code, output = launch(shared_dolly_folder, tmp_path / "four", "--epochs=1", processes=4)
+def test_four_processes_train_as_one(jobs: Jobs, shared_dolly_folder: Path, tmp_path: Path) -> None:
+    code, output = launch(jobs, shared_dolly_folder, tmp_path / "four", "--epochs=1", processes=4)
     assert code == 0, output
     assert "4 processes" in output
     flags = {**FLAGS, "epochs": 1, "data": str(shared_dolly_folder)}
@@ -123,13 +137,13 @@ def test_four_processes_train_as_one(shared_dolly_folder: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_process_that_dies(
-    calm: tuple[Path, str], shared_dolly_folder: Path, tmp_path: Path
+    jobs: Jobs, calm: tuple[Path, str], shared_dolly_folder: Path, tmp_path: Path
 ) -> None:
     """SIGKILL: a clear line, and the run goes on to the weights it would have had."""
-    code, output = launch(shared_dolly_folder, tmp_path, HURT="11:SIGKILL")
+    code, output = launch(jobs, shared_dolly_folder, tmp_path, HURT="11:SIGKILL")
     assert code != 0
     assert re.search("^newllm: process 0 of 2 lost another one .*--resume", output, re.M), output
-    code, output = launch(shared_dolly_folder, tmp_path, "--resume")
+    code, output = launch(jobs, shared_dolly_folder, tmp_path, "--resume")
     assert code == 0, output
     assert "Resumed at epoch 1, step 10" in output
     assert "bit for bit" not in output
@@ -141,14 +155,14 @@ def test_a_process_that_dies(
 
 @pytest.mark.slow
 def test_a_process_that_is_stopped(
-    shared_dolly_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    jobs: Jobs, shared_dolly_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One signal and one number that is not one, both in process 1, are a matter of all.
 
     Of five lanes one process has two, the other three.
     """
     lanes, data = "--batch-size=5", shared_dolly_folder
-    code, output = launch(data, tmp_path, lanes, HURT="15:SIGTERM", POISON="3")
+    code, output = launch(jobs, data, tmp_path, lanes, HURT="15:SIGTERM", POISON="3")
     assert code != 0
     assert output.count("Stopped; to go on: start the 2 processes again") == 1
     assert "exitcode  : 143" in output, output  # the launcher may kill the other one meanwhile
@@ -167,17 +181,17 @@ def test_a_process_that_is_stopped(
 
 @pytest.mark.slow
 def test_each_process_goes_on_with_its_own_random_numbers(
-    shared_dolly_folder: Path, tmp_path: Path
+    jobs: Jobs, shared_dolly_folder: Path, tmp_path: Path
 ) -> None:
     """`original` draws its dropout from torch's generator; uneven parts draw unequally."""
     flags = ("--architecture=original", "--batch-size=5", "--epochs=1")
-    code, output = launch(shared_dolly_folder, tmp_path / "calm", *flags)
+    code, output = launch(jobs, shared_dolly_folder, tmp_path / "calm", *flags)
     assert code == 0, output
-    code, output = launch(shared_dolly_folder, tmp_path / "hurt", *flags, HURT="5:SIGTERM")
+    code, output = launch(jobs, shared_dolly_folder, tmp_path / "hurt", *flags, HURT="5:SIGTERM")
     assert "Stopped" in output
     stored = checkpoint.load(next((tmp_path / "hurt").glob("*_resume.pt")))["trainer"]
     assert not torch.equal(stored["generators"]["cpu"], stored["other_generators"][0]["cpu"])
-    code, output = launch(shared_dolly_folder, tmp_path / "hurt", *flags, "--resume")
+    code, output = launch(jobs, shared_dolly_folder, tmp_path / "hurt", *flags, "--resume")
     assert code == 0, output
     once, again = (
         checkpoint.load(next((tmp_path / name).glob("*_final.pt")))["model"]
@@ -188,8 +202,8 @@ def test_each_process_goes_on_with_its_own_random_numbers(
 
 
 @pytest.mark.slow
-def test_a_mistake_is_told_once(shared_dolly_folder: Path, tmp_path: Path) -> None:
-    code, output = launch(shared_dolly_folder, tmp_path, "--batch-size=1")
+def test_a_mistake_is_told_once(jobs: Jobs, shared_dolly_folder: Path, tmp_path: Path) -> None:
+    code, output = launch(jobs, shared_dolly_folder, tmp_path, "--batch-size=1")
     assert code != 0
     assert output.count("newllm: ") == output.count("--batch-size 1: each of 2 processes") == 1
 

@@ -8,13 +8,13 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from newllm.train import checkpoint
+from tests.faults.forkserver import Jobs
 
 NAME = "new_llm_dolly_layers1_bpe"
 KILLS = 10
@@ -25,37 +25,26 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
         "--context-dim 16 --embed-dim 16 --hidden-dim 24 --vocab-size 400 --max-seq-length 24 "
         "--batch-size 2 --epochs 12 --device cpu --save-minutes 0"
     )
-    return [sys.executable, "-m", "newllm", "train", "dolly", "--data", str(data),
-            "--out", str(out), *flags.split(), *more]  # fmt: skip
+    return ["train", "dolly", "--data", str(data), "--out", str(out), *flags.split(), *more]
 
 
 @pytest.mark.slow
-def test_ten_kills_change_nothing(dolly_folder: Path, tmp_path: Path) -> None:
+def test_ten_kills_change_nothing(jobs: Jobs, dolly_folder: Path, tmp_path: Path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    subprocess.run(command(dolly_folder, calm), check=True, capture_output=True, timeout=300)
+    cache = Path(os.environ["NEWLLM_CACHE"])
+    alone = jobs.run("command", command(dolly_folder, calm), cache)
+    assert alone.code == 0, alone.output
 
     rng = random.Random(0)
-    kills = finished = 0
-    for _ in range(10 * KILLS):
-        process = subprocess.Popen(
-            command(dolly_folder, killed, "--resume"),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
-        )  # fmt: skip
-        assert process.stdout is not None
-        for line in process.stdout:  # until it trains
-            if line.startswith(("Epoch", "Finished")):
-                break
-        time.sleep(rng.uniform(0.0, 0.4))
-        if kills < KILLS and process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
-        output = process.communicate()[0]
-        assert "Traceback" not in output, output
-        if process.returncode == 0:
-            finished += 1
-            break
-    assert finished == 1
-    assert kills == KILLS, "the run was over before it could be killed often enough"
+    resumed = command(dolly_folder, killed, "--resume")
+    for _ in range(KILLS):
+        moment = str(rng.randint(2, 12)), str(rng.uniform(0.0, 0.05))
+        struck = jobs.run("killed", [*moment, *resumed], cache)
+        assert "Traceback" not in struck.output, struck.output
+        assert struck.code == -signal.SIGKILL, "the run was over before it could be killed"
+    again = [sys.executable, "-m", "newllm", *resumed]  # its memory lies elsewhere
+    finished = subprocess.run(again, check=True, capture_output=True, text=True, timeout=300)
+    assert "Resumed at epoch" in finished.stdout
 
     for file in (f"{NAME}_final.pt", f"best_{NAME}.pt"):
         once, again = (checkpoint.load(folder / file)["model"] for folder in (calm, killed))

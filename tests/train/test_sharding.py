@@ -22,6 +22,7 @@ from newllm.train import checkpoint, sharding
 from newllm.train.distributed import GradientSums, Processes
 from newllm.train.optimizers import make_optimizers
 from newllm.train.run import train
+from tests.faults.forkserver import Jobs
 
 ROUNDED = 1e-3
 """Relative, of losses after some 40 steps, where sums are taken in another order and Muon rounds to
@@ -29,10 +30,12 @@ bf16."""
 
 
 @pytest.fixture(scope="module")
-def calm(shared_dolly_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def calm(
+    jobs: Jobs, shared_dolly_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
     """A sharded run that nothing happened to: its folder and output."""
     out = tmp_path_factory.mktemp("sharded") / "out"
-    code, output = launch(shared_dolly_folder, out, "--shard", "--save-minutes=9")
+    code, output = launch(jobs, shared_dolly_folder, out, "--shard", "--save-minutes=9")
     assert code == 0, output
     return out, output
 
@@ -68,13 +71,14 @@ def test_processes_that_share_a_model_train_as_one(
 
 @pytest.mark.slow
 def test_a_sharded_run_goes_on_after_a_kill_with_any_number_of_processes(
+    jobs: Jobs,
     calm: tuple[Path, str],
     shared_dolly_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """SIGKILL in the second epoch; one process goes on alone."""
-    code, output = launch(shared_dolly_folder, tmp_path, "--shard", HURT="6:SIGKILL")
+    code, output = launch(jobs, shared_dolly_folder, tmp_path, "--shard", HURT="6:SIGKILL")
     assert code != 0
     assert re.search("^newllm: process 0 of 2 lost another one .*--resume", output, re.M), output
     stored = checkpoint.load(tmp_path / f"{NAME}_resume.pt")
@@ -91,16 +95,19 @@ def test_a_sharded_run_goes_on_after_a_kill_with_any_number_of_processes(
 
 @pytest.mark.slow
 def test_two_processes_then_four_then_one(
+    jobs: Jobs,
     calm: tuple[Path, str],
     shared_dolly_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Stopped twice, and gone on with by another number each time."""
-    code, output = launch(shared_dolly_folder, tmp_path, "--shard", HURT="6:SIGTERM")
+    code, output = launch(jobs, shared_dolly_folder, tmp_path, "--shard", HURT="6:SIGTERM")
     assert code != 0
     more = "--shard", "--resume"
-    code, output = launch(shared_dolly_folder, tmp_path, *more, processes=4, HURT="14:SIGTERM")
+    code, output = launch(
+        jobs, shared_dolly_folder, tmp_path, *more, processes=4, HURT="14:SIGTERM"
+    )
     assert "Resumed with 4 processes instead of 2" in output, output
     train("dolly", {**FLAGS, "data": str(shared_dolly_folder), "out": str(tmp_path)}, resume=True)
     assert "Resumed with 1 processes instead of 4" in capsys.readouterr().out
@@ -111,7 +118,9 @@ def test_two_processes_then_four_then_one(
 
 
 @pytest.mark.slow
-def test_what_one_process_began_two_may_share(shared_dolly_folder: Path, tmp_path: Path) -> None:
+def test_what_one_process_began_two_may_share(
+    jobs: Jobs, shared_dolly_folder: Path, tmp_path: Path
+) -> None:
     """An ordinary resume file is taken up; a damaged part makes the one before it count."""
     flags = {**FLAGS, "data": str(shared_dolly_folder), "out": str(tmp_path), "max_steps": 2}
     train("dolly", flags)
@@ -119,7 +128,9 @@ def test_what_one_process_began_two_may_share(shared_dolly_folder: Path, tmp_pat
     stored["trainer"]["progress"]["finished"] = False  # as if it had been stopped there
     stored["settings"]["max_steps"] = None
     checkpoint.save(tmp_path / f"{NAME}_resume.pt", stored)
-    code, output = launch(shared_dolly_folder, tmp_path, "--shard", "--resume", HURT="5:SIGTERM")
+    code, output = launch(
+        jobs, shared_dolly_folder, tmp_path, "--shard", "--resume", HURT="5:SIGTERM"
+    )
     assert "Stopped; to go on: start the 2 processes again" in output, output
     named = checkpoint.load(tmp_path / f"{NAME}_resume.pt")["parts"]
     part = tmp_path / named["folder"] / next(n for n in named["files"] if n.startswith("__1_"))
@@ -127,7 +138,7 @@ def test_what_one_process_began_two_may_share(shared_dolly_folder: Path, tmp_pat
     damaged[len(damaged) // 2] ^= 1
     part.write_bytes(damaged)
     rarely = "--save-minutes=9"
-    code, output = launch(shared_dolly_folder, tmp_path, "--shard", "--resume", rarely)
+    code, output = launch(jobs, shared_dolly_folder, tmp_path, "--shard", "--resume", rarely)
     assert code == 0, output
     assert "damaged" in output
     assert f"going on from {NAME}_resume.previous.pt" in output
@@ -144,9 +155,9 @@ def test_what_one_process_began_two_may_share(shared_dolly_folder: Path, tmp_pat
     ],
 )
 def test_what_is_not_sharded_is_told_once(
-    flags: tuple[str, ...], said: str, shared_dolly_folder: Path, tmp_path: Path
+    flags: tuple[str, ...], said: str, jobs: Jobs, shared_dolly_folder: Path, tmp_path: Path
 ) -> None:
-    code, output = launch(shared_dolly_folder, tmp_path, "--shard", *flags)
+    code, output = launch(jobs, shared_dolly_folder, tmp_path, "--shard", *flags)
     assert code != 0
     assert output.count("newllm: ") == output.count(said) == 1, output
 
