@@ -113,7 +113,7 @@ def by_field(samples: dict[str, list[dict[str, Any]]]) -> dict[str, Row]:
         for row in rows:
             good, bad = (float(nats) for nats, _ in row["filtered_resps"])
             told = (good > bad, good == bad)
-            found[row["doc"]["field"]].append(told)
+            found[row["doc"]["field"].replace("/", "_")].append(told)  # one file has it otherwise
             found["all"].append(told)
     return {
         field: {

@@ -123,7 +123,7 @@ def test_echoed_numbers_have_a_limit(server: Running, monkeypatch: pytest.Monkey
     assert len(client.completions.create(**asked, logprobs=3).choices) == 2  # 24 of them
     for more in ({"logprobs": 4}, {"logprobs": 3, "n": 2}):
         with pytest.raises(openai.BadRequestError, match=r"prompt: (30|48) log-probabilities to"):
-            client.completions.create(**asked, **more)
+            client.completions.create(**{**asked, **more})
     assert len(client.completions.create(**{**asked, "n": 20}).choices) == 40  # none are told
 
 
