@@ -36,7 +36,8 @@ def import_hf(folder: Path, output: Path) -> int:
     """
     require_packages("import", "safetensors", extra="hf")
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        missing = "a file, expected a folder" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {missing} that newllm export wrote")
     if output.exists():
         raise UserError(f"{output}: exists already; name a file that does not")
     record, settings = _record(folder / "config.json")
