@@ -46,7 +46,7 @@ class PathParamType(click.Path):
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str | os.PathLike[str]:
+    ) -> str | bytes | os.PathLike[str]:
         if not str(value):
             self.fail("empty; name a file or folder (. is the one you are in)", param, ctx)
         begins = str(value).split("/", 1)[0]

@@ -106,17 +106,18 @@ def turns_in(row: Row) -> tuple[str, Any] | None:
     field = next((name for name in TURN_FIELDS if row.get(name) is not None), None)
     if field is None:
         tree = row.get("mapping")
-        return ("mapping", _branch(tree, row.get("current_node"))) if _is_tree(tree) else None
+        if not isinstance(tree, dict) or not _is_tree(tree):
+            return None
+        return "mapping", _branch(tree, row.get("current_node"))
     turns = row[field]
     if isinstance(turns, dict) and (inside := next((n for n in TURN_FIELDS if n in turns), None)):
         return f"{field}.{inside}", turns[inside]
     return field, turns
 
 
-def _is_tree(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(
-        isinstance(node, dict) and "message" in node for node in value.values()
-    )  # fmt: skip
+def _is_tree(value: Mapping[str, Any]) -> bool:
+    nodes = value.values()
+    return bool(nodes) and all(isinstance(node, dict) and "message" in node for node in nodes)
 
 
 def _branch(tree: Mapping[str, Any], last: Any) -> list[dict[str, Any]]:
