@@ -19,6 +19,7 @@ import click
 import newllm
 from newllm import __version__
 from newllm.cli import exchange, help_pages, planning, practice, progression, report, talk
+from newllm.cli.help_pages import PathParamType
 from newllm.cli.options import (
     DatasetOrHub,
     SeveralWords,
@@ -64,7 +65,10 @@ def cli() -> None:
 )
 @click.option("--resume", is_flag=True, help="Go on where the run of this name stopped.")
 @click.option(
-    "--config", metavar="FILE.yaml", type=click.Path(), help="Settings file; flags take precedence."
+    "--config",
+    metavar="FILE.yaml",
+    type=PathParamType(),
+    help="Settings file; flags take precedence.",
 )
 def train(
     dataset: str, resume: bool, config: str | None, params: int | str | None, **settings: Any
@@ -270,6 +274,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has gone
         sys.stderr.close()
         return 0
+    except (MemoryError, RuntimeError) as error:  # torch is not imported for its own kinds
+        if not isinstance(error, MemoryError) and not _is_memory(error):
+            raise
+        return _complain(
+            "out of memory; a smaller model, --batch-size or --max-seq-length needs less"
+        )
     except OSError as error:
         if error.errno not in DISK_ERRORS | PATH_ERRORS:
             raise
@@ -281,6 +291,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             again = "go on with --resume (or begin in another --out)"
         _give_up_output()
         return _complain(f"{where}nothing written before is lost: free space there, then {again}")
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, as torch says it on CPUs and on GPUs."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _give_up_output() -> None:

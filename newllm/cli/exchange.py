@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from newllm.cli.help_pages import Command
-from newllm.cli.options import file_argument
+from newllm.cli.help_pages import Command, PathParamType
+from newllm.cli.options import file_argument, output_option
 from newllm.errors import UserError
 
 
@@ -21,7 +21,7 @@ from newllm.errors import UserError
     show_default=True,
     help="hf: for Hugging Face transformers; onnx: graphs for onnxruntime and browsers.",
 )
-@click.option("-o", "--output", required=True, type=Path, help="The folder to write.")
+@output_option("The folder to write.")
 @click.option("--int8", is_flag=True, help="With onnx: matrices rounded to int8.")
 @click.option("--push", metavar="REPO", help="Also upload it to this repository on the Hub.")
 @click.option("--public", is_flag=True, help="With --push: a repository that is new is public.")
@@ -72,8 +72,8 @@ def export(file: str, kind: str, output: Path, int8: bool, push: str | None, pub
 
 
 @click.command(name="import", cls=Command)
-@click.argument("folder", metavar="DIR", type=Path)
-@click.option("-o", "--output", required=True, type=Path, help="The checkpoint to write.")
+@click.argument("folder", metavar="DIR", type=PathParamType(path_type=Path))
+@output_option("The checkpoint to write.")
 def import_(folder: Path, output: Path) -> None:
     """Make a checkpoint of DIR, a folder that `export --format hf` wrote; none of its code runs.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import os
 from typing import Any
 
 import click
@@ -34,14 +36,43 @@ _WHERE = {
 }
 
 
+class PathParamType(click.Path):
+    """A path; `~` at its beginning is the home folder, also where the shell left it (`--out=~/x`).
+
+    Raises:
+        BadParameter: it is empty, as an unset variable of the shell leaves it; that would be the
+            folder one is in.
+    """
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        if not str(value):
+            self.fail("empty; name a file or folder (. is the one you are in)", param, ctx)
+        begins = str(value).split("/", 1)[0]
+        known = begins.startswith("~") and os.path.expanduser(begins) != begins
+        return super().convert(os.path.expanduser(value) if known else value, param, ctx)
+
+
 class Command(click.Command):
-    """A command whose help shows its example unbroken, and many options in groups."""
+    """A command whose help shows its example unbroken, and many options in groups; its numbers are
+    finite."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         # A paragraph after \b keeps its lines: an example is to be copied.
         text = inspect.cleandoc(self.help or "")
         self.help = text.replace("\n\nExample: ", "\n\n\b\nExample:\n  ")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            value = ctx.params.get(parameter.name or "")
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    # Bounds do not hold NaN: it is neither less nor more than anything.
+                    raise click.BadParameter(f"{number}: expected a number", ctx, parameter)
+        return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {name: [] for name in (*_SETTINGS, "Options")}

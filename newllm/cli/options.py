@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
 from click.shell_completion import CompletionItem
 from pydantic_core import PydanticCustomError
 
-from newllm.cli.help_pages import Command
+from newllm.cli.help_pages import Command, PathParamType
 from newllm.config import (
     ARCHITECTURES,
     ModelSettings,
@@ -99,7 +100,7 @@ def _setting_option(field: str, several: bool, default: str) -> Callable[[Any], 
     elif field == "counts":
         options["type"] = Size()
     elif field in _PATHS:
-        options["type"] = click.Path()
+        options["type"] = PathParamType()
     elif get_origin(kind) is Literal:
         options["type"] = click.Choice(get_args(kind))
     else:
@@ -226,7 +227,16 @@ class DatasetOrHub(click.Choice):
 
 
 dataset_argument = click.argument("dataset", type=click.Choice(list(DATASETS)), metavar="DATASET")
-file_argument = click.argument("file", type=click.Path(), metavar="FILE")
+file_argument = click.argument("file", type=PathParamType(), metavar="FILE")
+
+
+def output_option(text: str) -> Callable[[Any], Any]:
+    """The file or folder that a command writes."""
+    return click.option(
+        "-o", "--output", required=True, type=PathParamType(path_type=Path), help=text
+    )
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 weights_option = click.option(
     "--weights",
@@ -273,7 +283,7 @@ serving_options = _together(
                  help="Port to listen on; 0: a free one."),
     click.option("--api-key", envvar="NEWLLM_API_KEY",
                  help="Key that clients must send (or the variable NEWLLM_API_KEY)."),
-    click.option("--sessions-dir", metavar="DIR",
+    click.option("--sessions-dir", metavar="DIR", type=PathParamType(),
                  help="Folder for conversations that memory has no room for, and for all "
                  "as they are said, so that nothing is lost when the server stops."),
     click.option("--max-requests", default=64, show_default=True,

@@ -7,8 +7,14 @@ from typing import Any
 
 import click
 
-from newllm.cli.help_pages import Command
-from newllm.cli.options import SeveralWords, SeveralWordsOption, file_argument, setting_options
+from newllm.cli.help_pages import Command, PathParamType
+from newllm.cli.options import (
+    SeveralWords,
+    SeveralWordsOption,
+    file_argument,
+    output_option,
+    setting_options,
+)
 
 levels_option = click.option(
     "--levels",
@@ -20,6 +26,8 @@ levels_option = click.option(
 data_dir_option = click.option(
     "--data-dir",
     default="hub",
+    metavar="TEXT",
+    type=PathParamType(),
     show_default=True,
     help="hub, sample, or a folder with a folder for every level's data set.",
 )
@@ -29,7 +37,7 @@ data_dir_option = click.option(
 @file_argument
 @setting_options("num_layers", "context_dim", "embed_dim", "hidden_dim", default="as in FILE")
 @setting_options("seed")
-@click.option("-o", "--output", required=True, type=Path, help="The file to write.")
+@output_option("The file to write.")
 def grow(file: str, output: Path, seed: int | None, **sizes: int | None) -> None:
     """Make the model of checkpoint FILE larger, without changing what it says.
 
@@ -54,6 +62,7 @@ def grow(file: str, output: Path, seed: int | None, **sizes: int | None) -> None
 @click.option(
     "--text",
     metavar="PATH",
+    type=PathParamType(),
     help="Plain text to read before the levels, as train text --data takes it: a folder of books, "
     "notes or code, a file, hub:ORG/NAME.",
 )
@@ -152,7 +161,7 @@ def tokenizer() -> None:
 @levels_option
 @data_dir_option
 @setting_options("vocab_size")
-@click.option("-o", "--output", required=True, type=Path, help="The file to write.")
+@output_option("The file to write.")
 def train_tokenizer(
     levels: tuple[str, ...], data_dir: str, vocab_size: int | None, output: Path
 ) -> None:

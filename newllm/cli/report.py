@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from newllm.cli.help_pages import Command
+from newllm.cli.help_pages import Command, PathParamType
 from newllm.cli.options import (
     SeveralWords,
     dataset_argument,
@@ -35,7 +35,7 @@ SWEPT_FIELDS = tuple(name for name in COMPARED_FIELDS if name not in _ONCE)
 @click.command(cls=Command)
 @setting_options("out")
 @click.option(
-    "--html", metavar="FILE", type=click.Path(), help="Also write one self-contained page."
+    "--html", metavar="FILE", type=PathParamType(), help="Also write one self-contained page."
 )
 @json_option
 def progress(out: str | None, html: str | None, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from newllm.cli.help_pages import Command
+from newllm.cli.help_pages import Command, PathParamType
 from newllm.cli.options import (
     architecture_option,
     best_of_option,
@@ -62,7 +62,12 @@ def generate(
 @click.command(cls=Command)
 @file_argument
 @click.option("--system", default=None, help="What the model is told before the conversation.")
-@click.option("--load", metavar="SESSION", help="Go on with a saved conversation, as it was drawn.")
+@click.option(
+    "--load",
+    metavar="SESSION",
+    type=PathParamType(),
+    help="Go on with a saved conversation, as it was drawn.",
+)
 @sampling_options
 @best_of_option
 @setting_options("device")
@@ -101,7 +106,7 @@ def chat(
 
 
 @click.command(cls=Command)
-@click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=PathParamType(), metavar="FILE...")
 @serving_options
 @setting_options("device")
 @weights_option

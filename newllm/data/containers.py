@@ -54,7 +54,12 @@ _WITHOUT_MARK = {
 """Which of a text's first four bytes are not zero, where it begins with two ASCII characters."""
 
 
-NOT_UTF8 = "not UTF-8 text; save it as UTF-8 (iconv -f CP932 -t UTF-8, say, of Shift JIS)"
+NOT_UTF8 = (
+    "not UTF-8 text; save it as UTF-8 (Excel: 'CSV UTF-8'; or iconv -f CP1252 -t UTF-8, "
+    "-f CP932 of Shift JIS)"
+)
+
+NOT_FETCHED = "Git LFS left a pointer in place of the file; run git lfs pull in its folder"
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,11 @@ def badly_encoded(text: str) -> bool:
     except UnicodeEncodeError as error:
         return "\udc80" <= text[error.start] <= "\udcff"
     return False
+
+
+def is_pointer(stream: Any) -> bool:
+    """Whether Git LFS left this in place of the real file; `stream` stands at its beginning."""
+    return stream.peek(64).startswith(b"version https://git-lfs")
 
 
 def members(path: Path) -> list[str] | None:

@@ -87,7 +87,7 @@ class Accounting:
         if self.masked_tokens:
             told[f"{split} answers of weight 0"] = f"{self.masked_tokens:,} tokens, not scored"
         if self.tool_calls:
-            told[f"{split} tool calls and results"] = f"{self.tool_calls:,} messages left out"
+            told[f"{split} tool calls and thoughts"] = f"{self.tool_calls:,} messages left out"
         if self.repeated:
             told[f"{split} rows that stand in training too"] = f"{self.repeated:,}, " + (
                 "left out" if decontaminated else "scored all the same: --decontaminate"

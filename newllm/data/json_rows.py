@@ -23,6 +23,8 @@ _WRAPPERS = ("data", "rows", "row", "items", "examples", "records", "samples", "
              *TURN_FIELDS)  # fmt: skip
 """Fields that hold all rows of a document which other fields describe."""
 
+_EXAMPLE = '{"question": "..", "answer": ".."}, say'
+
 Line = tuple[int, str, bool]
 """Number, text, and whether it is whole: the rest of a line that is too long is thrown away."""
 
@@ -108,16 +110,28 @@ def _row_of_line(line: Line, name: str) -> Item:
     return Malformed(where, _why_not_json(text)) if loaded is None else located(loaded[0], where)
 
 
-def _why_not_json(text: str) -> str:
+def _why_not_json(text: str, error: Exception | None = None) -> str:
+    """What is wrong in a text; `error` is what the decoder says, where it was asked already."""
     if badly_encoded(text):
         return NOT_UTF8
     if re.match(r"\s*[\[{]\s*'", text):
         return "not valid JSON but written by Python; write rows with json.dumps"
-    return "not valid JSON"
+    if text.lstrip().startswith("<"):
+        return "not valid JSON but markup (HTML or XML), a page that was saved in its place, say"
+    try:
+        if error is None:
+            json.loads(text.rstrip())
+    except (ValueError, RecursionError) as why:
+        error = why
+    if not isinstance(error, json.JSONDecodeError):  # numbers of thousands of digits, too deep
+        return "not valid JSON"
+    return f"not valid JSON (column {error.colno}: {error.msg[:1].lower()}{error.msg[1:]})"
 
 
 def located(row: Any, where: str) -> Item:
     """A value as a row: an object, or the list of a conversation's messages."""
+    if isinstance(row, dict) and "row_idx" in row and isinstance(row.get("row"), dict):
+        row = row["row"]  # of the Hub's viewer, which numbers them
     if isinstance(row, dict):
         return Located(where, row)
     if is_turns(row):
@@ -125,7 +139,7 @@ def located(row: Any, where: str) -> Item:
     name = type(row).__name__
     kinds = {"str": "text", "NoneType": "null", "int": "number", "float": "number"}
     kind = {**kinds, "bool": "yes/no"}.get(name, name)
-    return Malformed(where, f"a {kind}, expected an object with fields")
+    return Malformed(where, f"a {kind}, expected an object with fields ({_EXAMPLE})")
 
 
 # -- one document ----------------------------------------------------------------------------------
@@ -148,7 +162,7 @@ def _read_whole(text: str, name: str, part: str) -> Iterator[Item]:
     if any(line[:1] in "{[" and _loaded(line.rstrip().rstrip(",")) for _, line, _ in by_line[:2]):
         yield from (_row_of_line(line, name) for line in by_line)
         return
-    values, end = _one_after_another(text)
+    values, fault = _one_after_another(text)
     if not values:
         rows = [_row_of_line(line, name) for line in by_line]
         if any(isinstance(row, Located) for row in rows):
@@ -156,13 +170,13 @@ def _read_whole(text: str, name: str, part: str) -> Iterator[Item]:
             return
     for value, line in values:
         yield located(value, f"{name}:{line}")
-    if end is not None:
-        yield Malformed(f"{name}:{end}", _why_not_json(text))
+    if fault is not None:
+        yield Malformed(f"{name}:{fault[0]}", fault[1])
 
 
-def _one_after_another(text: str) -> tuple[list[tuple[Any, int]], int | None]:
+def _one_after_another(text: str) -> tuple[list[tuple[Any, int]], tuple[int, str] | None]:
     """JSON values with nothing, or commas, between them, each with its first line; and the line
-    of what is none, or None."""
+    of what is none and why, or None."""
     decoder, values = json.JSONDecoder(), []
     place, line = 0, 1
     while True:
@@ -175,9 +189,9 @@ def _one_after_another(text: str) -> tuple[list[tuple[Any, int]], int | None]:
         try:
             value, end = decoder.raw_decode(text, place)
         except json.JSONDecodeError as error:
-            return values, error.lineno
-        except (ValueError, RecursionError):  # a number of thousands of digits; nested too deeply
-            return values, line
+            return values, (error.lineno, _why_not_json(text[place:], error))
+        except (ValueError, RecursionError) as error:
+            return values, (line, _why_not_json(text[place:], error))
         values.append((value, line))
         line += text.count("\n", place, end)
         place = end

@@ -32,7 +32,7 @@ _TYPING_ERRORS = ("trian", "tarin", "tain", "trin", "traim", "trains", "vaild", 
 _LONG_WORDS = ("training", "validation", "evaluation")
 
 _EDITORS_FOLDERS = {"__MACOSX", "__pycache__", "node_modules", "$RECYCLE.BIN", "@eaDir",
-                    "lost+found", "System Volume Information"}  # fmt: skip
+                    "lost+found", "System Volume Information", "Thumbs.db"}  # fmt: skip
 _ABOUT_ROWS = re.compile(
     r"(dataset_infos?|dataset_dict|state|package|tsconfig|metadata|croissant)\.json$"
     r"|(readme|licen[cs]e|notice|changelog|contributing|requirements|citation|copying)\b.*",
@@ -169,7 +169,8 @@ def _single(path: Path, own_splits: Mapping[str, str]) -> Layout:
     if reason := refusal_of(path.name):
         raise UserError(f"{path}: {reason}; expected {EXPECTED}")
     if kind_of(path.name) is None and sniffed(file) is None:
-        raise UserError(f"{path}: unknown kind of file; expected {EXPECTED}")
+        text = f"; {_PLAIN_TEXT}" if is_text(file) else ""
+        raise UserError(f"{path}: unknown kind of file; expected {EXPECTED}{text}")
     layout = Layout()
     for part in _json_splits(file):
         layout.files.setdefault(split_name(part.part) or "all", []).append(part)
@@ -331,10 +332,15 @@ def _place(path: Path) -> Path:
     return path.with_name(stem + ending if kind_of(path.name) == "text" else stem)
 
 
+_PLAIN_TEXT = "newllm train text reads plain text, whatever its name"
+
+
 def _nothing_in(folder: Path) -> str:
     """What a folder without rows has instead."""
     seen = sorted({p.suffix.lower() or p.name for p in _walk(folder)})
     saw = f"saw {', '.join(seen[:5])}{' ..' if len(seen) > 5 else ''}; " if seen else ""
     first = next((refusal_of(p.name) for p in _walk(folder) if refusal_of(p.name)), None)
     why = f"({first}) " if first else ""
-    return f"{folder}: no rows in this folder; {saw}{why}expected {EXPECTED}"
+    read = any(is_text(RowFile(p)) for p in _walk(folder) if not _ABOUT_ROWS.match(p.name))
+    text = f"; {_PLAIN_TEXT}" if read else ""
+    return f"{folder}: no rows in this folder; {saw}{why}expected {EXPECTED}{text}"

@@ -10,9 +10,11 @@ from typing import IO, Literal, TextIO
 from newllm.data.containers import (
     COMPRESSIONS,
     DAMAGED,
+    NOT_FETCHED,
     NOT_UTF8,
     RowFile,
     badly_encoded,
+    is_pointer,
     open_bytes,
     open_text,
 )
@@ -102,11 +104,16 @@ def read_file(
     try:
         if kind in ("parquet", "arrow"):
             with open_bytes(file) as stream:
+                if is_pointer(stream):
+                    yield Malformed(name, NOT_FETCHED)
+                    return
                 read = read_parquet if kind == "parquet" else read_arrow
                 yield from read(_seekable(stream), name)
             return
         with open_text(file) as text:
-            if kind == "csv":
+            if is_pointer(text.buffer):
+                yield Malformed(name, NOT_FETCHED)
+            elif kind == "csv":
                 yield from read_csv(text, name)
             elif kind == "text":
                 yield from _read_text(text, name, division or ("block" if named else "file"))

@@ -222,8 +222,14 @@ def _split(rows: Rows, description: str, count: int | None) -> tuple[Rows, Rows]
             if wrong is not None:
                 raise UserError(f"{wrong.where}: {wrong.reason}")
             only = next(iter(rows()), None)
-            parts = isinstance(only, Located) and list(only.row) == ["text"]
-            hint = "; --documents block makes a row of what blank lines part" if parts else ""
+            if only is None:
+                raise UserError(f"{description}: there are no rows in it")
+            hint = ""
+            if isinstance(only, Located) and list(only.row) == ["text"]:
+                hint = "; --documents block makes a row of what blank lines part"
+            elif isinstance(only, Located):
+                has = ", ".join(map(str, only.row))[:120] or "none"
+                hint = f"; its fields: {has}"
             raise UserError(
                 f"{description}: {total} row(s), too few to set validation rows aside{hint}"
             )

@@ -13,6 +13,13 @@ from newllm.data.located import Item, Located, Malformed
 
 _ROWS_AT_ONCE = 1024
 
+_DELIMITERS = ",;\t|"
+
+_HEADER_LINES = 64
+"""Lines of a table's first line, whose fields may have several, at most."""
+
+_QUOTES = 'a field with separators, ends of lines or quotes is written "so, with ""these"" doubled"'
+
 
 def read_csv(text: TextIO, name: str) -> Iterator[Item]:
     """Rows of a text whose first line names the fields; an empty cell is an absent field.
@@ -28,19 +35,27 @@ def read_csv(text: TextIO, name: str) -> Iterator[Item]:
         if text.read(1):
             yield Malformed(f"{name}:{before}", "an empty line, expected the names of the fields")
         return
-    outside = re.sub(r'"[^"]*"', "", header)
-    delimiter = delimiter or max(",;\t|", key=outside.count)
-    fields = [field.strip() for field in next(csv.reader([header], delimiter=delimiter))]
+    while _is_open(header, delimiter) and before < _HEADER_LINES and (more := text.readline(2**16)):
+        header, before = header + more, before + 1  # a name of several lines, as surveys have them
+    if _is_open(header, delimiter):
+        yield Malformed(f"{name}:{before}", f"a quote in the header is not closed; {_QUOTES}")
+        return
+    outside = _outside_quotes(header)
+    delimiter = delimiter or max(_DELIMITERS, key=outside.count)
+    # Who writes `question, answer` writes `"Hi?", "Yes, hello."` below.
+    spaced = delimiter in outside and not re.search(rf"{re.escape(delimiter)}(?! )", outside)
+    form: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": spaced}
+    fields = [" ".join(field.split()) for field in next(csv.reader([header], **form))]
     if complaint := _wrong_header(header, fields):
         yield Malformed(f"{name}:{before}", complaint)
         return
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    reader = csv.reader(text, **form, strict=True)
     while True:
         where = f"{name}:{before + reader.line_num + 1}"
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield Malformed(where, f"not valid CSV ({error})")
+            yield Malformed(where, f"not valid CSV ({error}); {_QUOTES}")
             continue
         if cells is None:
             return
@@ -48,11 +63,28 @@ def read_csv(text: TextIO, name: str) -> Iterator[Item]:
             continue
         if any(map(badly_encoded, cells)):
             yield Malformed(where, NOT_UTF8)
-        elif len(cells) > len(fields):
-            yield Malformed(where, f"{len(cells)} fields, the header has {len(fields)}")
+        elif any(cells[len(fields) :]):
+            names = ", ".join(filter(None, fields))[:80]
+            reason = f"{len(cells)} fields, the header has {len(fields)} ({names}); {_QUOTES}"
+            yield Malformed(where, reason)
         else:
-            row = {field: cell or None for field, cell in zip(fields, cells, strict=False)}
-            yield Located(where, row)
+            # A column without a name is the numbers of rows (pandas), or a separator too many.
+            pairs = zip(fields, cells, strict=False)
+            yield Located(where, {field: cell or None for field, cell in pairs if field})
+
+
+def _outside_quotes(header: str) -> str:
+    return re.sub(r'"[^"]*("|$)', "", header)
+
+
+def _is_open(header: str, delimiter: str) -> bool:
+    """Whether a header ends within a quoted field; one quote may also be inches."""
+    delimiter = delimiter or max(_DELIMITERS, key=_outside_quotes(header).count)
+    try:
+        next(csv.reader([header], delimiter=delimiter, skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        return str(error) == "unexpected end of data"
+    return False
 
 
 def _wrong_header(line: str, fields: list[str]) -> str | None:
@@ -60,10 +92,10 @@ def _wrong_header(line: str, fields: list[str]) -> str | None:
         return NOT_UTF8
     if line.lstrip()[:1] in "{[":
         return "JSON in a file named as a table; name it .jsonl"
-    if not all(fields):
-        return "the header has a field without a name"
-    double = next((field for field in fields if fields.count(field) > 1), None)
-    return f"the header names {double!r} twice" if double else None
+    if not any(fields):
+        return "the header names no field"
+    double = next((field for field in fields if field and fields.count(field) > 1), None)
+    return f"the header names {double!r} twice; rename one of the two" if double else None
 
 
 def read_parquet(stream: IO[bytes], name: str) -> Iterator[Item]:

@@ -12,11 +12,15 @@ from newllm.datasets.base import Dataset
 from newllm.datasets.conversations import (
     TURN_FIELDS,
     Conversation,
+    LeftOut,
     Row,
+    content_text,
     flat_text,
+    is_turns,
     question_and_answer,
     text_field,
     turns_conversation,
+    turns_in,
 )
 from newllm.datasets.hh_rlhf import hh_rlhf_conversation
 
@@ -26,12 +30,16 @@ _ANSWERS = ("output", "response", "completion", "solution", "answer", "assistant
             "chosen", "target")  # fmt: skip
 """Fields of questions, of what goes with them, and of answers; the first that is there is taken."""
 
+_SYSTEM = ("system", "system_prompt", "system_message", "systeminstruction", "system_instruction")
+
+_MESSAGES = '{"messages": [{"role": "user", "content": ".."}, ..]}'
+
 _HINT = "--columns question=THEIR_NAME answer=THEIR_NAME says which they are"
 
 
 def _turns(row: Row) -> Conversation | None:
-    field = next((name for name in TURN_FIELDS if name in row), None)
-    return None if field is None else turns_conversation(row[field], field)
+    found = turns_in(row)
+    return None if found is None else turns_conversation(found[1], found[0])
 
 
 def _pair(row: Row) -> Conversation | None:
@@ -39,13 +47,18 @@ def _pair(row: Row) -> Conversation | None:
     answer = next((name for name in _ANSWERS if name in row and name != question), None)
     if question is None or answer is None:
         return None
-    if isinstance(row[question], list) or isinstance(row[answer], list):  # of turns, as TRL has it
+    if row.get("label") is False and answer == "completion":  # TRL's unpaired preferences
+        raise LeftOut("an answer that is not preferred (label false)")
+    if is_turns(row[question]) or is_turns(row[answer]):  # as TRL has it
         return turns_conversation([*_as_turns(row[question], "user"),
                                    *_as_turns(row[answer], "assistant")], answer)  # fmt: skip
     more = next(
         (text_field(row, n, optional=True) for n in _MORE if n in row and n != question), ""
     )
-    said = question_and_answer(text_field(row, question), more, text_field(row, answer))
+    asked, answered = text_field(row, question), text_field(row, answer)
+    if asked.endswith("\n\nAssistant:"):  # of the dialogues of HH-RLHF, cut before the last answer
+        return hh_rlhf_conversation({answer: f"\n\n{asked.lstrip()}{answered}"}, answer)
+    said = question_and_answer(asked, more, answered)
     return [*_history(row), *said]
 
 
@@ -75,7 +88,14 @@ def _preferred(row: Row) -> Conversation | None:
 
 
 def _text(row: Row) -> Conversation | None:
-    return [{"role": "text", "content": text_field(row, "text")}] if "text" in row else None
+    if "text" not in row:
+        return None
+    if answer := next((name for name in _ANSWERS if isinstance(row.get(name), str)), None):
+        raise ValueError(
+            f"a text and {answer}, but no question; --columns question=text answer={answer} reads "
+            "both, --columns text=text the text alone"
+        )
+    return [{"role": "text", "content": text_field(row, "text")}]
 
 
 FORMS: Mapping[str, Callable[[Row], Conversation | None]] = {
@@ -89,13 +109,19 @@ FORMS: Mapping[str, Callable[[Row], Conversation | None]] = {
 
 def _conversation(row: Row) -> Conversation:
     given = {str(name).strip().lower(): value for name, value in row.items() if value is not None}
+    if isinstance(given.get("role"), str) and isinstance(
+        given.get("content", given.get("text")), str
+    ):
+        raise ValueError(f"one message of a conversation, expected all of it in a row: {_MESSAGES}")
     for read in FORMS.values():
         if (conversation := read(given)) is not None:
             break
     else:
         has = ", ".join(map(str, row)) or "no field"
         raise ValueError(f"no messages, no question with an answer, no text: it has {has}; {_HINT}")
-    system = given.get("system")
+    system = next((given[name] for name in _SYSTEM if name in given), None)
+    if isinstance(system, dict):  # Gemini's, with parts
+        system = content_text(system.get("parts"))
     if isinstance(system, str) and system.strip() and conversation[0]["role"] == "user":
         return [{"role": "system", "content": system}, *conversation]
     return conversation
@@ -108,7 +134,7 @@ DATASET = Dataset(
     licence="unknown here: these are rows of your own",
     fields=(*TURN_FIELDS, *_QUESTIONS, *_MORE[1:], *_ANSWERS, "system", "history", "text"),
     forms=True,
-    reading=2,
+    reading=3,
     conversation=_conversation,
     protocol_text=lambda row: flat_text(_conversation(row)),
     vocabulary_text=lambda row: flat_text(_conversation(row)),

@@ -36,7 +36,8 @@ def import_hf(folder: Path, output: Path) -> int:
     """
     require_packages("import", "safetensors", extra="hf")
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        missing = "a file, expected a folder" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {missing} that newllm export wrote")
     if output.exists():
         raise UserError(f"{output}: exists already; name a file that does not")
     record, settings = _record(folder / "config.json")
@@ -120,7 +121,10 @@ def _weights(
         return checkpoint.migrate(old, checkpoint.FORMAT_VERSION)["model"]
 
     if not path.exists():
-        raise UserError(f"{path}: missing (weights in several files are not read)")
+        raise UserError(
+            f"{path}: missing; of weights in several files, "
+            "save_pretrained(.., max_shard_size='99GB') makes one"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
@@ -160,6 +164,9 @@ def _read(path: Path) -> str:
             raise UserError(f"{path}: larger than any such file of ours")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; give the folder that newllm export wrote") from None
+        saved = "; tokenizer.save_pretrained writes it" if path.name == "tokenizer.json" else ""
+        raise UserError(
+            f"{path}: missing; give a folder of newllm export or of save_pretrained{saved}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None

@@ -217,7 +217,9 @@ def fitted_to_climb(
     What a level teaches helps the next in part: the size is that for a time between a level's and
     all levels' together (their geometric mean).
     """
-    first, minutes = levels[0], given["minutes"] * math.sqrt(len(levels))
+    first = levels[0]
+    resolve(first, given)  # refuses what no training takes, no time at all, say
+    minutes = given["minutes"] * math.sqrt(len(levels))
     choice = choose_size(first, minutes, measured_steps(first, {}), given.get("vocab_size"))
     steps = 60 * given["minutes"] * len(levels) / choice.step_seconds
     note(describe(replace(choice, tokens=round(steps * STEP_TOKENS))))

@@ -96,10 +96,12 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     path = request.url.path
     if error.status_code == 404:
         known = {route.path for route in request.app.routes}
-        beneath = f"/v1{path}"
-        hint = f"did you mean {beneath}? The base URL ends in /v1" if beneath in known else (
-            "see /docs for what there is; OpenAI's end points are below /v1"
-        )  # fmt: skip
+        whole = path.rstrip("/")
+        hint = "see /docs for what there is; OpenAI's end points are below /v1"
+        if whole in known:
+            hint = f"did you mean {whole}, without the slash at its end?"
+        elif f"/v1{whole}" in known:
+            hint = f"did you mean /v1{whole}? The base URL ends in /v1"
         return ApiError(404, f"there is nothing here; {hint}", "not_found").response()
     exact = [r for r in request.app.routes if r.path == path]
     routes = exact or [r for r in request.app.routes if r.path_regex.match(path)]

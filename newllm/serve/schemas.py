@@ -71,13 +71,18 @@ def invalid_body(error: ValidationError, content: bytes) -> ApiError:
     """
     errors = error.errors(include_url=False, include_input=False)
     if errors[0]["type"] == "json_invalid":
-        reason = f"the body is not valid JSON: {errors[0]['msg']}"
+        reason = f"the body is not valid JSON: {_no_text(content) or errors[0]['msg']}"
         return ApiError(400, reason, "invalid_json")
     body = json.loads(content)
     places = [_place(e["loc"], body, e["type"]) for e in errors]
     place = max(places, key=len)
     first = errors[places.index(place)]
     kind, reason = first["type"], first["msg"].removeprefix("Value error, ")
+    # A value of none of several kinds is told all of them: a prompt may be a list, say.
+    here = [e["msg"] for e, other in zip(errors, places, strict=True) if other == place]
+    kinds = dict.fromkeys(message.removeprefix("Value error, ") for message in here)
+    if kind not in ("extra_forbidden", "missing") and len(kinds) > 1:
+        reason = "; or: ".join(kinds)
     name, colon, why = reason.partition(": ")
     if colon and name.isidentifier():  # a rule about several values says which one is wrong
         place, reason = [*place, name], why
@@ -87,6 +92,13 @@ def invalid_body(error: ValidationError, content: bytes) -> ApiError:
     if kind == "missing":
         return ApiError(400, f"{param} is missing", "missing_required_parameter", param)
     return ApiError(400, f"{param}: {reason}" if param else reason, "invalid_value", param)
+
+
+def _no_text(content: bytes) -> str:
+    """What a body is that is no UTF-8 without a mark, as some programs write it."""
+    if content[:3] == b"\xef\xbb\xbf" or content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "it begins with a byte order mark; send UTF-8 without one"
+    return "it is compressed; send it as it is" if content[:2] == b"\x1f\x8b" else ""
 
 
 def first_reason(error: ValidationError) -> str:
@@ -249,6 +261,8 @@ class _OpenAI(AnswerRequest):
     model: str
     n: Whole = Field(1, ge=1, le=MOST_ANSWERS)
     user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     metadata: dict[str, str] | None = None
     logit_bias: _nothing({}, why="this server has no logit_bias; leave it out") = None  # type: ignore[valid-type]
 
@@ -343,7 +357,7 @@ class ChatRequest(_OpenAI):
             roles.pop()
         if roles[-1:] != ["user"]:
             raise ValueError("messages: the last one, but for an answer's beginning, is the user's")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: only with logprobs=true")
         if self.max_completion_tokens is not None:
             self.max_tokens = self.max_completion_tokens

@@ -65,6 +65,14 @@ def digest(path: Path) -> str:
         return file.read().decode("ascii", errors="replace")
 
 
+def _what_folder(path: Path) -> str:
+    """What to do with a folder in place of a checkpoint."""
+    if any(path.glob("*.safetensors")):
+        return f"a folder of transformers; newllm import {path} -o FILE.pt makes a checkpoint of it"
+    inside = sorted(path.glob("best_*.pt")) or sorted(path.glob("*.pt"))
+    return f"a folder; give a checkpoint in it{f', {inside[0]}, say' if inside else ''}"
+
+
 def load(path: Path) -> Content:
     """Read and verify a checkpoint.
 
@@ -75,6 +83,8 @@ def load(path: Path) -> Content:
         archive = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: {_what_folder(path)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     sealed = archive[-_SEAL_SIZE:].startswith(_SEAL)

@@ -101,6 +101,18 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["serve", "x.pt"], "x.pt: no such checkpoint"),
         (["serve", "x.pt", "--port", "99999"], "99999 is not in the range"),
         (["data", "dolly", "--data", "hub"], "--data PATH"),
+        (["generate", "x.pt", "--prompt", "x", "--temperature", "nan"], "nan: expected a number"),
+        (["chat", "x.pt", "--top-p", "nan"], "nan: expected a number"),
+        (["train", "dolly", "--minutes", "inf"], "inf: expected a number"),
+        (["plan", "dolly", "--minutes", "nan"], "nan: expected a number"),
+        (["compare", "dolly", "--learning-rate", "0.1", "nan"], "nan: expected a number"),
+        (["climb", "--data-dir", "sample", "--minutes", "0"], "--minutes 0.0: input should be"),
+        (["train", "dolly", "--data", ""], "'--data': empty; name a file or folder"),
+        (["train", "dolly", "--data", "sample", "--out", ""], "'--out': empty"),
+        (["serve", "x.pt", "--sessions-dir", ""], "'--sessions-dir': empty"),
+        (["info", ""], "'FILE': empty"),
+        (["export", "x.pt", "-o", ""], "empty; name a file or folder"),
+        (["info", "."], ".: a folder; give a checkpoint in it"),
     ],
 )
 def test_mistakes_get_one_line(arguments, says, capsys, tmp_path, monkeypatch) -> None:
@@ -244,6 +256,35 @@ def test_info_generate_data_doctor(trained: Path, capsys) -> None:
     assert "<|bos|><|user|>q" in capsys.readouterr().out
     assert main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recurrence kernel"] == "numba"
+
+
+def test_a_folder_in_place_of_a_checkpoint_says_what_to_give(trained: Path, capsys) -> None:
+    assert f"{trained / f'best_{NAME}.pt'}, say" in complaint(capsys, "chat", str(trained))
+    (trained / "exported").mkdir()
+    (trained / "exported" / "model.safetensors").touch()
+    assert "newllm import" in complaint(capsys, "chat", str(trained / "exported"))
+
+
+def test_home_where_the_shell_left_it(trained: Path, capsys, tmp_path, monkeypatch) -> None:
+    """`--out=~/runs` reaches the program as it is; it made a folder named `~`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(trained)
+    assert "no such checkpoint" in complaint(capsys, "info", "~/x.pt")
+    (tmp_path / "x.pt").write_bytes((trained / f"best_{NAME}.pt").read_bytes())
+    assert main(["info", "~/x.pt"]) == 0
+    assert "home/x.pt" in complaint(capsys, "info", "~nobody-of-that-name/home/x.pt")
+    assert main(["grow", "~/x.pt", "--num-layers", "2", "-o", "~/grown/y.pt"]) == 0
+    assert (tmp_path / "grown" / "y.pt").exists()
+    assert not (trained / "~").exists()
+
+
+def test_no_memory_is_one_line(capsys, monkeypatch) -> None:
+    def too_much(*_arguments: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 12 TB")
+
+    monkeypatch.setattr("newllm.report.doctor.check_machine", too_much)
+    assert "out of memory; a smaller model" in complaint(capsys, "doctor")
 
 
 def test_underscores_and_settings_file(trained: Path, tmp_path, capsys) -> None:

@@ -65,7 +65,7 @@ def test_tool_calls_are_left_out_and_counted(tmp_path: Path) -> None:
         open_source(CHAT, str(write(tmp_path / "rows.jsonl", [row] * 20))), ENCODING
     ).accounting["train"]
     assert (counts.documents, counts.tool_calls, counts.malformed) == (18, 36, 0)
-    assert "left out" in counts.exceptions("train", False)["train tool calls and results"]
+    assert "left out" in counts.exceptions("train", False)["train tool calls and thoughts"]
 
 
 @pytest.mark.parametrize("decontaminate", [False, True])

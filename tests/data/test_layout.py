@@ -189,3 +189,18 @@ def test_names_of_compressed_files_do_not_matter(tmp_path: Path) -> None:
     assert counts(opened(tmp_path / "rows.jsonl")) == {"all": 3}
     (tmp_path / "rows.jsonl.gz").write_bytes(b'{"text": "a"}\n' * 3)
     assert counts(opened(tmp_path / "rows.jsonl.gz")) == {"all": 3}
+
+
+def test_plain_text_is_told_its_own_data_set(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "README.md").write_text("about")
+    (notes / "Thumbs.db").write_bytes(b"\0")
+    with pytest.raises(UserError) as nothing:
+        open_source(DATASETS["chat"], str(notes))
+    assert "newllm train text" not in str(nothing.value)
+    assert "database" not in str(nothing.value)
+    (notes / "a.md").write_text("# A title\n\nand its text")
+    for place in (notes, notes / "a.md"):
+        with pytest.raises(UserError, match="newllm train text reads plain text"):
+            open_source(DATASETS["chat"], str(place))

@@ -53,8 +53,8 @@ def test_broken_lines_are_located(tmp_path: Path) -> None:
     broken = [item for item in read_file(file) if isinstance(item, Malformed)]
     assert [item.where for item in broken] == [f"{file}:{n}" for n in (21, 22, 23, 24)]
     assert [item.reason for item in broken] == [
-        "not valid JSON",
-        "a list, expected an object with fields",
+        "not valid JSON (column 9: expecting value)",
+        'a list, expected an object with fields ({"question": "..", "answer": ".."}, say)',
         NOT_UTF8,
         "not valid JSON",
     ]
@@ -143,7 +143,7 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("", r"empty|too few"),
+        ("", r"there are no rows in it"),
         ('{"x": 1}\n' * 30, r"none of 27 train rows can be used; first: .*rows.jsonl:\d+: field"),
         ("nonsense\n" * 30, r"rows.jsonl:1: not valid JSON"),
         ('{"instruction": "", "context": "", "response": ""}\n' * 30, r"none of 27 train rows"),
@@ -222,3 +222,62 @@ def test_unusable_paths(tmp_path: Path, name: str) -> None:
     write(tmp_path / "notes.pdf", "hello")
     with pytest.raises(UserError, match=name):
         open_source(DATASETS["dolly"], str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        (",question,answer", "{i},Q{i}?,A{i}."),  # pandas, with the numbers of rows
+        ("question,answer,,", "Q{i}?,A{i}.,,"),  # a spreadsheet, with columns that were cleared
+        ("question, answer", 'Q{i}?, "A{i}."'),  # a person
+        ('"question","answer","how sure\n(of ten)"', '"Q{i}?","A{i}.",5'),  # a survey
+        ('question,answer,height 5" tall', "Q{i}?,A{i}.,no"),  # a quote that opens nothing
+    ],
+)
+def test_tables_as_programs_and_people_write_them(tmp_path: Path, header: str, line: str) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("\n".join([header, *(line.format(i=i) for i in range(3))]))
+    rows = [item.row for item in read_file(file) if isinstance(item, Located)]
+    assert [(row["question"], row["answer"]) for row in rows] == [
+        (f"Q{i}?", f"A{i}.") for i in range(3)
+    ]
+    assert "" not in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        (
+            "t.csv",
+            "question,answer\nq,a, and more\n",
+            "the header has 2 (question, answer",
+        ),
+        ("t.csv", 'question,answer\n"a \\"b\\" c",d\n', 'is written "so, with ""these"" doubled"'),
+        ("t.csv", 'question,"answer\n' + "q,a\n" * 99, "a quote in the header is not closed"),
+        ("t.csv", "a,a\n1,2\n", "rename one of the two"),
+        ("t.csv", ",,\n1,2,3\n", "the header names no field"),
+        ("t.csv", "question\nd\xe9j\xe0\n".encode("cp1252"), "CP1252"),
+        ("t.json", '[{"question": "q", "answer": "a"}, {"question": "q', ": unterminated string"),
+        (
+            "t.jsonl",
+            '{"question": 1}\n{"question": }\n',
+            "2: not valid JSON (column 14: exp",
+        ),
+        ("t.json", '{"a": 1}\n{"b":\n 2,}\n', "t.json:3: not valid JSON (column 3"),
+        ("t.jsonl", "<!DOCTYPE html><html></html>", "markup (HTML or XML)"),
+        ("t.json", '["one", "two"]', 'expected an object with fields ({"question"'),
+        ("t.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("t.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("t.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("t.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    ],
+)
+def test_what_is_wrong_with_a_file_and_what_to_do(
+    tmp_path: Path, name: str, content: str | bytes, says: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    told = [
+        f"{item.where}: {item.reason}" for item in read_file(file) if isinstance(item, Malformed)
+    ]
+    assert any(says in line for line in told), told

@@ -64,6 +64,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("chat", {"messages": "[" * 100_000}, "'messages' is no valid JSON"),
     ("chat", {"question": "q", "answer": "a", "history": 5}, "'history' is int, expected a list"),
     ("chat", {"messages": [{"role": "user", "content": None}]}, "message 1: has no text"),
+    ("chat", {"messages": "[{'role': 'user', 'content': 'q'}]"}, "written by Python"),
+    ("chat", {"question": "q", "answer": ["a"]}, "'answer' is list, expected text"),
+    ("chat", {"text": "q", "answer": "a"}, "--columns question=text answer=answer reads both"),
+    ("chat", {"role": "user", "content": "q"}, "one message of a conversation"),
+    ("chat", {"role": "prompter", "text": "q", "parent_id": None}, "one message of a conversation"),
 ]
 
 

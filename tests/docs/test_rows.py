@@ -65,7 +65,7 @@ def test_every_format_has_an_example_that_is_read(page: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_form_has_an_example_that_is_read(page: str) -> None:
     forms = [row for row in cells(page) if len(row) == 2][1:]
-    assert len(forms) == 7
+    assert len(forms) == 9
     for _, examples in forms:
         for example in re.findall(r"`(.+?)`(?:,|$)", examples):
             said = DATASETS["chat"].conversation(json.loads(example))

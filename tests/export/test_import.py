@@ -99,8 +99,11 @@ def _cut(folder: Path) -> None:
     ("damage", "complaint"),
     [
         (lambda folder: (folder / "config.json").unlink(), "config.json: missing"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json: missing"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: missing"),
+        (
+            lambda folder: (folder / "tokenizer.json").unlink(),
+            "tokenizer.save_pretrained writes it",
+        ),
+        (lambda folder: (folder / "model.safetensors").unlink(), "max_shard_size="),
         (_write("config.json", "{"), "not the config"),
         (_write("config.json", "[" * 100_000), "not the config"),
         (_config(record=None), "not the config"),

@@ -25,7 +25,8 @@ def test_values_that_ask_for_nothing(server: Running) -> None:
         "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "logit_bias": {},
         "store": False, "parallel_tool_calls": True, "modalities": ["text"], "n": None,
         "frequency_penalty": None, "stop": None, "stream": None, "stream_options": None,
-        "user": "me", "metadata": None, "reasoning_effort": None, "service_tier": "auto",
+        "user": "me", "safety_identifier": "me", "prompt_cache_key": "k", "metadata": None,
+        "reasoning_effort": None, "service_tier": "auto", "logprobs": False, "top_logprobs": 0,
     }  # fmt: skip
     body = {"model": NAME, "messages": HELLO, "temperature": 0, "max_tokens": 12}
     with server.http() as http:
@@ -36,6 +37,20 @@ def test_values_that_ask_for_nothing(server: Running) -> None:
         for name in ("tools", "functions", "response_format", "logit_bias"):
             refused = http.post(CHAT, json={**body, name: [1]})
             assert refused.json()["error"]["param"] == name
+
+
+def test_a_value_of_no_kind_is_told_all_kinds(server: Running) -> None:
+    """Of a prompt that may be a text or a list, `expected a text` alone misled."""
+    with server.http() as http:
+        for wrong in ([], 5, {"a": 1}):
+            refused = http.post("/v1/completions", json={"model": NAME, "prompt": wrong})
+            error = refused.json()["error"]
+            assert error["param"] == "prompt"
+            assert "valid string; or: " in error["message"]
+            assert any(word in error["message"] for word in ("valid array", "List should"))
+        for start, what in ((b"\xef\xbb\xbf", "byte order mark"), (b"\x1f\x8b", "compressed")):
+            refused = http.post(CHAT, content=start + b"{}")
+            assert what in refused.json()["error"]["message"]
 
 
 def test_a_clients_own_message_comes_back(server: Running) -> None:
@@ -212,6 +227,9 @@ def test_paths_and_methods(server: Running) -> None:
             assert refused.status_code == 404
             assert f"did you mean /v1{path}?" in refused.json()["error"]["message"]
         assert http.post("/v1/embeddings", json={}).status_code == 404
+        for path in ("/v1/completions/", f"{CHAT}/", "/health/"):
+            message = http.post(path, json={}).json()["error"]["message"]
+            assert f"did you mean {path[:-1]}, without the slash" in message
         for method, path, allowed in (
             ("GET", CHAT, "POST"), ("POST", "/v1/models", "GET"), ("PUT", "/v1/sessions", "POST"),
             ("DELETE", "/", "GET"),
