@@ -416,7 +416,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         facts = self._rows(ids, state, reset)
         if reset is not None:
             facts["reset"] = reset
-        behind = self._tokens_behind(ids, state, lengths)
+        behind: State = {}
         if self.recall is not None:
             searched = state.get("looked_up")
             if self.closing is not None:  # it is changed there
@@ -430,7 +430,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
             table, recent = self.counts.table, state["recent"]
             given = table, ids, tables, reset, lengths, recent
             facts["contexts"], behind["recent"] = contexts(*given)
-        return facts, behind
+        return facts, behind | self._tokens_behind(ids, state, lengths)
 
     def for_gpu(self, facts: Facts) -> Facts:
         """Facts of :meth:`look_up` as :meth:`read` wants them on a GPU."""
