@@ -166,7 +166,7 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         saved = "; tokenizer.save_pretrained writes it" if path.name == "tokenizer.json" else ""
         raise UserError(
-            f"{path}: missing; give a folder of newllm export or of save_pretrained{saved}"
+            f"{path}: missing; give the folder that newllm export wrote{saved}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None

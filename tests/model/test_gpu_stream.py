@@ -269,7 +269,7 @@ def test_copies_in_half_precision_are_what_autocast_makes() -> None:
 FLOATS, INTS = "*fp32", {"targets": "*i64", "entries": "*i64", "keys": "*i32"}
 INTS |= dict.fromkeys(("index", "order", "row", "times"), "*i32")
 SCALARS = dict.fromkeys(("site", "first", "rows", "size", "count"), "i32")
-SCALARS |= {"rate": "fp32", "decay": "fp32"}
+SCALARS |= {"decay": "fp32"}
 KERNELS: list[tuple[str, set[str], dict[str, Any]]] = [
     ("_add_norm_forward", {"branch", "normed"},
      {"EPSILON": 1e-5, "WIDTH": 384, "BLOCK": 512, "DROP_BELOW": 26, "SCALE": 1.1}),
