@@ -24,6 +24,34 @@ _MOST_TURNS = 12
 """Of a conversation: all of them fit its transcript."""
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer, as a client heard it."""
+
+    before: Conversation
+    question: str
+    heard: list[tuple[float, str]]
+    """The answer so far, and when; up to its end, if it has ended."""
+    ended: float | None = None
+
+    def begun_in(self, found: Conversation | None, until: float) -> bool:
+        """Whether what was found is this turn as it stood on its way, at `until` or later."""
+        if found is None or found[: len(self.before)] != self.before:
+            return False
+        more = found[len(self.before) :]
+        if [m["role"] for m in more] != ["user", "assistant"]:
+            return False
+        answer = more[1]["content"].rstrip("\ufffd")
+        heard = self.heard[-1][1] if self.heard else ""
+        agree = answer.startswith(heard) or heard.startswith(answer)
+        needed = self.heard_until(until).rstrip("\ufffd")
+        return more[0]["content"] == self.question and agree and answer.startswith(needed)
+
+    def heard_until(self, until: float) -> str:
+        """What of the answer was heard by then."""
+        return next((text for when, text in reversed(self.heard) if when <= until), "")
+
+
 @dataclass
 class Talk:
     """One conversation as its client knows it."""
@@ -36,6 +64,8 @@ class Talk:
     question: str = ""
     heard: list[tuple[float, str]] = field(default_factory=list)
     """Of the answer that comes in: its text so far, and when."""
+    turns: list[Turn] = field(default_factory=list)
+    """That have ended."""
 
     @property
     def now(self) -> Conversation | None:
@@ -43,6 +73,9 @@ class Talk:
 
     def became(self, transcript: Conversation | None) -> None:
         """A change was answered."""
+        if self.doing == "saying":
+            before = self.now or []
+            self.turns.append(Turn(before, self.question, self.heard, time.monotonic()))
         self.known.append((time.monotonic(), transcript))
         self.doing, self.heard = "nothing", []
 
@@ -53,25 +86,21 @@ class Talk:
             found: the transcript; None: no file.
             until: all that the client knew at this moment has to be there.
         """
-        since = max(n for n, (when, _) in enumerate(self.known) if when <= until)
-        due = [text for when, text in self.heard if when <= until and text]
-        if found in [transcript for _, transcript in self.known[since:]] and not due:
-            return None
+        told = [turn for turn in self.turns if turn.ended is not None and turn.ended > until]
         before = self.now
+        if self.doing == "saying" and before is not None:
+            told.append(Turn(before, self.question, self.heard))
+        # An answer may be there as it was on its way; one that had begun to be heard has to be.
+        if any(turn.begun_in(found, until) for turn in told):
+            return None
+        since = max(n for n, (when, _) in enumerate(self.known) if when <= until)
+        begun = bool(told and told[0].heard_until(until))
+        if found in [transcript for _, transcript in self.known[since + begun :]]:
+            return None
         if self.doing == "deleting" and found is None:
             return None
         if self.doing == "undoing" and before is not None and found == before[:-2]:
             return None
-        if self.doing == "saying" and before is not None and found is not None:
-            more = found[len(before) :]
-            asked = [m["role"] for m in more] == ["user", "assistant"]
-            if found[: len(before)] == before and asked and more[0]["content"] == self.question:
-                answer = more[1]["content"].rstrip("\ufffd")
-                heard = self.heard[-1][1] if self.heard else ""
-                needed = due[-1].rstrip("\ufffd") if due else ""
-                agree = answer.startswith(heard) or heard.startswith(answer)
-                if agree and answer.startswith(needed):
-                    return None
         return f"{self.id}: {self}\nknown until {until}, found {found}"
 
 
@@ -179,7 +208,7 @@ class Client:
             found = transcript(folder / f"{talk.id}.session", model)
             if fault := talk.fault(found, until):
                 faults.append(fault)
-            talk.known, talk.doing, talk.heard = [(0.0, found)], "nothing", []
+            talk.known, talk.doing, talk.heard, talk.turns = [(0.0, found)], "nothing", [], []
             if found is None:
                 self.talks.remove(talk)
         return faults

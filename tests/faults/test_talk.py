@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from newllm.datasets.conversations import Conversation, Message
 from newllm.trained import TrainedModel
-from tests.faults.talk import PROMISED, Client, transcript
+from tests.faults.talk import PROMISED, Client, Talk, Turn, transcript
 from tests.faults.talk_server import Servers
 from tests.serve.serving import tiny_model
 from tests.untrained import save_model
@@ -102,3 +103,23 @@ def many_ends(
         assert "Traceback" not in where, where
         tried(f"ends by {name}")
     return sum(client.turns for client in clients)
+
+
+def test_what_counts_as_lost() -> None:
+    """An answer heard at 1.0 and 3.0, ended at 4.0; on disk has to be what was heard until then."""
+    asked: Message = {"role": "user", "content": "say 1"}
+    heard = [(1.0, "ab"), (3.0, "abcd")]
+
+    def found(answer: str) -> Conversation:
+        return [asked, {"role": "assistant", "content": answer}]
+
+    ended = Talk("x", [(0.0, []), (4.0, found("abcde"))], turns=[Turn([], "say 1", heard, 4.0)])
+    writing = Talk("x", [(0.0, [])], doing="saying", question="say 1", heard=heard)
+    for talk in (ended, writing):
+        assert talk.fault(found("abc"), until=2.0) is None
+        assert talk.fault(found("abcde"), until=3.5) is None
+        assert talk.fault(found("abc"), until=3.5)
+        assert talk.fault(found("x"), until=2.0)
+        assert talk.fault([], until=2.0)
+    assert ended.fault([], until=0.5) is None
+    assert ended.fault(found("abcd"), until=5.0)
