@@ -89,7 +89,7 @@ def embedding(
 
 
 def sent(facts: Facts, device: torch.device) -> Facts:
-    """Facts where they are used."""
+    """Facts where they are used; what an exported model has in place of the kernels' `sent`."""
     return {name: fact.to(device) for name, fact in facts.items()}
 
 
