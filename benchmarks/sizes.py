@@ -2,16 +2,19 @@
 
     newllm bench sizes --data-dir rows --sets dolly --millions 0.8,1.4,2.6,5 --minutes 3,10
     newllm bench sizes --data-dir rows --sets dolly,hh_rlhf --millions 1.4,5 --minutes 3
+    newllm bench sizes --data-dir rows --sets dolly,math --millions auto --minutes 1,3
 
 Every run is `newllm train SET --params N --minutes M` on one core. Floor, A and B of the law
-(`newllm/planning/size.py`) are fitted on the runs of Dolly by least squares. Runs are kept in
---out, where more can be added.
+(`newllm/planning/size.py`) are fitted on the runs of Dolly by least squares. With "auto" a run
+chooses its size itself, and what it then reaches is held against the interval that it said
+beforehand. Runs are kept in --out, where more can be added.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +25,7 @@ import numpy as np
 from benchmarks.measure import Report, Row, progress, report_options
 from benchmarks.quality import place
 from benchmarks.trials import train_trial
+from newllm.errors import UserError
 from newllm.planning.size import (
     EXPONENT,
     SMALL,
@@ -47,6 +51,25 @@ def run(dataset: str, data: str, parameters: int, minutes: float, seed: int, out
     return summary
 
 
+EXPECTED = re.compile(r": ([\d.]+) bits per byte \(([\d.]+) to ([\d.]+)\)")
+
+
+def promised(dataset: str, data: str, minutes: float, seed: int, out: Path) -> Row:
+    """One training of the size that it chose, and what it said of it before the first step."""
+    name = f"{dataset}_auto_{minutes:g}_{seed}"
+    settings = {"data": data, "params": "auto", "minutes": minutes, "seed": seed}
+    train_trial(dataset, name, settings, out)
+    summary = load_summary(out / f"{name}.summary.json")
+    said = EXPECTED.search((out / f"{name}.log").read_text(encoding="utf-8"))
+    if said is None:
+        raise UserError(f"{name}: its log does not say what to expect; remove its files from {out}")
+    likely, least, most = map(float, said.groups())
+    progress(f"{name}: {summary.best['bpb']:.4f} of {least} to {most}")
+    return {"set": dataset, "minutes": minutes, "seed": seed, "parameters": summary.parameters,
+            "tokens": summary.trained_tokens, "least": least, "expected": likely, "most": most,
+            "bpb": summary.best["bpb"], "inside": least <= summary.best["bpb"] <= most}  # fmt: skip
+
+
 def fit(points: Sequence[tuple[float, float, float]]) -> dict[str, float]:
     """The law of one set: of (parameters, tokens, bits per byte)."""
     n, d, bpb = np.array(points).T
@@ -60,7 +83,12 @@ def fit(points: Sequence[tuple[float, float, float]]) -> dict[str, float]:
 @click.command()
 @click.option("--data-dir", required=True, help="Folder of the data sets, or sample.")
 @click.option("--sets", default="dolly", show_default=True)
-@click.option("--millions", default="0.8,1.4,2.6,5", show_default=True, help="Of parameters.")
+@click.option(
+    "--millions",
+    default="0.8,1.4,2.6,5",
+    show_default=True,
+    help="Of parameters; auto: what each run chooses.",
+)
 @click.option("--minutes", default="3,10", show_default=True)
 @click.option("--seeds", default=1, show_default=True)
 @click.option("--cores", default=os.cpu_count(), show_default=True, help="Trainings at a time.")
@@ -69,15 +97,21 @@ def fit(points: Sequence[tuple[float, float, float]]) -> dict[str, float]:
 def command(
     data_dir: str, sets: str, millions: str, minutes: str, seeds: int, cores: int, out: Path
 ) -> Report:
+    times = [float(each) for each in minutes.split(",")]
+    if millions == "auto":
+        cases = list(itertools.product(sets.split(","), times, range(seeds)))
+        with ThreadPoolExecutor(cores) as pool:
+            rows = list(
+                pool.map(lambda c: promised(c[0], place(data_dir, c[0]), *c[1:], out), cases)
+            )
+        return Report({"What was expected, and what was reached": rows})
     sizes = [round(1e6 * float(size)) for size in millions.split(",")]
-    trials = list(
-        itertools.product(sets.split(","), sizes, map(float, minutes.split(",")), range(seeds))
-    )
+    trials = list(itertools.product(sets.split(","), sizes, times, range(seeds)))
     with ThreadPoolExecutor(cores) as pool:
         done = list(
             pool.map(lambda t: run(t[0], place(data_dir, t[0]), t[1], t[2], t[3], out), trials)
         )
-    rows: list[Row] = [
+    rows = [
         {"set": t[0], "parameters": s.parameters, "minutes": t[2], "seed": t[3],
          "tokens": s.trained_tokens, "bpb": s.best["bpb"],
          "expected": expected_bpb(t[0], s.parameters, s.trained_tokens)}
