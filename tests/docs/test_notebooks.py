@@ -44,14 +44,19 @@ def test_the_laptops_runs_from_top_to_bottom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nbclient = pytest.importorskip("nbclient")
+    from traitlets.config import Config
+
     monkeypatch.setenv("NEWLLM_NOTEBOOK_MINUTES", "0.05")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(NOTEBOOKS / "laptop.ipynb", as_version=4)
+    # Sockets that are files: of ports, one that was free a moment ago may be another test's.
+    sockets = {"transport": "ipc", "ip": str(tmp_path / "kernel")}
     client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
-    )
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}},
+        config=Config({"KernelManager": sockets}),
+    )  # fmt: skip
     client.execute()
     said = "".join(
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
