@@ -142,7 +142,7 @@ def serve(
     logging.getLogger("newllm").setLevel(log_level.upper())
     limits = replace(limits, connections=allow_connections(limits))
     service = Service(models, limits, sessions_dir, aliases)
-    server = make_server(make_app(service, access), access.host, port, limits)
+    server = make_server(make_app(service, access), access.host, port, service)
     sockets = [bind(access.host, port)]
     for model in models.values():
         model.chat(Sampling(temperature=0)).say("a", 2)  # compiles the step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import uvicorn
@@ -12,13 +13,16 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from newllm.errors import UserError
-from newllm.serve.service import Limits
+from newllm.serve.service import Limits, Service
 
 GRACE_SECONDS = 5
-"""How long answers that are being written may go on when the server is told to stop.
+"""How long answers that are being written may go on when the server is told to stop. They end then
+as if their limit were reached, and have `LEAVE_SECONDS` to reach their clients.
 
 Supervisors commonly kill after ten.
 """
+
+LEAVE_SECONDS = 2
 
 _YOUNG_SECONDS = 1.0
 """A connection gives way once it has been silent for so long; earlier only under twice the limit's
@@ -110,16 +114,28 @@ def _is_a_fault(record: logging.LogRecord) -> bool:
 class _Server(uvicorn.Server):
     """A second Ctrl-C cuts off what is being written; what was said until then is saved as ever."""
 
+    def __init__(self, config: uvicorn.Config, end_answers: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._end_answers = end_answers
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_late_answers())
         await super().shutdown(sockets)
+        ending.cancel()
         if self.force_exit:  # uvicorn leaves out the end of the app
             for task in self.server_state.tasks:
                 task.cancel()
             await self.lifespan.shutdown()
 
+    async def _end_late_answers(self) -> None:
+        """uvicorn would end their tasks: an answer that had no text yet were an error 500."""
+        await asyncio.sleep(GRACE_SECONDS)
+        await self._end_answers()
 
-def make_server(app: Starlette, host: str, port: int, limits: Limits) -> uvicorn.Server:
-    """uvicorn for an app."""
+
+def make_server(app: Starlette, host: str, port: int, service: Service) -> uvicorn.Server:
+    """uvicorn for the app of a service."""
+    limits = service.limits
     config = uvicorn.Config(
         app,
         host=host,
@@ -130,11 +146,11 @@ def make_server(app: Starlette, host: str, port: int, limits: Limits) -> uvicorn
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS + LEAVE_SECONDS,
         limit_concurrency=4 * limits.connections,
     )
     logging.getLogger("uvicorn.error").addFilter(_is_a_fault)  # the same one is added once
-    return _Server(config)
+    return _Server(config, service.end_answers)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -243,11 +243,15 @@ class Service:
             served.engine.start()
         self.store.start()
 
-    async def stop(self) -> None:
-        """End what is being written, as it is, and save the conversations if there is a folder."""
+    async def end_answers(self) -> None:
+        """End what is being written, as it is; no further answer is begun."""
         self.stopping = True
         for served in self.models.values():  # their last news are queued on this loop before
             await asyncio.to_thread(served.engine.stop)
+
+    async def stop(self) -> None:
+        """The same, and save the conversations if there is a folder."""
+        await self.end_answers()
         await self.store.stop()
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ def start() -> Iterator[Start]:
         bounds = replace(Limits(), **limits)
         service = Service(models, bounds, sessions_dir, aliases)
         access = access or Access(api_key=key)
-        server = make_server(make_app(service, access), access.host, 0, bounds)
+        server = make_server(make_app(service, access), access.host, 0, service)
         sockets = [bind("127.0.0.1", 0)]
         thread = threading.Thread(target=server.run, args=[sockets], daemon=True)
         thread.start()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import httpx
 import pytest
 
 from newllm.cli import main
+from newllm.inference.engine import Engine
 from newllm.inference.sampler import Sampling
 from newllm.model import ContextLM
+from newllm.serve import connections
 from tests.serve.serving import NAME, Running, Start, tiny_model
 from tests.untrained import save_model
 
@@ -191,6 +194,40 @@ def test_a_fault_in_a_round_ends_these_answers_alone(start: Start, monkeypatch) 
         monkeypatch.setattr(decoder, "step", broken)
         assert http.post(CHAT, json=body()).status_code == 500
     alive(server)
+
+
+def test_answers_that_outlast_the_grace_end_as_at_their_limit(start: Start, monkeypatch) -> None:
+    """Streamed, whole, or still in the queue: what there is of them is sent, and no error."""
+    monkeypatch.setattr(connections, "GRACE_SECONDS", 0.2)
+    write = Engine._write
+
+    def slowly(self: Engine) -> None:
+        write(self)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(Engine, "_write", slowly)
+    server = start(requests=2)
+
+    def ask(stream: bool) -> str:
+        asked = {"max_tokens": 4000, "min_tokens": 4000, "stream": stream}
+        with server.http() as http:
+            answer = http.post(CHAT, json=body(**asked))
+        assert answer.status_code == 200, answer.text
+        if not stream:
+            return answer.json()["choices"][0]["finish_reason"]
+        *_, last, done = (line[6:] for line in answer.text.splitlines() if line)
+        assert done == "[DONE]"
+        return json.loads(last)["choices"][0]["finish_reason"]
+
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask, stream) for stream in (True, False)]
+        while server.service.active < 2:
+            time.sleep(0.01)
+        asked.append(pool.submit(ask, False))
+        while not server.service.waiting:
+            time.sleep(0.01)
+        server.stop()
+        assert [answer.result() for answer in asked] == ["length"] * 3
 
 
 @pytest.mark.parametrize(

@@ -158,8 +158,8 @@ def test_a_server_that_went_away(visit: Open) -> None:
 
 def serve(port: int) -> tuple[int, Callable[[], None]]:
     """A server on a port of one's choice: its port, and how to stop it."""
-    app = make_app(Service({NAME: tiny_model()}, Limits()))
-    server = make_server(app, "127.0.0.1", port, Limits())
+    service = Service({NAME: tiny_model()}, Limits())
+    server = make_server(make_app(service), "127.0.0.1", port, service)
     server.config.timeout_graceful_shutdown = 1
     sockets = [bind("127.0.0.1", port)]
     thread = threading.Thread(target=server.run, args=[sockets], daemon=True)
