@@ -64,10 +64,11 @@ def promised(dataset: str, data: str, minutes: float, seed: int, out: Path) -> R
     if said is None:
         raise UserError(f"{name}: its log does not say what to expect; remove its files from {out}")
     likely, least, most = map(float, said.groups())
-    progress(f"{name}: {summary.best['bpb']:.4f} of {least} to {most}")
+    reached = float(summary.best["bpb"])  # type: ignore[arg-type]
+    progress(f"{name}: {reached:.4f} of {least} to {most}")
     return {"set": dataset, "minutes": minutes, "seed": seed, "parameters": summary.parameters,
             "tokens": summary.trained_tokens, "least": least, "expected": likely, "most": most,
-            "bpb": summary.best["bpb"], "inside": least <= summary.best["bpb"] <= most}  # fmt: skip
+            "bpb": reached, "inside": least <= reached <= most}  # fmt: skip
 
 
 def fit(points: Sequence[tuple[float, float, float]]) -> dict[str, float]:
@@ -102,7 +103,7 @@ def command(
         cases = list(itertools.product(sets.split(","), times, range(seeds)))
         with ThreadPoolExecutor(cores) as pool:
             rows = list(
-                pool.map(lambda c: promised(c[0], place(data_dir, c[0]), *c[1:], out), cases)
+                pool.map(lambda c: promised(c[0], place(data_dir, c[0]), c[1], c[2], out), cases)
             )
         return Report({"What was expected, and what was reached": rows})
     sizes = [round(1e6 * float(size)) for size in millions.split(",")]

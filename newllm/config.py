@@ -200,6 +200,12 @@ class TrainingSettings(_Settings):
         description="let recall look nothing of an answer up while it is learnt, as while it is "
         "written",
     )
+    sampled_softmax: int = Field(
+        0,
+        ge=0,
+        description="on a CPU, train the softmax over the targets of a step and so many other "
+        "tokens, drawn anew for each step; 0: over all",
+    )
     freeze_old: bool = Field(
         False, description="train only what `grow` added to the model of --from"
     )

@@ -100,9 +100,8 @@ class Dataset:
     """What is recommended for every architecture."""
     epochs: Mapping[str, int]
     """Recommended epochs by architecture."""
-    rehearsal_share: float = 0.2
-    """Fraction of the tokens from earlier levels when a climb trains this one: little after related
-    dialogues, more where the texts differ much."""
+    rehearsal_share: float = 0.4
+    """Fraction of the tokens from earlier levels when a climb trains this one (docs/LOG.md)."""
 
     # -- what came of it
     prompts: tuple[str, ...]

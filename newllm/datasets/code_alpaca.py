@@ -34,7 +34,6 @@ DATASET = Dataset(
     protocol_length=256,
     settings={"num_layers": 8, "context_dim": 512, "max_seq_length": 256},
     epochs={"original": 200, "context": 8},
-    rehearsal_share=0.3,
     prompts=(
         "Write a Python function that adds two numbers.",
         "Write a Python program that prints the numbers from 1 to 5.",

@@ -18,6 +18,7 @@ from torch import Tensor
 from newllm.data.loader import IGNORED
 from newllm.device import send
 from newllm.model.kernels import half_copy, nats_gradient_, wide_product
+from newllm.model.sampled_softmax import SampledVocabulary
 
 _torch: Any = torch
 """Its functions on many tensors at once, which are named as private."""
@@ -32,6 +33,7 @@ def sum_of_nats(
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
+    sample: SampledVocabulary | None = None,
 ) -> Tensor:
     """Sum over the scored positions of -ln p(target), differentiable.
 
@@ -40,6 +42,7 @@ def sum_of_nats(
         weight: output matrix, [V, D]; `bias`: [V] or None.
         targets: next-token ids, same leading shape as `hidden`, here or on the CPU; `IGNORED` is
             not scored.
+        sample: of the vocabulary, over which the softmax is estimated; on a CPU.
 
     Returns:
         fp32 scalar. Divide by the number of scored tokens (of the whole batch, over all
@@ -50,7 +53,7 @@ def sum_of_nats(
         scored = targets != IGNORED
         if not bool(scored.all()):
             hidden, targets = hidden[scored], targets[scored]
-    return nats_of(hidden, weight, bias, send(targets, hidden.device))
+    return nats_of(hidden, weight, bias, send(targets, hidden.device), sample=sample)
 
 
 def nats_of(
@@ -60,6 +63,7 @@ def nats_of(
     targets: Tensor,
     copying: tuple[Tensor, Tensor] | None = None,
     mixing: tuple[Tensor, Tensor] | None = None,
+    sample: SampledVocabulary | None = None,
 ) -> Tensor:
     """Sum of the nats of N positions, differentiable; nothing of it is asked for by the host.
 
@@ -76,7 +80,13 @@ def nats_of(
             none; its logit becomes ln(exp(logit) + exp(score)).
         mixing: counted and left, [N] both: the network's p(target), before anything is copied,
             becomes counted + left * p(target).
+        sample: as for :func:`sum_of_nats`.
     """
+    if sample is not None:
+        weight = weight[sample.entries]
+        bias = sample.offsets if bias is None else bias[sample.entries] + sample.offsets
+        targets = sample.positions(targets)
+        copying = copying and (sample.positions(copying[0]), copying[1])
     entries, scores = (part.flatten() for part in copying) if copying else (None, None)
     rows = targets, *(mixing or (None, None)), entries, scores
     return _SumOfNats.apply(
@@ -133,7 +143,7 @@ class _SumOfNats(torch.autograd.Function):
                 nats = _plus(nats, said.nats.sum(), torch.float32)
                 if not with_grad:
                     continue
-                if bias is not None:
+                if bias is not None and ctx.needs_input_grad[2]:
                     d_bias = _plus(d_bias, logits.sum(dim=0), bias.dtype)
                 d_weight = _plus(d_weight, wide_product(logits.t(), rows), torch.float32)
                 d_hidden = (logits @ matrix).to(hidden.dtype)

@@ -39,6 +39,7 @@ from newllm.model.loss import compute_dtype, nats_of
 from newllm.model.recall import recall
 from newllm.model.recall.layer import RecallLayer, of_copying, spread
 from newllm.model.recall.reference import LONGEST, OPEN, ORDERS, WAYS
+from newllm.model.sampled_softmax import SampledVocabulary
 from newllm.model.trunk import TokenScores, TrunkOutput
 
 State = dict[str, Tensor]
@@ -592,7 +593,9 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         other._modules = {**self._modules, "counts": None}
         return other
 
-    def loss(self, hidden: Hidden, targets: Tensor) -> Tensor:
+    def loss(
+        self, hidden: Hidden, targets: Tensor, sample: SampledVocabulary | None = None
+    ) -> Tensor:
         """Sum of nats over the scored targets; see :func:`newllm.model.loss.nats_of`."""
         said = (hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)).flat()
         targets = targets.flatten()
@@ -601,7 +604,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
             if not bool(scored.all()):
                 said, targets = said[scored], targets[scored]
         aims = self.aims(targets, said.matches, said.contexts)
-        return self.nats(said.hidden, sent(aims, said.device))
+        return self.nats(said.hidden, sent(aims, said.device), sample)
 
     def aims(self, targets: Tensor, matches: Tensor | None, known: Tensor | None) -> Facts:
         """What the loss of N positions needs besides weights and numbers.
@@ -618,14 +621,15 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
             facts |= self.counts.of_mixing(known, targets)
         return facts
 
-    def nats(self, hidden: Tensor, facts: Facts) -> Tensor:
+    def nats(self, hidden: Tensor, facts: Facts, sample: SampledVocabulary | None = None) -> Tensor:
         """Sum of nats, as :meth:`loss`, of hidden [N, D] and what :meth:`aims` gave."""
         copying, mixing = None, None
         if self.recall is not None and "copied_rows" in facts:
             copying = self.recall.scores(hidden, facts)
         if self.counts is not None and "said" in facts:
             mixing = self.counts.mixed(hidden, facts)
-        return nats_of(hidden, self.embedding.weight, None, facts["targets"], copying, mixing)
+        weight, targets = self.embedding.weight, facts["targets"]
+        return nats_of(hidden, weight, None, targets, copying, mixing, sample)
 
 
 def _nats(

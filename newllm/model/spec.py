@@ -37,6 +37,7 @@ _RECIPE: dict[str, Any] = {
     "warmup_share": 0.02,
     "warmdown_share": 0.6,
     "patience": 5,
+    "sampled_softmax": 256,
 }
 
 # As published: Adam, 0.0001 at batch 32 times the square root of the ratio.
@@ -46,6 +47,7 @@ _PUBLISHED: dict[str, Any] = {
     "warmup_share": 0.0,
     "warmdown_share": 0.0,
     "patience": 20,
+    "sampled_softmax": 0,
     "embed_dim": 256,
     "hidden_dim": 512,
 }

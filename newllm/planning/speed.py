@@ -131,7 +131,9 @@ def timed_step(settings: Settings, rows: int, length: int) -> Callable[[], tuple
     torch.manual_seed(0)
     model = build_model(settings.model_settings(), settings.vocab_size).to(device)
     optimizers = make_optimizers(model, settings)
-    ids = torch.randint(settings.vocab_size, (rows, length), device=device)
+    # As often as in texts, by Zipf's law: a sampled softmax depends on how many differ.
+    frequencies = 1 / torch.arange(1, settings.vocab_size + 1)
+    ids = frequencies.multinomial(rows * length, replacement=True).reshape(rows, length).to(device)
     state = model.initial_state(rows)
     reset = torch.zeros_like(ids, dtype=torch.bool)
 

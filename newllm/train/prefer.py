@@ -44,13 +44,20 @@ from newllm.evaluate.refusals import refusal_share
 from newllm.files import write_text
 from newllm.model import LanguageModel, State
 from newllm.model.kernels import Noise
+from newllm.model.sampled_softmax import SampledVocabulary
 from newllm.results.records import Metrics
 from newllm.train import checkpoint
 from newllm.train.preference_loss import Preferring
 from newllm.train.run import TrainingRun, train
 from newllm.train.trainer import Trainer
 
-RECIPE = {"epochs": 1, "learning_rate": 3e-4, "batch_size": 32, "dropout": 0.0}
+RECIPE = {
+    "epochs": 1,
+    "learning_rate": 3e-4,
+    "batch_size": 32,
+    "dropout": 0.0,
+    "sampled_softmax": 0,
+}
 """What a run takes unless told otherwise; a batch is so many pairs (docs/LOG.md)."""
 
 PAIRS_AT_ONCE = 8
@@ -328,7 +335,9 @@ class PreferenceTrainer(Trainer):
             self.reference,
         )
 
-    def _gradients(self, batch: Any, rows: int) -> tuple[Tensor, State]:
+    def _gradients(
+        self, batch: Any, rows: int, sample: SampledVocabulary | None = None
+    ) -> tuple[Tensor, State]:
         """Accumulate the gradients of a batch of pairs, so many at once.
 
         Returns:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from newllm.config import ModelSettings, Settings
-from newllm.data.loader import Batch, EpochLoader, Mixture, read_ahead
+from newllm.data.loader import IGNORED, Batch, EpochLoader, Mixture, read_ahead
 from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
 from newllm.data.tokenizers import answer_marks
@@ -32,6 +32,7 @@ from newllm.model import LanguageModel, OwnBlock, State, build_model
 from newllm.model.kernels import HalfCopies, Noise, ready
 from newllm.model.recall.reference import in_sets
 from newllm.model.residual import ResidualLM
+from newllm.model.sampled_softmax import SampledVocabulary
 from newllm.model.spec import find_spec
 from newllm.results.records import EpochRecord, Metrics
 from newllm.threads import TrainingThreads
@@ -65,6 +66,9 @@ Pass = Callable[[], tuple[Tensor, State]]
 
 Sequences = slice | Tensor
 """Which ones of the batch a micro-batch has."""
+
+_DRAW = 2**32 - 1
+"""The draw of a sampled softmax among what draws in a step; operations are counted from 0."""
 
 MIN_IMPROVEMENT = 0.001
 """Nats per token below which a lower validation loss is no improvement."""
@@ -396,7 +400,8 @@ class Trainer:
         """A step by :meth:`_gradients`; its nats, and whether it was taken, [2]."""
         if self._halves is not None:
             self._halves.refresh()
-        nats, self.state = self._fitting(lambda rows: self._gradients(batch, rows))
+        sample = self._sampled_vocabulary(batch)
+        nats, self.state = self._fitting(lambda rows: self._gradients(batch, rows, sample))
         if self.sharded:
             return self._update_parts(nats, rate_factor)
         if self._sums is not None:
@@ -405,12 +410,24 @@ class Trainer:
             return self._update(nats, rate_factor)
         return self._update_on_gpu(nats, send(self._numbers(batch, rate_factor), self.device))
 
-    def _gradients(self, batch: Batch, rows: int) -> tuple[Tensor, State]:
+    def _sampled_vocabulary(self, batch: Batch) -> SampledVocabulary | None:
+        """The entries over which this step's softmax is summed; None for all of them."""
+        others = self.settings.sampled_softmax
+        if others == 0 or self._on_gpu:
+            return None
+        targets = torch.zeros(self.model.vocab_size, dtype=torch.int32)
+        targets[batch.targets[batch.targets != IGNORED]] = 1
+        targets = self.processes.sum_on_device(targets) > 0
+        return SampledVocabulary.drawn(targets, others, self._noise(0).keys(_DRAW)[0])
+
+    def _gradients(
+        self, batch: Batch, rows: int, sample: SampledVocabulary | None
+    ) -> tuple[Tensor, State]:
         """Accumulate the gradients of a batch, so many rows at once: (nats, states behind it)."""
         share = torch.full((), _share(batch), device=self.device)
         passes: list[tuple[Sequences, Pass]] = []
         for which, part in batch.micro_batches(rows, self._one_document_per_row):
-            passes.append((which, partial(self._pass, which, part, rows * len(passes))))
+            passes.append((which, partial(self._pass, which, part, rows * len(passes), sample)))
         return self._accumulate(passes, share)
 
     def _noise(self, sequence: int) -> Noise:
@@ -418,7 +435,9 @@ class Trainer:
         first = self._sequences.start + sequence
         return Noise(self.settings.seed, self.progress.total_steps, first)
 
-    def _pass(self, which: Sequences, part: Batch, sequence: int) -> tuple[Tensor, State]:
+    def _pass(
+        self, which: Sequences, part: Batch, sequence: int, sample: SampledVocabulary | None
+    ) -> tuple[Tensor, State]:
         """One micro-batch, by the model as anybody calls it."""
         state = {name: tensor[:, which] for name, tensor in self.state.items()}
         hidden, state = self.model(
@@ -426,7 +445,7 @@ class Trainer:
             noise=self._noise(sequence),
             **({} if part.tables is None else {"tables": part.tables}),
         )
-        return self.model.loss(hidden, part.targets), state
+        return self.model.loss(hidden, part.targets, sample), state
 
     def _accumulate(
         self, passes: Sequence[tuple[Sequences, Pass]], share: Tensor

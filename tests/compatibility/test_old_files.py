@@ -33,6 +33,7 @@ import torch
 
 import newllm
 from newllm.cli import main
+from newllm.model.spec import _RECIPE
 
 FOLDER = Path(__file__).parent / "e769d6e"
 
@@ -62,16 +63,17 @@ ONWARD: dict[str, Any] = said("onward")
 
 @pytest.fixture
 def without_memories(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recall and counts came later: what is trained anew is trained without, as then."""
+    """Recall, counts and a sampled softmax came later: what is trained anew has none, as then."""
     monkeypatch.setattr("newllm.model.spec.RECALL_SLOTS", 0)
     monkeypatch.setattr("newllm.model.spec.COUNTS", 0)
+    monkeypatch.setitem(_RECIPE, "sampled_softmax", 0)
 
 
 def known_then(text: str) -> str:
     """Without the settings that came later."""
     later = re.compile(
         r" *(recall_slots|counts|threads|columns|splits|documents|decontaminate|track|"
-        r"rehearsal_last|closed_answers|shard|cuda_graph)\b"
+        r"rehearsal_last|closed_answers|shard|cuda_graph|sampled_softmax)\b"
     )
     text = text.replace(" hub:ORG/NAME[:CONFIG][@REVISION],", "")
     return "".join(line for line in text.splitlines(True) if not later.match(line))

@@ -42,6 +42,7 @@ FLAGS = {
     "epochs": 3,
     "device": "cpu",
     "precision": "fp32",
+    "sampled_softmax": 64,
     "save_minutes": 0,
 }
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from newllm.config import ModelSettings
 from newllm.model.kernels import Noise, active_kernel
 from newllm.model.loss import sum_of_nats
+from newllm.model.sampled_softmax import SampledVocabulary
 from newllm.model.trunk import TokenScores
 
 _INIT_STD = 0.02
@@ -128,9 +129,11 @@ class OriginalLM(nn.Module):
         nats = F.cross_entropy(logits, targets, reduction="none")
         return TokenScores(nats, logits.argmax(dim=1) == targets, None)
 
-    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def loss(
+        self, hidden: Tensor, targets: Tensor, sample: SampledVocabulary | None = None
+    ) -> Tensor:
         """Sum of nats over the scored targets; see :func:`newllm.model.loss.sum_of_nats`."""
-        return sum_of_nats(hidden, self.output.weight, self.output.bias, targets)
+        return sum_of_nats(hidden, self.output.weight, self.output.bias, targets, sample)
 
 
 @dataclass(frozen=True)
