@@ -16,10 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from newllm.data.tokenizers import Tokenizer
 from newllm.inference.engine import Chosen, Piece
-from newllm.serve.schemas import ApiError
 from newllm.serve.service import Reply
-
-GIVEN_UP = "the answer was given up: the model's scores are not finite (see the server's log)"
 
 Replies = Sequence[Reply]
 """Of one request: of each prompt, all answers, one prompt after the other."""
@@ -84,11 +81,11 @@ class OpenAIForm:
                     body |= {**asdict(pictures[-1]), "usage": usage(replies)}
                     body["pieces"] = [[piece.text, piece.recalled] for piece in pieces]
                 yield _event(body)
-            if not pieces and reply.job.reason == "error":
-                yield _event(ApiError(500, GIVEN_UP, "not_finite").to_dict())
-                return
             if pieces:
                 continue
+            if reply.failure is not None:
+                yield _event(reply.failure.to_dict())
+                return
             still_open -= 1
             last = _delta(number, {}, why_ended(reply)) if self.chat else {
                 "text": "", "index": number, "logprobs": None, "finish_reason": why_ended(reply),
@@ -240,8 +237,9 @@ async def respond(
         async for number, new in news(replies):
             pieces[number] += new
         tasks.cancel_scope.cancel()
-    if any(reply.job.reason == "error" for reply in replies):
-        raise ApiError(500, GIVEN_UP, "not_finite")
+    for reply in replies:
+        if reply.failure is not None:
+            raise reply.failure
     if choose is not None:
         chosen = await choose(replies)
         replies, pieces = [replies[n] for n in chosen], [pieces[n] for n in chosen]

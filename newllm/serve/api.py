@@ -33,6 +33,7 @@ from newllm.serve.schemas import (
     TokenizeRequest,
     first_reason,
     invalid_body,
+    shutting_down,
 )
 from newllm.serve.service import Reply, Served, Service
 
@@ -68,7 +69,7 @@ class Api:
         """200 while requests are taken."""
         service = self._service
         if service.stopping:
-            raise ApiError(503, "the server is shutting down", "shutting_down")
+            raise shutting_down()
         told = {"active_answers": service.active, "waiting_answers": service.waiting}
         return JSONResponse({"status": "ok", **told})
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from newllm.inference.engine import Piece
-from newllm.serve.answers import GIVEN_UP, Replies, news, usage
+from newllm.serve.answers import Replies, news, usage
 from newllm.serve.schemas import ResponsesRequest
 
 
@@ -58,8 +58,9 @@ class ResponsesForm:
         yield event(f"response.{status}", response=response)
 
     def _status(self, replies: Replies) -> str:
-        reason = replies[0].job.reason
-        return {"stop": "completed", "error": "failed"}.get(reason or "", "incomplete")
+        if replies[0].failure is not None:
+            return "failed"
+        return "completed" if replies[0].job.reason == "stop" else "incomplete"
 
     def _message(self, replies: Replies) -> dict[str, Any]:
         return {
@@ -74,13 +75,13 @@ class ResponsesForm:
         self, replies: Replies, status: str, output: list[dict[str, Any]]
     ) -> dict[str, Any]:
         counted = usage(replies)
-        begun, failed = status == "in_progress", status == "failed"
+        begun, failure = status == "in_progress", replies[0].failure
         return {
             "id": f"resp_{self.id}",
             "object": "response",
             "created_at": self.created,
             "status": status,
-            "error": {"code": "server_error", "message": GIVEN_UP} if failed else None,
+            "error": failure and {"code": "server_error", "message": str(failure)},
             "incomplete_details": (
                 {"reason": "max_output_tokens"} if status == "incomplete" else None
             ),

@@ -64,6 +64,11 @@ class ApiError(Exception):
         return JSONResponse(self.to_dict(), self.status, headers={**wait, **self.headers})
 
 
+def shutting_down() -> ApiError:
+    """The server takes no more, and has not read what was asked."""
+    return ApiError(503, "the server is shutting down", "shutting_down")
+
+
 def invalid_body(error: ValidationError, content: bytes) -> ApiError:
     """What is wrong with a body: of several things, the one that is deepest in it.
 

@@ -28,7 +28,7 @@ from newllm.inference.answer_text import AnswerText
 from newllm.inference.decoder import Snapshot
 from newllm.inference.engine import Engine, Interim, Job, Piece
 from newllm.inference.sampler import RngState, Sampler, Sampling
-from newllm.serve.schemas import AnswerRequest, ApiError
+from newllm.serve.schemas import AnswerRequest, ApiError, shutting_down
 from newllm.serve.store import PrefixCache, SessionStore
 from newllm.trained import TrainedModel
 
@@ -124,6 +124,18 @@ class Reply:
             else:
                 await self._event.wait()
                 self._event.clear()
+
+    @property
+    def failure(self) -> ApiError | None:
+        """Why there is no answer, when it has ended."""
+        if self.job.reason == "error":
+            return ApiError(
+                500,
+                "the answer was given up: the model's scores are not finite (see the server's log)",
+                "not_finite",
+            )
+        cut_off = self.job.reason == "cancelled" and self.job.snapshot is None
+        return shutting_down() if cut_off else None
 
     def leave(self) -> None:
         """The client has gone: the answer ends where it is, if it has not ended yet."""
@@ -308,7 +320,7 @@ class Service:
                 "messages",
             )
         if self.stopping:
-            raise ApiError(503, "the server is shutting down", "shutting_down")
+            raise shutting_down()
         most = MAX_NEW_TOKENS if asked.max_tokens is None else asked.max_tokens
         jobs = [
             Job(

@@ -182,7 +182,9 @@ class Client:
                 if not line.startswith("data: {"):
                     continue
                 event = json.loads(line[6:])
-                assert "error" not in event, event
+                if "error" in event:
+                    assert event["error"]["code"] == "shutting_down", event
+                    return False
                 for choice in event["choices"]:
                     if piece := choice["delta"].get("content"):
                         text += piece

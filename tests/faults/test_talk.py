@@ -10,9 +10,10 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -53,13 +54,18 @@ def test_killed_while_there_is_talk(
     kinds = [*STRUCK, *TOLD]
     ends = [[KILL] if n % 2 else kinds[n // 2 % len(kinds)] for n in range(count)]
     random.Random(0).shuffle(ends)
+    stop = threading.Event()
     with ThreadPoolExecutor(FOLDERS) as pool:
         parts = [ends[n::FOLDERS] for n in range(FOLDERS)]
         work = [
-            pool.submit(many_ends, servers, tmp_path / str(n), part, n, tried)
+            pool.submit(many_ends, servers, tmp_path / str(n), part, n, tried, stop)
             for n, part in enumerate(parts)
         ]
-        turns = sum(each.result() for each in work)
+        done, _ = wait(work, return_when=FIRST_EXCEPTION)
+        stop.set()
+        for each in done:
+            each.result()
+    turns = sum(each.result() for each in work)
     assert turns > count, "hardly anything was said"
     for _ in range(turns):
         tried("turns heard to their end")
@@ -67,13 +73,19 @@ def test_killed_while_there_is_talk(
 
 def many_ends(
     servers: Servers, folder: Path, ends: list[list[signal.Signals]], seed: int,
-    tried: Callable[[str], None],
+    tried: Callable[[str], None], stop: threading.Event,
 ) -> int:  # fmt: skip
-    """Servers on one folder, each ended by some signals; returns how many turns were heard."""
+    """Servers on one folder, each ended by some signals, until told to stop.
+
+    Returns:
+        how many turns were heard.
+    """
     folder.mkdir()
     model, chance = TrainedModel.load(servers.checkpoint, "cpu"), random.Random(seed)
     clients = [Client(random.Random(100 * seed + n)) for n in range(CLIENTS)]
     for numbers in ends:
+        if stop.is_set():
+            break
         server = servers.start(folder / "sessions", folder / "output")
         talking = [client.talk(server.url) for client in clients]
         time.sleep(chance.uniform(0, LIFE))
