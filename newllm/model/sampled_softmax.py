@@ -16,8 +16,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from newllm.data.loader import IGNORED
+
 _WORTH_IT = 0.75
 """Fraction of the vocabulary from which on all of it is as cheap."""
+
+
+def is_worth_it(vocab_size: int, targets: float, others: int) -> bool:
+    """Whether a sample of so many entries is wanted, and cheaper than the whole vocabulary."""
+    return others > 0 and targets + others <= _WORTH_IT * vocab_size
+
+
+def mark_targets(targets: Tensor, vocab_size: int) -> Tensor:
+    """True for the tokens that are among the targets of any shape, [V]; `IGNORED` is none."""
+    marks = torch.zeros(vocab_size, dtype=torch.bool)
+    marks[targets[targets != IGNORED]] = True
+    return marks
 
 
 @dataclass(frozen=True)
@@ -33,15 +47,15 @@ class SampledVocabulary:
 
     @classmethod
     def drawn(cls, targets: Tensor, others: int, seed: int) -> SampledVocabulary | None:
-        """All targets of a step, and some others; None where that is nearly all entries.
+        """All targets of a step, and some others; None where a sample is not worth it.
 
         Args:
             targets: True for the tokens that are targets, [V].
-            others: how many more, evenly drawn without replacement.
+            others: how many more, evenly drawn without replacement; 0: no sample is wanted.
             seed: of the draw.
         """
         rest = (~targets).nonzero().flatten()
-        if len(targets) - len(rest) + others > _WORTH_IT * len(targets):
+        if not is_worth_it(len(targets), len(targets) - len(rest), others):
             return None
         generator = torch.Generator().manual_seed(seed)
         drawn = rest[torch.randperm(len(rest), generator=generator)[:others]]

@@ -186,7 +186,8 @@ def make_plan(
     """
     row_tokens, count = settings.max_seq_length, machine.count
     batch = batch_tokens or settings.batch_size * row_tokens
-    work, each = work_of(settings), batch / count
+    on_cpu = machine.assumed is None and pick_device("auto").type == "cpu"
+    work, each = work_of(settings, batch if on_cpu else None), batch / count
     static, share = work.static_bytes + PROCESS_BYTES, None
     if shard:
         share = _share(settings, machine, batch)

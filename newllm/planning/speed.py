@@ -19,7 +19,8 @@ from newllm.device import fast_bf16, keep_freed_memory, pick_device, product_spe
 from newllm.errors import UserError
 from newllm.model import build_model
 from newllm.model.kernels import Noise
-from newllm.planning.work import work_of
+from newllm.model.sampled_softmax import SampledVocabulary, mark_targets
+from newllm.planning.work import token_frequencies, work_of
 from newllm.settings import resolve
 from newllm.train.optimizers import make_optimizers
 
@@ -105,8 +106,8 @@ def measured_speed() -> Speed:
     """Of this machine, from bare products and one model's steps: some seconds."""
     device = pick_device("auto")
     settings = resolve("ultrachat", REFERENCE)
-    work = work_of(settings)
     tokens = REFERENCE_ROWS[0] * REFERENCE_ROWS[1]
+    work = work_of(settings, tokens if device.type == "cpu" else None)
     step = timed_step(settings, *REFERENCE_ROWS)
     step()  # pays for compiling
     passes, updates = zip(*(step() for _ in range(5)), strict=True)
@@ -131,9 +132,13 @@ def timed_step(settings: Settings, rows: int, length: int) -> Callable[[], tuple
     torch.manual_seed(0)
     model = build_model(settings.model_settings(), settings.vocab_size).to(device)
     optimizers = make_optimizers(model, settings)
-    # As often as in texts, by Zipf's law: a sampled softmax depends on how many differ.
-    frequencies = 1 / torch.arange(1, settings.vocab_size + 1)
-    ids = frequencies.multinomial(rows * length, replacement=True).reshape(rows, length).to(device)
+    frequencies = token_frequencies(settings.vocab_size)
+    ids = frequencies.multinomial(rows * length, replacement=True).reshape(rows, length)
+    sample = None
+    if device.type == "cpu":
+        marks = mark_targets(ids, settings.vocab_size)
+        sample = SampledVocabulary.drawn(marks, settings.sampled_softmax, 0)
+    ids = ids.to(device)
     state = model.initial_state(rows)
     reset = torch.zeros_like(ids, dtype=torch.bool)
 
@@ -146,7 +151,7 @@ def timed_step(settings: Settings, rows: int, length: int) -> Callable[[], tuple
         started = wait()
         with torch.autocast(device.type, torch.bfloat16, enabled=fast_bf16(device)):
             hidden, _ = model(ids, state, reset, noise=Noise(0, 0))
-            loss = model.loss(hidden, ids) / ids.numel()
+            loss = model.loss(hidden, ids, sample) / ids.numel()
         loss.backward()
         between = wait()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from newllm.config import ModelSettings, Settings
-from newllm.data.loader import IGNORED, Batch, EpochLoader, Mixture, read_ahead
+from newllm.data.loader import Batch, EpochLoader, Mixture, read_ahead
 from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
 from newllm.data.tokenizers import answer_marks
@@ -32,7 +32,7 @@ from newllm.model import LanguageModel, OwnBlock, State, build_model
 from newllm.model.kernels import HalfCopies, Noise, ready
 from newllm.model.recall.reference import in_sets
 from newllm.model.residual import ResidualLM
-from newllm.model.sampled_softmax import SampledVocabulary
+from newllm.model.sampled_softmax import SampledVocabulary, mark_targets
 from newllm.model.spec import find_spec
 from newllm.results.records import EpochRecord, Metrics
 from newllm.threads import TrainingThreads
@@ -415,9 +415,8 @@ class Trainer:
         others = self.settings.sampled_softmax
         if others == 0 or self._on_gpu:
             return None
-        targets = torch.zeros(self.model.vocab_size, dtype=torch.int32)
-        targets[batch.targets[batch.targets != IGNORED]] = 1
-        targets = self.processes.sum_on_device(targets) > 0
+        here = mark_targets(batch.targets, self.model.vocab_size)
+        targets = self.processes.sum_on_device(here.int()) > 0
         return SampledVocabulary.drawn(targets, others, self._noise(0).keys(_DRAW)[0])
 
     def _gradients(

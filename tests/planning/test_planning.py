@@ -15,7 +15,7 @@ from newllm.model import build_model
 from newllm.planning import plan, speed
 from newllm.planning.plan import Machine, make_plan, plan_table
 from newllm.planning.speed import DEVICES, Speed, parse_device
-from newllm.planning.work import share_of, work_of
+from newllm.planning.work import share_of, softmax_entries, work_of
 from newllm.settings import resolve
 from newllm.train.optimizers import make_optimizers, orthogonalize
 
@@ -207,3 +207,13 @@ def test_devices() -> None:
     for device in DEVICES.values():
         assert device.flops > 1e13
         assert 1e10 < device.memory < 1e12
+
+
+def test_a_step_on_a_cpu_sums_its_softmax_over_a_sample() -> None:
+    settings = resolve("dolly", {"vocab_size": 4096})
+    assert softmax_entries(settings, 4096) == 1226 + 256
+    whole, sampled = work_of(settings), work_of(settings, 4096)
+    left_out = 4096 - 1226 - 256
+    assert whole.flops_per_token - sampled.flops_per_token == 6 * left_out * settings.embed_dim
+    assert softmax_entries(settings.model_copy(update={"sampled_softmax": 0}), 4096) == 4096
+    assert softmax_entries(settings, 10**6) == 4096  # nearly all are targets
