@@ -43,6 +43,7 @@ from benchmarks import gpu_checks
 from benchmarks.gpu_checks import Check, make_trainer, set_dropout
 from benchmarks.measure import Report, Row, markdown_table
 from benchmarks.trials import ROOT
+from newllm.cuda_graph import WARM_UP
 from newllm.device import fast_bf16, product_speed
 from newllm.errors import UserError
 from newllm.inference.decoder import make_decoder
@@ -52,7 +53,6 @@ from newllm.planning.speed import DEVICES
 from newllm.planning.work import work_of
 from newllm.results.runs import RunFiles
 from newllm.settings import resolve
-from newllm.train.graph import WARM_UP
 
 LIMIT = 540.0
 """Seconds of all stages together."""

@@ -179,7 +179,7 @@ class _Counting(TorchDispatchMode):
         self.counts.asked.append((name, *given))
 
     def capture(self, step: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-        """In place of :meth:`newllm.train.graph.Surroundings.capture`."""
+        """In place of :meth:`newllm.cuda_graph.Surroundings.capture`."""
         self.counts, before, self.capturing = Counts(), self.counts, True
         try:
             said = step()
@@ -225,10 +225,9 @@ def fake_gpu(capability: tuple[int, int]) -> Iterator[_Counting]:
     import torch._dynamo  # it looks at all functions, before some are replaced
     import torch.cuda.amp.common as amp
 
-    from newllm import device
+    from newllm import cuda_graph, device
     from newllm.model.context import gpu as context_gpu
     from newllm.model.kernels import gpu as stream_gpu
-    from newllm.train import graph
 
     counting = _Counting()
     empty, true_device = torch.empty, torch._C.TensorBase.device
@@ -264,8 +263,8 @@ def fake_gpu(capability: tuple[int, int]) -> Iterator[_Counting]:
         (torch.Tensor, "pin_memory", pin), (torch, "empty", made),
         (amp, "amp_definitely_not_available", lambda: False),
         (torch.cuda, "is_current_stream_capturing", lambda: counting.capturing),
-        (graph.Surroundings, "warm_up", lambda _, step: step()),
-        (graph.Surroundings, "capture", lambda _, step: counting.capture(step)),
+        (cuda_graph.Surroundings, "warm_up", lambda _, step: step()),
+        (cuda_graph.Surroundings, "capture", lambda _, step: counting.capture(step)),
         (context_gpu, "_launch", launch_context), (stream_gpu, "launch", launch),
     ]  # fmt: skip
     device.fast_bf16.cache_clear()

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import gpu_checks
 from benchmarks.gpu_checks import Check
-from newllm.train import graph
+from newllm import cuda_graph
 from tests.train.replay import replaying
 
 WITH_GPU = torch.cuda.is_available()
@@ -64,7 +64,7 @@ def test_steps_by_a_graph_are_the_same_to_the_bit(run, device, precision) -> Non
 
 def _graph_check_without_one(device: torch.device, precision: str) -> Check:
     """With what stands in for a graph, soon: a step takes the interpreter a second."""
-    with replaying(), mock.patch.object(graph, "WARM_UP", 1):
+    with replaying(), mock.patch.object(cuda_graph, "WARM_UP", 1):
         return gpu_checks.graph_check(device, precision, steps=3)
 
 
