@@ -140,7 +140,12 @@ class Surroundings:
         # The outer block: where a capture ends with an error torch stays on the inner one's stream.
         with (
             torch.cuda.stream(main),
-            torch.cuda.graph(recorded, pool=self._pool, stream=self._stream()),
+            torch.cuda.graph(
+                recorded,
+                pool=self._pool,
+                stream=self._stream(),
+                capture_error_mode="thread_local",  # a server has a thread for each model
+            ),
         ):
             said = step()
         return said, recorded.replay
