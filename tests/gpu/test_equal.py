@@ -72,6 +72,16 @@ def test_a_step_of_the_server(run, device) -> None:
     assert_equal([run(gpu_checks.serving_check, device)])
 
 
+def test_tokens_by_a_graph(run, device) -> None:
+    check = gpu_checks.writing_check if device.type == "cuda" else _writing_check_without_one
+    assert_equal([run(check, device)])
+
+
+def _writing_check_without_one(device: torch.device) -> Check:
+    with replaying():
+        return gpu_checks.writing_check(device)
+
+
 @pytest.mark.usefixtures("on_gpu")
 def test_an_overflow_of_fp16_changes_nothing(run, device) -> None:
     assert_equal([run(gpu_checks.overflow_check, device)])
