@@ -43,16 +43,18 @@ from benchmarks import gpu_checks
 from benchmarks.gpu_checks import Check, make_trainer, set_dropout
 from benchmarks.measure import Report, Row, markdown_table
 from benchmarks.trials import ROOT
+from newllm.cuda_graph import WARM_UP
 from newllm.device import fast_bf16, product_speed
 from newllm.errors import UserError
-from newllm.inference.decoder import make_decoder
+from newllm.inference.decoder import Decoder, FusedDecoder, make_decoder
+from newllm.inference.graphed import GraphedSlots
 from newllm.model import build_model
 from newllm.model.kernels import Noise, make_lookup, triton_is_installed
+from newllm.model.residual import ResidualLM
 from newllm.planning.speed import DEVICES
 from newllm.planning.work import work_of
 from newllm.results.runs import RunFiles
 from newllm.settings import resolve
-from newllm.train.graph import WARM_UP
 
 LIMIT = 540.0
 """Seconds of all stages together."""
@@ -229,6 +231,7 @@ def equality(bench: Bench) -> Iterator[Row]:
         yield checked(partial(make, device))
     if not dry:
         yield checked(partial(gpu_checks.graph_check, device))
+        yield checked(partial(gpu_checks.writing_check, device))
         yield checked(partial(gpu_checks.overflow_check, device))
     rows, width, vocab = (3, 24, 37) if dry else (256, 256, 4096)
     times, channels = ((3,), (24,)) if dry else ((1, 7, 128, 256), (64, 256, 1024))
@@ -496,26 +499,34 @@ def commands(bench: Bench) -> Iterator[Row]:
 
 
 def writing(bench: Bench) -> Iterator[Row]:
-    """Tokens a second of texts side by side, on the GPU and on one CPU."""
+    """Tokens a second of texts side by side: launched one by one and as a CUDA graph, on a CPU."""
     flags = dict(gpu_checks.TINY) if bench.dry else {**BPE, "recall_slots": 1024}
     settings = resolve("dolly", {**flags, "counts": 0})
     model = build_model(settings.model_settings(), settings.vocab_size).eval().requires_grad_(False)
-    for device in dict.fromkeys((bench.device, torch.device("cpu"))):
+    assert isinstance(model, ResidualLM)
+    cpu = torch.device("cpu")
+    ways: tuple[tuple[torch.device, str, Callable[[], Decoder]], ...] = (
+        (bench.device, "launched", lambda: Decoder(model, batched=True)),
+        (bench.device, "by a graph", lambda: FusedDecoder(model, GraphedSlots(model))),
+        (cpu, "fused", lambda: make_decoder(model)),
+    )
+    for device, way, make in ways:
         model.to(device)
-        with gpu_checks.kernels_of(device) if device == bench.device else contextlib.nullcontext():
+        with contextlib.nullcontext() if way == "fused" else gpu_checks.kernels_of(device):
             for texts in (1, 2) if bench.dry else (1, 8, 64):
-                decoder = make_decoder(model, batched=True)
+                decoder = make()
                 slots = [decoder.add() for _ in range(texts)]
-                for _ in range(3):
+                for _ in range(WARM_UP + 1):
                     decoder.step(slots, [7] * texts)
                 count, started = 0, time.perf_counter()
                 while count < 2 or (not bench.dry and time.perf_counter() - started < 2):
                     decoder.step(slots, [8 + count % 100] * texts)
                     count += 1
                 speed = texts * count / (time.perf_counter() - started)
-                guess = None if bench.dry else 22_000 if device.type == "cpu" else 1200 * texts
-                yield row(f"{device.type}, {texts} text(s)", speed, "tokens/s",
-                          guess if texts == 1 or device.type == "cuda" else None)  # fmt: skip
+                guess = None if bench.dry or way == "by a graph" else 1200 * texts
+                if way == "fused":
+                    guess = 22_000 if texts == 1 and not bench.dry else None
+                yield row(f"{device.type}, {way}, {texts} text(s)", speed, "tokens/s", guess)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,10 +23,12 @@ from newllm.data.loader import IGNORED
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.datasets import find_dataset
-from newllm.inference.decoder import Decoder
+from newllm.inference.decoder import Decoder, FusedDecoder
+from newllm.inference.graphed import GraphedSlots
 from newllm.model import build_model, kernels
 from newllm.model.context import reference as context_reference
 from newllm.model.kernels import Noise, make_lookup, reference
+from newllm.model.residual import ResidualLM
 from newllm.settings import resolve
 from newllm.train import trainer as training
 from newllm.train.counting import prepare_counts
@@ -432,3 +435,33 @@ def serving_check(device: torch.device) -> Check:
             scores = [decoder.step(slots, [20 + n, 30 + n, 40]) for n in range(3)]
         found.append(torch.from_numpy(scores[-1]).clone())
     return Check("a step of three texts, CPU and GPU", difference(found[1], found[0]), 1e-3)
+
+
+def writing_check(device: torch.device) -> Check:
+    """Tokens of three texts by a CUDA graph, with recall and counts, and by definition on the CPU.
+
+    On a GPU it is the graph itself; elsewhere somebody has to stand in for it.
+    """
+    here = torch.device("cpu")
+    model = make_trainer(here, {**compared(device), "precision": "fp32"}).model.eval()
+    assert isinstance(model, ResidualLM)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    found, captured = [], False
+    for where in (here, device):
+        model.requires_grad_(False).to(where)
+        plain = mock.patch.object(kernels, "active_kernel", return_value="reference")
+        with kernels_of(device) if found else plain:
+            slots = GraphedSlots(model, 4) if found else None
+            decoder = Decoder(model) if slots is None else FusedDecoder(model, slots)
+            texts = [decoder.add() for _ in range(3)]
+            decoder.read(texts, [[5, 6, 7], [8, 9], [10, 11, 12, 13]])
+            decoder.begin_answer(texts[1])
+            said = [decoder.step(texts, [5 + n % 2, 8 + n % 2, 12]) for n in range(6)]
+            said += [decoder.step(texts[1:], [8, 13])]
+            captured = slots is not None and bool(slots._graph._graphs)
+        found.append(torch.from_numpy(np.concatenate(said)))
+    error = difference(found[1], found[0]) if captured else math.inf
+    return Check("tokens of three texts by a CUDA graph, CPU and GPU", error, 1e-3)

@@ -1,4 +1,4 @@
-"""What a training step asks of a GPU, counted on tensors without content: its limits."""
+"""What steps ask of a GPU, counted on tensors without content: their limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from tools.gpu_dry_run import CASES, count_step, count_steps
+from tools.gpu_dry_run import CASES, WRITING, count_step, count_steps, count_writing
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton has no wheels for this system"
@@ -21,6 +21,13 @@ LIMITS = {
 }
 """Most launches of a step, and most megabytes outside of matrix products; waits: none. Of a step
 that is a graph: a copy to the GPU, the graph, and a copy of what the step was."""
+
+WRITTEN = {
+    "writing, 4 x 256": 71,
+    "writing, 4 x 256, recall": 112,
+    "writing, 4 x 256, recall and counts": 235,
+}
+"""Most launches of a token of 64 texts."""
 
 
 @pytest.mark.parametrize("case", LIMITS)
@@ -38,6 +45,18 @@ def test_a_step_waits_for_nothing_and_launches_little(case: str) -> None:
     assert counts.asked == before.asked
     assert captured.asked == counts.asked[1:-1]
     assert not captured.waits
+    assert not {"copy to the GPU", "copy to the host"} & captured.operations.keys()
+
+
+@pytest.mark.parametrize("case", WRITING)
+def test_a_token_of_many_texts_is_a_copy_a_graph_and_a_copy(case: str) -> None:
+    torch.use_deterministic_algorithms(False)
+    _, before, counts, captured, replayed = count_writing(WRITING[case], 64)
+    assert counts.launches <= WRITTEN[case]
+    assert replayed.operations == {"copy to the GPU": 1, "graph": 1, "copy to the host": 1}
+    assert counts.asked == before.asked
+    assert captured.asked == counts.asked[1:-1]
+    assert not counts.waits | captured.waits | replayed.waits
     assert not {"copy to the GPU", "copy to the host"} & captured.operations.keys()
 
 

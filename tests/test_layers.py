@@ -20,6 +20,7 @@ LAYERS = [
     {"errors"},
     {"cores", "files"},
     {"config", "device", "threads"},
+    {"cuda_graph"},
     {"datasets"},
     {"data"},
     {"model"},

@@ -1,10 +1,10 @@
-"""What a training step asks of a GPU, counted without one.
+"""What a step of training, or of writing many texts, asks of a GPU, counted without one.
 
     python -m tools.gpu_dry_run [--layers 4] [--old]
 
-The real step of a trainer runs on tensors without content (torch's meta device) that say they are
-on a GPU: nothing is computed there, and every operation is seen. Tensors on the CPU are real. It
-needs neither a GPU nor a CUDA build of torch. Counted are
+The real step of a trainer or decoder runs on tensors without content (torch's meta device) that say
+they are on a GPU: nothing is computed there, and every operation is seen. Tensors on the CPU are
+real. It needs neither a GPU nor a CUDA build of torch. Counted are
 
 - launches: operations that write something, most of them one kernel; `KERNELS` says which take
   more. A Triton kernel is one, a copy too.
@@ -26,6 +26,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -35,7 +36,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from newllm.config import Settings
 from newllm.data.loader import Batch
+from newllm.data.prepare import Encoded
 from newllm.settings import resolve
 
 KERNELS = {
@@ -59,7 +62,7 @@ _NO_KERNEL = {
 
 _ASKED = ("aten._local_scalar_dense.default", "aten.is_nonzero.default", "aten.equal.default")
 
-_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten._scaled")
+_PRODUCTS = ("aten.linear", "aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten._scaled")
 
 
 @dataclass
@@ -179,7 +182,7 @@ class _Counting(TorchDispatchMode):
         self.counts.asked.append((name, *given))
 
     def capture(self, step: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-        """In place of :meth:`newllm.train.graph.Surroundings.capture`."""
+        """In place of :meth:`newllm.cuda_graph.Surroundings.capture`."""
         self.counts, before, self.capturing = Counts(), self.counts, True
         try:
             said = step()
@@ -225,10 +228,9 @@ def fake_gpu(capability: tuple[int, int]) -> Iterator[_Counting]:
     import torch._dynamo  # it looks at all functions, before some are replaced
     import torch.cuda.amp.common as amp
 
-    from newllm import device
+    from newllm import cuda_graph, device
     from newllm.model.context import gpu as context_gpu
     from newllm.model.kernels import gpu as stream_gpu
-    from newllm.train import graph
 
     counting = _Counting()
     empty, true_device = torch.empty, torch._C.TensorBase.device
@@ -264,8 +266,8 @@ def fake_gpu(capability: tuple[int, int]) -> Iterator[_Counting]:
         (torch.Tensor, "pin_memory", pin), (torch, "empty", made),
         (amp, "amp_definitely_not_available", lambda: False),
         (torch.cuda, "is_current_stream_capturing", lambda: counting.capturing),
-        (graph.Surroundings, "warm_up", lambda _, step: step()),
-        (graph.Surroundings, "capture", lambda _, step: counting.capture(step)),
+        (cuda_graph.Surroundings, "warm_up", lambda _, step: step()),
+        (cuda_graph.Surroundings, "capture", lambda _, step: counting.capture(step)),
         (context_gpu, "_launch", launch_context), (stream_gpu, "launch", launch),
     ]  # fmt: skip
     device.fast_bf16.cache_clear()
@@ -284,7 +286,12 @@ def count_step(
     dataset: str, flags: dict[str, Any], capability: tuple[int, int] = (9, 0), dropout: float = 0.0
 ) -> Counts:
     """Of the third step of a training on the built-in rows."""
-    *_, counts, _, replayed = count_steps(dataset, flags, capability, dropout)
+    return third(count_steps(dataset, flags, capability, dropout))
+
+
+def third(found: list[Counts]) -> Counts:
+    """The third of five steps, and what is left of the last one."""
+    *_, counts, _, replayed = found
     if "graph" in replayed.operations:
         counts.of_replay = replayed.launches
     return counts
@@ -294,21 +301,11 @@ def count_steps(
     dataset: str, flags: dict[str, Any], capability: tuple[int, int] = (9, 0), dropout: float = 0.0
 ) -> list[Counts]:
     """Of three steps, of one that is captured, if it can be, and of the one after that."""
-    from newllm.data.prepare import Encoding, prepare_training
-    from newllm.data.sources import open_source
-    from newllm.datasets import find_dataset
     from newllm.train import trainer as training
     from newllm.train.log import EpochLog
 
     settings = resolve(dataset, {"data": "sample", "device": "cuda", **flags})
-    encoding = Encoding.of(settings)
-    source = open_source(find_dataset(dataset), "sample", settings.subset, encoding.head)
-    data = prepare_training(source, encoding, None)
-    counts = None
-    if settings.counts:
-        from newllm.train.counting import prepare_counts
-
-        counts = prepare_counts([data], settings.counts)
+    data, counts = _prepared(settings)
     build = training.build_model
 
     def build_on_gpu(shape: Any, vocab_size: int, block: Any) -> Any:
@@ -331,13 +328,59 @@ def count_steps(
         if hasattr(trainer.model, "set_dropout"):
             trainer.model.set_dropout(dropout)
         loader = trainer._loader(0)
-        found = []
-        for step in range(5):
+
+        def take(step: int) -> None:
             batch: Batch = loader.batch(min(step, len(loader) - 1))
-            counting.counts, counting.captured = Counts(), None
             trainer.progress.total_steps = step
             trainer._step(batch, 1 / (1 + step))
-            found.append(counting.captured or counting.counts)
+
+        return _five(counting, take)
+
+
+def count_writing(flags: dict[str, Any], texts: int) -> list[Counts]:
+    """The same of steps that write a token of so many texts side by side."""
+    from newllm.inference.decoder import make_decoder
+    from newllm.model import build_model
+    from newllm.model.residual import ResidualLM
+
+    settings = resolve("hh_rlhf", {"data": "sample", "device": "cuda", **flags})
+    _, counts = _prepared(settings)
+    model = build_model(settings.model_settings(), settings.vocab_size).eval()
+    assert isinstance(model, ResidualLM)
+    if counts is not None and model.counts is not None:
+        model.counts.set_tables(counts.tables[:1])
+    with fake_gpu((9, 0)) as counting, counting:
+        model.requires_grad_(False).to(torch.device("cuda", 0))
+        decoder = make_decoder(model)
+        slots = [decoder.add() for _ in range(texts)]
+        return _five(counting, lambda step: decoder.step(slots, [step] * texts))
+
+
+def _writing(flags: dict[str, Any]) -> Counts:
+    return third(count_writing(flags, 64))
+
+
+def _prepared(settings: Settings) -> tuple[Encoded, Any]:
+    """The built-in rows, and their counts where the settings want some."""
+    from newllm.data.prepare import Encoding, prepare_training
+    from newllm.data.sources import open_source
+    from newllm.datasets import find_dataset
+    from newllm.train.counting import prepare_counts
+
+    encoding = Encoding.of(settings)
+    dataset = find_dataset(settings.dataset)
+    source = open_source(dataset, "sample", settings.subset, encoding.head)
+    data = prepare_training(source, encoding, None)
+    return data, prepare_counts([data], settings.counts) if settings.counts else None
+
+
+def _five(counting: _Counting, take: Callable[[int], object]) -> list[Counts]:
+    """What each of the first five steps asks for."""
+    found = []
+    for step in range(5):
+        counting.counts, counting.captured = Counts(), None
+        take(step)
+        found.append(counting.captured or counting.counts)
     return found
 
 
@@ -361,6 +404,12 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, int], float]] = {
     "transformer, 4 x 256": ({**BPE, **BARE, "architecture": "transformer"}, (9, 0), 0.0),
 }
 """Flags, compute capability and dropout of each case; 32 rows of 128 tokens unless said."""
+WRITING: dict[str, dict[str, Any]] = {
+    "writing, 4 x 256": {**BPE, **BARE},
+    "writing, 4 x 256, recall": {**BPE, "counts": 0},
+    "writing, 4 x 256, recall and counts": BPE,
+}
+"""Flags of models that write a token of 64 texts."""
 
 
 @click.command()
@@ -370,10 +419,14 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, int], float]] = {
 def command(names: tuple[str, ...], operations: bool, as_json: bool) -> None:
     """Count a step of the cases whose names begin like NAMES (default: all)."""
     found = {}
-    for name, (flags, capability, dropout) in CASES.items():
+    runs: dict[str, Callable[[], Counts]] = {
+        **{name: partial(count_step, "hh_rlhf", *case) for name, case in CASES.items()},
+        **{name: partial(_writing, flags) for name, flags in WRITING.items()},
+    }
+    for name, count in runs.items():
         if names and not name.startswith(names):
             continue
-        counts = count_step("hh_rlhf", flags, capability, dropout)
+        counts = count()
         found[name] = counts.facts()
         if not as_json:
             click.echo(f"{name:30s} {json.dumps(found[name])}")

@@ -16,6 +16,7 @@ from newllm import __version__
 
 TRAINING_ALONE = frozenset(
     {
+        "_without",
         "aims",
         "late_decaying",
         "loss",
@@ -26,6 +27,7 @@ TRAINING_ALONE = frozenset(
         "nats",
         "of_mixing",
         "without_counts",
+        "without_memories",
     }
 )
 """Methods of models that only our own training and scoring call; they are left out."""

@@ -1,8 +1,8 @@
 """Reading and writing texts with a model: the one prefill loop, the one-token step, one interface.
 
 `read` takes in prompts with the module, as in training. `step` takes in single tokens: by the fused
-step where there is one (`newllm/model/context/decode.py`), else with the module too. `make_decoder`
-decides which, once.
+step where there is one (`newllm/model/context/decode.py` on a CPU, `graphed.py` on a GPU), else
+with the module too. `make_decoder` decides which, once.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from newllm.inference.graphed import GraphedSlots, can_capture
 from newllm.inference.sampler import Sampler
 from newllm.model import LanguageModel, State
-from newllm.model.context.decode import ContextSlots, can_step
+from newllm.model.context.decode import ContextSlots, Slots, can_step
 from newllm.model.recall.reference import ORDER_UNIT, TIMES_UNIT, longest_match
 from newllm.model.residual import ResidualLM
 
@@ -42,10 +43,12 @@ class Decoder:
         """Of each slot that answers: the tables of recall as they stood before, [K, 1, S, WAYS]."""
         self._numbers = count()
 
-    def empty_copy(self) -> Decoder:
+    def empty_copy(self, texts: int = 1) -> Decoder:
         """A decoder of the same weights (shared, not packed again) that has no slots yet.
 
-        Decoders share nothing that changes: each may be used on a thread of its own.
+        Decoders share nothing that changes: each may be used on a thread of its own. As long as
+        there are no more than `texts` slots, what is computed for one does not depend, to the bit,
+        on how many others there are.
         """
         return Decoder(self.model, self._batched)
 
@@ -181,17 +184,18 @@ class Decoder:
 
 
 class FusedDecoder(Decoder):
-    """The same, with steps by one call of a numba kernel for the whole stack and all slots.
+    """The same, with the steps of all slots through the whole stack as one: a call of a numba
+    kernel (`ContextSlots`), or a CUDA graph (`GraphedSlots`).
 
     What a slot computes does not depend, to the bit, on which others take a step with it.
     """
 
-    def __init__(self, model: LanguageModel, slots: ContextSlots) -> None:
+    def __init__(self, model: LanguageModel, slots: Slots) -> None:
         super().__init__(model)
         self._slots = slots
 
-    def empty_copy(self) -> Decoder:
-        return FusedDecoder(self.model, self._slots.empty_copy())
+    def empty_copy(self, texts: int = 1) -> Decoder:
+        return FusedDecoder(self.model, self._slots.empty_copy(texts))
 
     def add(self, state: State | None = None) -> int:
         return self._slots.add(state)
@@ -240,8 +244,9 @@ def _row(state: State, row: int) -> State:
 def make_decoder(model: LanguageModel, batched: bool = False) -> Decoder:
     """A decoder for the weights that a model has now; make it once for a loaded model.
 
-    The fused step (`context` on a CPU, in fp32) takes a packed copy of the weights, so that weights
-    that change later need a new decoder.
+    The fused step of a CPU (`context`, in fp32) takes a packed copy of the weights, and that of a
+    GPU (`context` and minGRU) has their addresses, so that weights that change later need a new
+    decoder.
 
     Args:
         model: in evaluation mode.
@@ -253,6 +258,8 @@ def make_decoder(model: LanguageModel, batched: bool = False) -> Decoder:
         model = model.reading_closed(None)
     if can_step(model):
         return FusedDecoder(model, ContextSlots(model))
+    if can_capture(model):
+        return FusedDecoder(model, GraphedSlots(model))
     return Decoder(model, batched)
 
 

@@ -3,9 +3,9 @@
 In every round the engine reads a bounded part of the waiting prompts and then writes one token of
 every answer: a long prompt delays the others by one part at a time. With a state of fixed size that
 is all there is to continuous batching (Yu et al. 2022, Orca): no blocks of keys and values to
-allocate. Each answer has a slot of one decoder. The fused step takes all slots together; the plain
-module takes one after another. Either way an answer does not depend, to the bit, on which others
-are written beside it.
+allocate. Each answer has a slot of one decoder. The fused step takes all slots together, on a CPU
+or as a CUDA graph; the plain module takes one after another. Either way an answer does not depend,
+to the bit, on which others are written beside it.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ class Engine:
 
     def _begin(self) -> None:
         """Start without any job, on slots that no earlier job has touched."""
-        self._decoder = self._decoder.empty_copy()
+        self._decoder = self._decoder.empty_copy(self._max_jobs)
         self._reading: deque[_Running] = deque()
         self._writing: list[_Running] = []
 

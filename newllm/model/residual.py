@@ -542,15 +542,36 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         if said.matches is None and said.contexts is None:
             return logits
         flat, said = logits.reshape(-1, logits.shape[-1]), said.flat()
-        changed = flat.clone()
-        copying = self._copying(said)
-        if self.counts is not None and said.contexts is not None:
-            total = flat.logsumexp(dim=1)
-            above = self.counts.mix_(changed, total, said.hidden, said.contexts) - total
-            copying = copying and (copying[0], copying[1] + above[:, None])
-        if copying is not None:
-            let_copy_(changed, *copying)
-        return changed.view(logits.shape)
+        facts = self.of_logits(said.matches, said.contexts, said.device)
+        return self.mix_in(flat, said.hidden, facts).view(logits.shape)
+
+    def of_logits(
+        self, matches: Tensor | None, known: Tensor | None, device: torch.device
+    ) -> Facts:
+        """What the memories have to say of N positions, besides weights and numbers, on a device.
+
+        Args:
+            matches: "matches" of :meth:`look_up`, [N].
+            known: "contexts", [N, K].
+            device: where the hidden states are.
+        """
+        facts: Facts = {}
+        if self.recall is not None and matches is not None:
+            facts |= sent(of_copying(matches), device)
+        if self.counts is not None and known is not None:
+            facts |= sent(self.counts.of_logits(known), device)
+        return facts
+
+    def mix_in(self, logits: Tensor, hidden: Tensor, facts: Facts) -> Tensor:
+        """Logits [N, V] of the head, of hidden [N, D], after what :meth:`of_logits` gave."""
+        changed, above = logits.clone(), torch.zeros((), device=logits.device)
+        if self.counts is not None and "unknown" in facts:
+            total = logits.logsumexp(dim=1)
+            above = (self.counts.mix_(changed, total, hidden, facts) - total)[:, None]
+        if self.recall is not None and "copied_rows" in facts:
+            candidates, scores = self.recall.scores(hidden, facts)
+            let_copy_(changed, candidates, scores + above)
+        return changed
 
     def _copying(self, said: TrunkOutput) -> tuple[Tensor, Tensor] | None:
         """Candidates and scores of copying, [..., 1] both; None without recall."""
@@ -570,7 +591,8 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         else:
             before = logits.logsumexp(dim=1)
             without_counts = _nats(logits, before, copying, targets)
-            total = self.counts.mix_(logits, before, said.hidden, said.contexts)
+            facts = sent(self.counts.of_logits(said.contexts), said.device)
+            total = self.counts.mix_(logits, before, said.hidden, facts)
             copying = copying and (copying[0], copying[1] + (total - before)[:, None])
             nats = _nats(logits, total, copying, targets)
             if copying is not None:
@@ -589,8 +611,15 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
 
     def without_counts(self) -> ResidualLM[BoundariesT]:
         """The same model, its weights shared, without its table of counts."""
+        return self._without("counts")
+
+    def without_memories(self) -> ResidualLM[BoundariesT]:
+        """The same without recall too: what it looks up is made where the tokens are."""
+        return self._without("counts", "recall")
+
+    def _without(self, *parts: str) -> ResidualLM[BoundariesT]:
         other = copy.copy(self)
-        other._modules = {**self._modules, "counts": None}
+        other._modules = {**self._modules, **dict.fromkeys(parts)}
         return other
 
     def loss(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from newllm.config import ModelSettings, Settings
+from newllm.cuda_graph import GraphedStep, Sent
 from newllm.data.loader import Batch, EpochLoader, Mixture, read_ahead
 from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
@@ -39,7 +40,6 @@ from newllm.threads import TrainingThreads
 from newllm.train import sharding
 from newllm.train.counting import Counts
 from newllm.train.distributed import GradientSums, Processes, StepFlags
-from newllm.train.graph import GraphedStep, Sent
 from newllm.train.log import EpochLog, describe_expectation, validation_line
 from newllm.train.memory import fit_rows, halve_until_it_fits, preset_rows, step_trial
 from newllm.train.optimizers import (

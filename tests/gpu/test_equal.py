@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import gpu_checks
 from benchmarks.gpu_checks import Check
-from newllm.train import graph
+from newllm import cuda_graph
 from tests.train.replay import replaying
 
 WITH_GPU = torch.cuda.is_available()
@@ -64,12 +64,22 @@ def test_steps_by_a_graph_are_the_same_to_the_bit(run, device, precision) -> Non
 
 def _graph_check_without_one(device: torch.device, precision: str) -> Check:
     """With what stands in for a graph, soon: a step takes the interpreter a second."""
-    with replaying(), mock.patch.object(graph, "WARM_UP", 1):
+    with replaying(), mock.patch.object(cuda_graph, "WARM_UP", 1):
         return gpu_checks.graph_check(device, precision, steps=3)
 
 
 def test_a_step_of_the_server(run, device) -> None:
     assert_equal([run(gpu_checks.serving_check, device)])
+
+
+def test_tokens_by_a_graph(run, device) -> None:
+    check = gpu_checks.writing_check if device.type == "cuda" else _writing_check_without_one
+    assert_equal([run(check, device)])
+
+
+def _writing_check_without_one(device: torch.device) -> Check:
+    with replaying():
+        return gpu_checks.writing_check(device)
 
 
 @pytest.mark.usefixtures("on_gpu")

@@ -199,9 +199,9 @@ def test_the_loss_is_the_mixture_and_both_are_learnt(
     hidden, _ = model(ids)
     network = entropy(model.without_counts().logits(hidden))
     if recall:  # how much is copied is learnt from the network's own loss
-        copying = model.recall.copying
+        scores = model.recall.scores
         monkeypatch.setattr(
-            model.recall, "copying", lambda *said: tuple(part.detach() for part in copying(*said))
+            model.recall, "scores", lambda *said: tuple(part.detach() for part in scores(*said))
         )
     mixture = entropy(model.logits(hidden))
     torch.testing.assert_close(fused, mixture)

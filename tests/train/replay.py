@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from newllm import cuda_graph
 from newllm.model import kernels
-from newllm.train import graph
 
 
 class Recorded(TorchDispatchMode):
@@ -100,7 +100,7 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
 
 
 class Replays:
-    """In place of :class:`newllm.train.graph.Surroundings`, where there is no GPU."""
+    """In place of :class:`newllm.cuda_graph.Surroundings`, where there is no GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.captured, self.replayed = 0, 0
@@ -140,4 +140,4 @@ def _launches(recorded: Recorded) -> Iterator[None]:
 
 def replaying() -> contextlib.AbstractContextManager[Any]:
     """A block in which graphs are captured and replayed without a GPU."""
-    return mock.patch.object(graph, "Surroundings", Replays)
+    return mock.patch.object(cuda_graph, "Surroundings", Replays)

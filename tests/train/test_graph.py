@@ -19,12 +19,12 @@ from replay import Recorded, Replays
 from test_run import NAME, TINY, as_on_a_gpu, records, stop_after, weights
 from torch import Tensor
 
+from newllm import cuda_graph
+from newllm.cuda_graph import GraphedStep
 from newllm.data.loader import IGNORED
 from newllm.errors import Stopped, UserError
 from newllm.model import kernels, residual
 from newllm.model.kernels import reference
-from newllm.train import graph
-from newllm.train.graph import GraphedStep
 from newllm.train.run import train
 from newllm.train.trainer import Trainer
 
@@ -56,7 +56,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
     monkeypatch.setattr(
         reference, "nats_gradient_", partial(nats_gradient_, reference.nats_gradient_)
     )
-    monkeypatch.setattr(graph, "Surroundings", Replays)
+    monkeypatch.setattr(cuda_graph, "Surroundings", Replays)
     return trainers
 
 
@@ -103,7 +103,7 @@ def test_a_run_of_replays(case: str, flags, tmp_path: Path, made, capsys) -> Non
     assert replays(without).captured == 0
     assert replays(by_graphs).captured == 2
     steps = by_graphs.progress.total_steps
-    assert replays(by_graphs).replayed == steps - 2 * graph.WARM_UP > 9
+    assert replays(by_graphs).replayed == steps - 2 * cuda_graph.WARM_UP > 9
     assert "captured" not in capsys.readouterr().out
     name = NAME.replace("1", str(flags.get("num_layers", 1)))
     if "architecture" in flags:
@@ -158,7 +158,7 @@ def test_replays_find_the_scale_of_fp16(flags, tmp_path: Path, made, monkeypatch
             )
 
     both(flags, tmp_path, scale, monkeypatch)
-    assert made[0].progress.skipped_steps == made[1].progress.skipped_steps > graph.WARM_UP
+    assert made[0].progress.skipped_steps == made[1].progress.skipped_steps > cuda_graph.WARM_UP
     assert torch.equal(made[0].scaler._scale, made[1].scaler._scale)  # type: ignore[arg-type]
     assert replays(made[1]).replayed > 0
 
@@ -190,7 +190,7 @@ def test_a_gpu_that_captures_nothing(error, flags, tmp_path, made, monkeypatch, 
 
 
 def test_more_kinds_of_steps_than_there_are_graphs(flags, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(graph, "MOST_GRAPHS", 1)
+    monkeypatch.setattr(cuda_graph, "MOST_GRAPHS", 1)
     train("dolly", {**flags, "epochs": 3, "out": str(tmp_path / "usual"), "cuda_graph": False})
     train("dolly", {**flags, "epochs": 3})
     assert_same_run(tmp_path / "usual", tmp_path / "out")

@@ -1,5 +1,8 @@
 """One token at a time: the whole stack of `ContextLM` in one call, for one or many texts.
 
+`Slots` are what such steps have in common, wherever they are computed
+(`newllm/inference/graphed.py`: on a GPU).
+
 The module (`ContextLM.forward`) reads prompts; this writes. Both have the same state, and one may
 go on where the other stopped.
 """
@@ -22,7 +25,7 @@ from newllm.model.kernels import active_kernel
 from newllm.model.quantize import RoundedLM, WeightFormat, int8_rows
 from newllm.model.recall.layer import RecallLayer
 from newllm.model.recall.reference import LONGEST, ORDERS, WAYS, longest_match
-from newllm.model.residual import State
+from newllm.model.residual import ResidualLM, State
 
 
 def can_step(model: nn.Module) -> TypeGuard[ContextLM]:
@@ -35,24 +38,21 @@ def can_step(model: nn.Module) -> TypeGuard[ContextLM]:
     return not drops and active_kernel(model.embedding.weight.device) == "numba"
 
 
-class ContextSlots:
+class Slots:
     """Texts that a model writes side by side, the state of each in a slot of its own.
 
-    A slot's numbers do not depend, to the bit, on which other slots take a step with it. Memory is
-    allocated for the most slots there ever were, and for nothing else; a step allocates nothing.
+    This class keeps what is made of tokens alone, and where recall looks; those derived from it
+    take steps, and keep the rest. Memory is taken for the most slots there ever were.
     """
 
-    def __init__(self, model: ContextLM, capacity: int = 1) -> None:
-        """Pack the model's weights as they are now, and take memory for so many slots at first."""
-        assert can_step(model)
+    def __init__(self, model: ResidualLM[Any], capacity: int) -> None:
+        """Take memory for so many slots at first."""
         self._settings, self._vocab_size = model.settings, model.vocab_size
         self._names = tuple(model.initial_state(0))
-        self._weights = _pack(model)
-        self._kernel = _kernel_module().step_kernel(group_size(model.settings.context_dim))
         self._clear(capacity)
 
-    def empty_copy(self, capacity: int = 1) -> ContextSlots:
-        """Slots of their own for the same packed weights, which are shared."""
+    def empty_copy(self, capacity: int = 1) -> Slots:
+        """Slots of their own for the same weights, which are shared."""
         other = copy.copy(self)
         other._clear(capacity)
         return other
@@ -68,8 +68,8 @@ class ContextSlots:
         """Open a slot and return its number.
 
         Args:
-            state: of one text, copied (as :meth:`ContextLM.initial_state` says); None for the
-                start of a text.
+            state: of one text, copied (as the model's `initial_state` says); None for the start of
+                a text.
         """
         if not self._free:
             self._grow(max(1, 2 * len(self._answering)))
@@ -86,16 +86,16 @@ class ContextSlots:
     def state(self, slot: int) -> State:
         """A copy of a slot's state, as the module takes and returns it."""
         self._check([slot])
-        own = slice(slot, slot + 1)
-        return {name: torch.from_numpy(self._arrays[name][:, own].copy()) for name in self._names}
+        own, kept = slice(slot, slot + 1), [name for name in self._names if name in self._arrays]
+        return {name: torch.from_numpy(self._arrays[name][:, own].copy()) for name in kept}
 
     def set_state(self, slot: int, state: State | None) -> None:
         """Go on from another state (None: from the start of a text), which is copied."""
         self._check([slot])
         self._answering[slot], self._found[slot] = False, -1
-        for name in self._names:
-            own = 0 if state is None else state[name][:, 0].numpy(force=True)
-            self._arrays[name][:, slot] = own
+        for name, part in self._arrays.items():
+            if name in self._names:
+                part[:, slot] = 0 if state is None else state[name][:, 0].numpy(force=True)
 
     def set_answering(self, slot: int, answering: bool) -> None:
         """Whether what a slot reads from here on is its own answer, which recall does not copy."""
@@ -118,39 +118,22 @@ class ContextSlots:
         Returns:
             scores of every next token, fp32 [len(slots), V], overwritten by the next step.
         """
-        self._check(slots)
-        count = len(slots)
-        if len(tokens) != count:
-            raise ValueError(f"{len(tokens)} tokens for {count} slots")
-        for token in tokens:
-            if not 0 <= token < self._vocab_size:
-                raise IndexError(f"token {token} is not in 0..{self._vocab_size - 1}")
-        all_tokens, all_slots, *_, all_logits = self._buffers
-        chosen = self._views.get(count)
-        if chosen is None:
-            chosen = (all_tokens[:count], all_slots[:count], all_logits[:count, : self._vocab_size])
-            self._views[count] = chosen
-        chosen[0][:], chosen[1][:] = tokens, slots
-        self._kernel(
-            chosen[0], chosen[1], *self._weights,
-            *self._arrays.values(), self._answering, self._found, *self._buffers[2:],
-        )  # fmt: skip
-        return chosen[2]
+        raise NotImplementedError
 
-    def _check(self, slots: Sequence[int]) -> None:
+    def _check(self, slots: Sequence[int], tokens: Sequence[int] | None = None) -> None:
         if not self._open.issuperset(slots) or len(set(slots)) < len(slots):
             raise IndexError(f"slots {list(slots)}: not open, or one of them twice")
+        if tokens is not None and len(tokens) != len(slots):
+            raise ValueError(f"{len(tokens)} tokens for {len(slots)} slots")
+        for token in tokens or ():
+            if not 0 <= token < self._vocab_size:
+                raise IndexError(f"token {token} is not in 0..{self._vocab_size - 1}")
 
     def _zeros(self, capacity: int) -> dict[str, np.ndarray]:
-        """States, laid out as the module's, also those parts that this model has not; and the
+        """Parts of states, laid out as the module's, whether this model has them or not; and the
         tables that slots look up while they answer."""
-        shape = self._settings
-        layers, channels = shape.num_layers, shape.context_dim
-        tables = len(ORDERS), capacity, shape.recall_slots // WAYS, WAYS
+        tables = len(ORDERS), capacity, self._settings.recall_slots // WAYS, WAYS
         return {
-            "context": np.zeros((layers, capacity, channels), np.float32),
-            "tail": np.zeros((layers, capacity, CONV_TAPS - 1, channels), np.float32),
-            "previous": np.zeros((1, capacity), np.int64),
             "recall": np.zeros(tables, np.int32),
             "recent": np.zeros((LONGEST, capacity), np.int32),
             "looked_up": np.zeros(tables, np.int32),
@@ -164,6 +147,48 @@ class ContextSlots:
         self._answering = np.append(self._answering, np.zeros(capacity - before, bool))
         self._found = np.append(self._found, np.full(capacity - before, -1))
         self._free += range(capacity - 1, before - 1, -1)
+
+
+class ContextSlots(Slots):
+    """Slots of which a numba kernel takes the steps, on the CPU.
+
+    A slot's numbers do not depend, to the bit, on which other slots take a step with it. A step
+    allocates nothing.
+    """
+
+    def __init__(self, model: ContextLM, capacity: int = 1) -> None:
+        """Pack the model's weights as they are now, and take memory for so many slots at first."""
+        assert can_step(model)
+        self._weights = _pack(model)
+        self._kernel = kernel_module().step_kernel(group_size(model.settings.context_dim))
+        super().__init__(model, capacity)
+
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+        self._check(slots, tokens)
+        count = len(slots)
+        all_tokens, all_slots, *_, all_logits = self._buffers
+        chosen = self._views.get(count)
+        if chosen is None:
+            chosen = (all_tokens[:count], all_slots[:count], all_logits[:count, : self._vocab_size])
+            self._views[count] = chosen
+        chosen[0][:], chosen[1][:] = tokens, slots
+        self._kernel(
+            chosen[0], chosen[1], *self._weights,
+            *self._arrays.values(), self._answering, self._found, *self._buffers[2:],
+        )  # fmt: skip
+        return chosen[2]
+
+    def _zeros(self, capacity: int) -> dict[str, np.ndarray]:
+        layers, channels = self._settings.num_layers, self._settings.context_dim
+        return {
+            "context": np.zeros((layers, capacity, channels), np.float32),
+            "tail": np.zeros((layers, capacity, CONV_TAPS - 1, channels), np.float32),
+            "previous": np.zeros((1, capacity), np.int64),
+            **super()._zeros(capacity),
+        }
+
+    def _grow(self, capacity: int) -> None:
+        super()._grow(capacity)
         shape = self._settings
         stream, hidden = _padded(shape.embed_dim), _padded(shape.hidden_dim)
         channels, entries = _padded(shape.context_dim), _padded(self._vocab_size)
@@ -258,7 +283,7 @@ def _panels(matrix: Tensor, weights: WeightFormat) -> tuple[np.ndarray, np.ndarr
     Returns:
         32-bit words [panels * inputs * words of an input], the scale of each row [R padded].
     """
-    kernel = _kernel_module()
+    kernel = kernel_module()
     rows, inner = matrix.shape
     scales = np.ones(_padded(rows), np.float32)
     if weights == "fp32":
@@ -282,12 +307,12 @@ def _panels(matrix: Tensor, weights: WeightFormat) -> tuple[np.ndarray, np.ndarr
 
 def _padded(width: int) -> int:
     """The width up to a whole number of panels."""
-    panel = _kernel_module().PANEL
+    panel = kernel_module().PANEL
     return -(-width // panel) * panel
 
 
 @cache
-def _kernel_module() -> Any:
+def kernel_module() -> Any:
     """numba takes half a second to import: only those who write text pay for it."""
     from newllm.model.context import decode_cpu as cpu_step
 

@@ -308,6 +308,35 @@ def _copy_recalled(gate, bias, match, hidden, logits, above):
     logits[candidate] = _log_of_sum(logits[candidate], score)
 
 
+@_part
+def _look_up(token, slot, recall, recent, looked_up, answering, found, index, starts, checks,
+             contexts):  # fmt: skip
+    """Enter a token, and find what the memories know of it: recall's match, 0 where there is none,
+    which is returned and kept in `found`; the table's contexts [K], if it has any."""
+    match = np.int64(0)
+    if recall.shape[2] > 0:
+        own = recall[:, slot]
+        searched = looked_up[:, slot] if answering[slot] else own
+        match = recall_cpu.step(token, own, searched, recent[:, slot])
+        found[slot] = match
+    else:
+        recall_cpu.enter(token, recent[:, slot])
+    if len(checks) > 0:
+        counts_cpu.find(recent[:, slot], index[0, 0], index[0, 1], starts, checks, contexts)
+    return match
+
+
+@one_thread
+def look_up(
+    tokens, slots, recall, recent, looked_up, answering, found, index, starts, checks, matches,
+    contexts,
+):  # fmt: skip
+    """All that a step does before its weights are needed: to matches and contexts of the slots."""
+    for n in range(len(tokens)):
+        matches[slots[n]] = _look_up(tokens[n], slots[n], recall, recent, looked_up, answering,
+                                     found, index, starts, checks, contexts[slots[n]])  # fmt: skip
+
+
 @inlined
 def _log_of_sum(a, b):
     """ln(exp(a) + exp(b))."""
@@ -337,18 +366,10 @@ def step_kernel(group: int) -> Any:
             if before > 0 and len(table) > 0:
                 _add_pair(table, widen, before, token, branch[n, :width])
             previous[0, slots[n]] = token + 1
-            if recall.shape[2] > 0:
-                own = recall[:, slots[n]]
-                searched = looked_up[:, slots[n]] if answering[slots[n]] else own
-                matches[n] = recall_cpu.step(token, own, searched, recent[:, slots[n]])
-                found[slots[n]] = matches[n]
-                if matches[n] > 0:
-                    _add_recalled(embedding, project, order, times, matches[n], branch[n, :width])
-            else:
-                recall_cpu.enter(token, recent[:, slots[n]])
-            if len(rest) > 0:
-                counts_cpu.find(recent[:, slots[n]], index[0, 0], index[0, 1], starts, checks,
-                                contexts[n])  # fmt: skip
+            matches[n] = _look_up(token, slots[n], recall, recent, looked_up, answering, found,
+                                  index, starts, checks, contexts[n])  # fmt: skip
+            if matches[n] > 0:
+                _add_recalled(embedding, project, order, times, matches[n], branch[n, :width])
             _norm(branch[n], norms[0], stream[n])
             _norm(stream[n], norms[1], normed[n])
         at, row = 0, 0

@@ -99,30 +99,42 @@ class CountsLayer(nn.Module):
             left = kept[:, order] * left
         return counted, left
 
-    def mix_(self, logits: Tensor, total: Tensor, hidden: Tensor, contexts: Tensor) -> Tensor:
+    def mix_(self, logits: Tensor, total: Tensor, hidden: Tensor, facts: Facts) -> Tensor:
         """Change logits of p_0 into those of p_K, in place: only those of followers change.
 
         Args:
             logits: [N, V].
             total: the logarithm of the sum of their exponentials, [N]; not changed.
             hidden: [N, D].
-            contexts: that were found, [N, K].
+            facts: what :meth:`of_logits`, or :class:`PlacedCounts`, says of them.
 
         Returns:
             the same logarithm after it, [N].
         """
-        trust, kept = self.trust(hidden, contexts)
+        trust, kept = self._trust(hidden, facts)
         # p_k(w) = exp(logit(w) - total_k): what is left for the rest goes into the total.
-        for order in range(MOST_CONTEXT):
+        for order in range(MOST_CONTEXT if "unknown" in facts else 0):
             total = total - kept[:, order].log()
-            rows, places = followers(self.table, contexts[:, order].numpy())
-            tokens = torch.from_numpy(self.table.tokens[places].astype(np.int64)).to(logits.device)
-            said = torch.from_numpy(self.table.probability[places]).to(logits)
-            row = torch.from_numpy(rows).to(logits.device)
+            row, tokens = facts[f"followers_{order}"]
+            said = facts[f"said_{order}"].to(logits.dtype)
             score = total[row] + trust[row, order].log() + said.log()
             both = torch.logaddexp(logits[row, tokens], score)
             logits.index_put_((row, tokens), both.to(logits.dtype))
         return total
+
+    def of_logits(self, contexts: Tensor) -> Facts:
+        """What :meth:`mix_` is made of, besides hidden states; on the CPU.
+
+        Besides trust, for each order all followers of the contexts [N, K] that were found: their
+        rows and tokens, int64 [2, n], and probabilities, [n].
+        """
+        facts = self.of_trust(contexts)
+        for order in range(MOST_CONTEXT if facts else 0):
+            rows, places = followers(self.table, contexts[:, order].numpy())
+            both = np.stack([rows, self.table.tokens[places]]).astype(np.int64)
+            facts[f"followers_{order}"] = torch.from_numpy(both)
+            facts[f"said_{order}"] = torch.from_numpy(self.table.probability[places])
+        return facts
 
     def trust(self, hidden: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
         """trust (0 where a context is unknown) and 1 - trust (1 - rest), [N, K] both."""
@@ -132,13 +144,8 @@ class CountsLayer(nn.Module):
         """What trust is made of, besides hidden states; on the CPU, and nothing without counts."""
         if len(self.table) == 0:
             return {}
-        where = contexts.numpy()
-        confidence = torch.from_numpy(self.table.confidence[where].astype(np.int64))
-        return {
-            "confidence_rows": torch.arange(MOST_CONTEXT) * CONFIDENCES + confidence,
-            "unknown": contexts < 0,
-            "covered": torch.from_numpy(1 - self.table.rest[where]),
-        }
+        parts = self.table.confidence, self.table.rest
+        return _of_trust(contexts, *map(torch.from_numpy, parts))
 
     def _trust(self, hidden: Tensor, facts: Facts) -> tuple[Tensor, Tensor]:
         if "unknown" not in facts:
@@ -150,3 +157,48 @@ class CountsLayer(nn.Module):
         bias = embedding(self.bias.view(-1, 1), facts["confidence_rows"])[..., 0]
         trust = torch.sigmoid(gates + bias).masked_fill(facts["unknown"], 0.0)
         return trust, 1 - trust * facts["covered"].to(trust.dtype)
+
+
+class PlacedCounts:
+    """A table where the network is: what it is asked there does not depend on what it knows.
+
+    Every context has as many followers as the one that has most: its last one comes again.
+    """
+
+    def __init__(self, table: CountTable, device: torch.device) -> None:
+        """Copy a table that knows contexts."""
+
+        def placed(part: np.ndarray, kind: type) -> Tensor:
+            return torch.from_numpy(part.astype(kind)).to(device)
+
+        self._trust = placed(table.confidence, np.uint8), placed(table.rest, np.float32)
+        self._first = placed(table.first[:-1], np.int64)
+        self._last = placed(table.first[1:] - 1, np.int64)
+        self._tokens = placed(table.tokens, np.int32)
+        self._probability = placed(table.probability, np.float32)
+        self._places = torch.arange(int(np.diff(table.first).max()), device=device)
+
+    def of_logits(self, contexts: Tensor) -> Facts:
+        """As :meth:`CountsLayer.of_logits` for contexts that are there, with followers [2, N, F]
+        and said [N, F]; those of unknown contexts count for nothing."""
+        facts = _of_trust(contexts, *self._trust)
+        number = contexts[:, :, None].long()
+        places = torch.minimum(self._first[number] + self._places, self._last[number])
+        tokens, said = self._tokens[places].long(), self._probability[places]
+        rows = torch.arange(len(contexts), device=contexts.device)[:, None].expand_as(tokens[:, 0])
+        for order in range(MOST_CONTEXT):
+            facts[f"followers_{order}"] = torch.stack([rows, tokens[:, order]])
+            facts[f"said_{order}"] = said[:, order]
+        return facts
+
+
+def _of_trust(contexts: Tensor, confidence: Tensor, rest: Tensor) -> Facts:
+    """What trust in contexts [N, K] is made of, -1 for unknown ones, where the table's parts [C]
+    are."""
+    number = contexts.long()  # of unknown ones the last: they are not trusted
+    steps = torch.arange(MOST_CONTEXT, device=contexts.device) * CONFIDENCES
+    return {
+        "confidence_rows": steps + confidence[number].long(),
+        "unknown": contexts < 0,
+        "covered": 1 - rest[number],
+    }

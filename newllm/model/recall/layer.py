@@ -57,7 +57,11 @@ class RecallLayer(nn.Module):
 
     def _added_at_all(self, facts: Facts, words: Tensor) -> Tensor:
         """The same for a GPU, whose work must not depend on how many matches there are."""
-        rows = embedding(linear(words, self.project), facts["candidate_rows"], holes=True)
+        places = facts["candidate_rows"]
+        if places.numel() < len(words):  # a few tokens: their candidates alone are projected
+            rows = linear(embedding(words, places, holes=True), self.project)
+        else:
+            rows = embedding(linear(words, self.project), places, holes=True)
         rows = embedding(self.order, facts["order_rows"], rows, holes=True)
         return embedding(self.times, facts["times_rows"], rows, holes=True)
 

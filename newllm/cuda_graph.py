@@ -1,10 +1,12 @@
-"""A training step on a GPU as one CUDA graph: asked for once, replayed with one launch a step.
+"""A step on a GPU as one CUDA graph: asked for once, replayed with one launch a step.
 
 A graph is the launches of one step with the very addresses and numbers they had. So a step is a
 function of tensors that stay where they are: weights, moments and carried states are changed in
-place, and all that the host makes for a step (look-ups, targets, rates, keys of the noise) comes in
-one buffer, whose copy is the only other launch. What cannot be a tensor (shapes, dropout's
-threshold, the norm at which gradients are clipped) is the step's kind: each has a graph.
+place, and all that the host makes for a step comes in one buffer, whose copy is the only other
+launch. In training (`train/trainer.py`) these are look-ups, targets, rates and keys of the noise;
+where texts are written (`inference/graphed.py`), tokens and what the memories found. What cannot be
+a tensor (shapes, dropout's threshold, the norm at which gradients are clipped) is the step's kind:
+each has a graph.
 
 The first steps of a kind are taken launch by launch: they compile kernels and make the optimizers'
 moments, and what they launch is what the graph launches. A GPU that cannot capture one goes on so.
@@ -138,7 +140,12 @@ class Surroundings:
         # The outer block: where a capture ends with an error torch stays on the inner one's stream.
         with (
             torch.cuda.stream(main),
-            torch.cuda.graph(recorded, pool=self._pool, stream=self._stream()),
+            torch.cuda.graph(
+                recorded,
+                pool=self._pool,
+                stream=self._stream(),
+                capture_error_mode="thread_local",  # a server has a thread for each model
+            ),
         ):
             said = step()
         return said, recorded.replay
