@@ -288,7 +288,7 @@ def _padded(width: int) -> int:
 
 @cache
 def _kernel_module() -> Any:
-    """numba takes half a second to import: only those who write text pay for it."""
+    """Imported late: numba takes half a second."""
     from newllm.model.context import decode_cpu as cpu_step
 
     return cpu_step
