@@ -6,7 +6,7 @@ The tasks are functions of a seed; their answers are known, so that a wrong one 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,6 @@ from torch import Tensor
 from newllm.data.loader import IGNORED
 from newllm.data.render import ChatRenderer, Document
 from newllm.datasets.conversations import Conversation
-from newllm.evaluate.metrics import Additive
 from newllm.model import LanguageModel
 
 RECALL_KEYS, RECALL_VALUES = 32, 8
@@ -98,7 +97,7 @@ def answers(model: LanguageModel, task: Task) -> np.ndarray:
 
 
 @dataclass
-class TurnSums(Additive):
+class TurnSums:
     """Totals over the same turn of many dialogues, of one speaker."""
 
     dialogues: int = 0
@@ -108,6 +107,11 @@ class TurnSums(Additive):
     """With all earlier turns in the state."""
     nats_reset: float = 0.0
     """As if the dialogue began with this turn."""
+
+    def __iadd__(self, other: TurnSums) -> TurnSums:
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+        return self
 
 
 def exchanges(conversation: Conversation) -> list[Conversation]:

@@ -28,17 +28,21 @@ from typing import Any
 import click
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from benchmarks import candidates
 from benchmarks.candidates import CANDIDATES
 from benchmarks.measure import Report, Row, progress, report_options, rounds
 from benchmarks.train_speed import stepper
 from benchmarks.trials import run_module, train_trial
+from newllm.data.loader import EpochLoader
 from newllm.data.prepare import Encoding, prepare_training
+from newllm.data.shards import EncodedSplit
 from newllm.data.sources import open_source
 from newllm.datasets import find_dataset
 from newllm.device import fast_bf16, keep_freed_memory
-from newllm.evaluate.metrics import nats_by_document
+from newllm.evaluate.metrics import EVALUATION_BATCH_SIZE, EVALUATION_ROW
+from newllm.model import LanguageModel
 from newllm.model.shape import matched_widths
 from newllm.model.spec import RECALL_SLOTS
 from newllm.results.summary import load_summary
@@ -174,6 +178,29 @@ def score(checkpoint: str, data: str, file: str, memory: str | None = None) -> N
         candidates.install(memory)
     model = TrainedModel.load(checkpoint)
     np.save(file, nats_by_document(model.model, model.validation_rows(data), model.device))
+
+
+@torch.inference_mode()
+def nats_by_document(
+    model: LanguageModel,
+    split: EncodedSplit,
+    device: torch.device,
+    batch_size: int = EVALUATION_BATCH_SIZE,
+) -> np.ndarray:
+    """Nats of every document of a split, [D] float64; their sum is `evaluate`'s."""
+    model.eval()
+    nats = np.zeros(len(split))
+    state = model.initial_state(batch_size)
+    loader = EpochLoader(split, EVALUATION_ROW, batch_size)
+    for step, batch in enumerate(loader.batches()):
+        hidden, state = model(batch.ids.to(device), state, batch.reset.to(device))
+        segments = (numbers.tolist() for numbers in loader.plan.segments(step))
+        for sequence, document, start, stop, column in zip(*segments, strict=True):
+            place = slice(column, column + stop - start)
+            targets = batch.targets[sequence, place].to(device)
+            logits = model.logits(hidden[sequence, place]).float()
+            nats[document] += F.cross_entropy(logits, targets, reduction="sum").item()
+    return nats
 
 
 def run_all(

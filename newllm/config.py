@@ -157,7 +157,7 @@ class ModelSettings(_Settings):
     @field_validator("counts", mode="before")
     @classmethod
     def size_of_counts(cls, size: object) -> object:
-        """Bytes of a size as people write it; what is none is left for the type to refuse."""
+        """Bytes of a size as people write it; anything else is left for the type to refuse."""
         try:
             return parse_size(str(size))
         except ValueError:
@@ -301,18 +301,7 @@ def no_option_name(field: str) -> str:
 DEFAULT_OUT: str = Settings.model_fields["out"].default
 
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
-    {
-        "out",
-        "name",
-        "save_minutes",
-        "tensorboard",
-        "track",
-        "device",
-        "threads",
-        "data",
-        "shard",
-        "cuda_graph",
-    }
+    "out name save_minutes tensorboard track device threads data shard cuda_graph".split()
 )
 """Settings that may differ when a run is resumed (moved rows are known by their fingerprint)."""
 
@@ -397,7 +386,7 @@ def _plain_yaml(text: str) -> Any:
     """What YAML without references and deep nesting says; both can take forever to build.
 
     Raises:
-        yaml.YAMLError: it is none.
+        yaml.YAMLError: it is not YAML, or has references or deep nesting.
         ValueError: a value that its type forbids.
     """
     depth = 0

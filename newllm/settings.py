@@ -70,7 +70,7 @@ def _resolve(dataset: str, flags: Mapping[str, Any], file: Mapping[str, Any]) ->
     level = find_dataset(dataset)
     given = {**file, **flags, "dataset": dataset}
     where = {name: f"setting {name}" for name in file if name not in flags}
-    architecture = str(given.get("architecture", "context"))  # wrong ones are told by `parse`
+    architecture = str(given.get("architecture", "context"))  # `parse` refuses wrong ones
     if is_own_block(architecture) and "architecture" not in flags:
         raise UserError(
             f"setting architecture {architecture}: a settings file runs no code by itself; give "

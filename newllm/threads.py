@@ -74,7 +74,7 @@ class TrainingThreads:
         Args:
             given: the number, to be kept; None: chosen.
             follow: whether it may be chosen at all (not on a GPU, nor beside other processes).
-            note: told what changes and why.
+            note: called with a line about what changes and why.
         """
         self._note = note
         if given is not None:

@@ -28,9 +28,9 @@ from newllm.evaluate.skills import SKILL_ROWS, skill_check
 from newllm.inference.decoder import Decoder, make_decoder
 from newllm.inference.reward import reward_file, rewards
 from newllm.inference.sampler import Sampling
-from newllm.model import LanguageModel, State, build_model
+from newllm.model import ContextLM, LanguageModel, State, build_model
 from newllm.model.own_block import block_of_checkpoint
-from newllm.model.quantize import WeightFormat, round_weights
+from newllm.model.quantize import RoundedLM, WeightFormat
 from newllm.model.residual import ResidualLM
 from newllm.model.spec import find_spec
 from newllm.results.records import EpochRecord, size_text
@@ -88,7 +88,8 @@ class TrainedModel:
                     f"--weights {weights}: only for the context architecture on a CPU, and this is "
                     f"{settings.architecture} on {where}; use --weights fp32"
                 )
-            model = round_weights(model, weights)
+            assert isinstance(model, ContextLM)
+            model = RoundedLM(model, weights)
         return cls(
             model=model.to(where).eval().requires_grad_(False),
             tokenizer=tokenizer,

@@ -148,7 +148,7 @@ class Dialogue:
 
 
 def prompt_ids(renderer: Renderer, messages: Conversation, start: Snapshot) -> list[int]:
-    """The tokens to read between two turns, up to where the assistant speaks."""
+    """The tokens to read between two turns, up to where the answer begins."""
     end = renderer.tokenizer.end
     cut_short = start.last_token is not None and start.last_token != end
     ids = renderer.prompt(messages, start=start.tokens_read == 0)

@@ -8,7 +8,7 @@
     arrays: the states, of each place that has one, little-endian, in the order of the header
     SHA-256 of all bytes before, 32 bytes
 
-What is read is checked against the model at hand before anything is allocated for it. The digest
+What is read is checked against the given model before anything is allocated for it. The digest
 finds damage; it is no proof of who wrote the file, so every value is checked as well.
 """
 
@@ -194,7 +194,7 @@ def summary(path: Path) -> Summary:
     """What a file says of its conversation, without its states and without proof by the digest.
 
     Raises:
-        UserError: missing, or damaged as far as its header tells.
+        UserError: missing, or its header is damaged.
     """
     header = _header(_content(path, len(MAGIC) + _SIZE_BYTES + _LARGEST_HEADER), str(path))
     last = header.places[-1]
@@ -207,7 +207,7 @@ def model_of(content: bytes, where: str) -> str:
     """Fingerprint of the model that the content of a file is with.
 
     Raises:
-        UserError: it is none, as far as its header tells.
+        UserError: it has no header of a session file.
     """
     return _header(content, where).model
 
@@ -353,7 +353,7 @@ def _layout(model: LanguageModel) -> _Layout:
 
 
 def _layout_before_sets(model: LanguageModel) -> _Layout:
-    """As it was while each context of recall had one slot: the tables' shape tells."""
+    """Of files from before recall had sets of slots: the tables have another shape."""
     return [
         (name, dtype, [*shape[:2], shape[2] * shape[3]] if name == "recall" else shape)
         for name, dtype, shape in _layout(model)

@@ -122,18 +122,13 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 class Count(click.ParamType):
-    """A number as people write large ones: `350M`, `1.4m`, `10B`, `4096`."""
+    """A number, at least 1, as people write large ones: `350M`, `1.4m`, `10B`, `4096`."""
 
     name = "count"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """The number; at least 1.
-
-        Raises:
-            BadParameter: it is none.
-        """
         found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,12})?)([KMBT]?)", str(value).upper())
         number = round(float(found[1]) * _UNITS[found[2]]) if found else 0
         if not 0 < number < 10**18:
@@ -142,18 +137,13 @@ class Count(click.ParamType):
 
 
 class Size(click.ParamType):
-    """Bytes as people write them: `8MB`, `500kB`, `0`."""
+    """A number of bytes as people write it: `8MB`, `500kB`, `0`."""
 
     name = "size"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """The number of bytes.
-
-        Raises:
-            BadParameter: it is none.
-        """
         try:
             return parse_size(str(value))
         except ValueError as error:
@@ -164,12 +154,11 @@ AUTO = "auto"
 
 
 class CountOrAuto(Count):
-    """Such a number, or `auto`: chosen for the time there is."""
+    """Such a number, or `auto`: chosen for the time that is given."""
 
     def convert(  # type: ignore[override]
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | str:
-        """The number, or `auto`."""
         return AUTO if value == AUTO else super().convert(value, param, ctx)
 
 
@@ -187,24 +176,17 @@ class Architecture(click.ParamType):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
-        """The name as it is.
-
-        Raises:
-            BadParameter: no architecture has it, and it names no class in a file.
-        """
         try:
             return ModelSettings.known_architecture(str(value))
         except PydanticCustomError as error:
             self.fail(f"{value}: {error.message()}", param, ctx)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """What help shows in place of the value."""
         return f"[{'|'.join(ARCHITECTURES)}|FILE.py:CLASS]"
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """The package's architectures, and files."""
         names = [name for name in ARCHITECTURES if name.startswith(incomplete)]
         return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
@@ -218,11 +200,6 @@ class DatasetOrHub(click.Choice):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
-        """The name as it is.
-
-        Raises:
-            BadParameter: no data set has it, and it is no hub:ORG/NAME.
-        """
         return str(value) if str(value).startswith("hub:") else super().convert(value, param, ctx)
 
 

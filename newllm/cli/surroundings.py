@@ -32,7 +32,7 @@ def prepare_streams() -> None:
     codecs.register_error(_REPLACE, _replaced)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
-        if stream is None:  # closed: the number is taken, lest a file of ours gets it
+        if stream is None:  # closed: its descriptor is taken, or a file would get it
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             # What was read from already (by a program that calls `main`) stays as it is.

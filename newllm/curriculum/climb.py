@@ -152,11 +152,11 @@ def train_tokenizer(config: ClimbConfig, path: Path, note: Callable[[str], None]
     """
     sources = {dataset: _source(config, dataset) for dataset in config.levels}
     first = resolve(config.levels[0], config.settings)
-    joint = train_joint_tokenizer(sources, first.vocab_size)
-    save_tokenizer(joint.tokenizer, path)
+    tokenizer, bytes_of_each = train_joint_tokenizer(sources, first.vocab_size)
+    save_tokenizer(tokenizer, path)
     note(
-        f"Tokenizer: {joint.tokenizer.vocab_size:,} entries from {joint.bytes_of_each:,} bytes of "
-        f"each of {len(sources)} levels, {path}"
+        f"Tokenizer: {tokenizer.vocab_size:,} entries from {bytes_of_each:,} bytes of each of "
+        f"{len(sources)} levels, {path}"
     )
 
 

@@ -44,7 +44,7 @@ class Problem:
 
     @property
     def essence(self) -> str:
-        """Who has seen one problem of this essence knows the others."""
+        """The same for all wordings of a problem: a model that has seen one knows the others."""
         return self.known_as or self.question
 
     @property

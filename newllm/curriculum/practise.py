@@ -41,8 +41,6 @@ from newllm.train.run import train
 from newllm.train.signals import run_lock
 from newllm.trained import TrainedModel
 
-TASKS = ("arithmetic", "code", "math")
-
 _SHOWN_EPOCHS, _ROUND_EPOCHS = 20, 3
 _VALIDATION_ROWS = 50
 

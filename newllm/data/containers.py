@@ -1,7 +1,7 @@
 """The bytes and the text of a file, whatever it is packed in and however its text is encoded.
 
-What a file is packed in is told by its first bytes, not by its name: names are changed by browsers,
-mail programs and people.
+A file is recognised by its first bytes, not by its name: browsers, mail programs and people change
+names.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def open_bytes(file: RowFile) -> Iterator[io.BufferedReader]:
             except KeyError:
                 raise zipfile.BadZipFile("no such file in the archive") from None
             except _DAMAGED_ARCHIVE as error:
-                raise zipfile.BadZipFile(_told(error)) from None
+                raise zipfile.BadZipFile(_reason(error)) from None
         yield opened.enter_context(_unpacked(stream))
 
 
@@ -175,11 +175,11 @@ def members(path: Path) -> list[str] | None:
                 names = [entry.filename for entry in archive.infolist()]
                 return [name for name in names if name and not name.endswith("/")]
     except (zipfile.BadZipFile, NotImplementedError, *_DAMAGED_ARCHIVE) as error:
-        raise UserError(f"{path}: a damaged zip archive ({_told(error)})") from None
+        raise UserError(f"{path}: a damaged zip archive ({_reason(error)})") from None
 
 
-def _told(error: Exception) -> str:
-    """What is wrong with an archive; raises again what is wrong with the disk."""
+def _reason(error: Exception) -> str:
+    """What is wrong with an archive; an error of the disk is raised again."""
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         raise error
     return str(error)

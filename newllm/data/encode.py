@@ -80,21 +80,21 @@ class Accounting:
             self.malformed_examples.append(f"{item.where}: {item.reason}")
 
     def exceptions(self, split: str, decontaminated: bool) -> dict[str, str]:
-        """What became of rows and messages that were not just read, as name -> words."""
-        told = {}
+        """Rows and messages that were left out or changed, as name -> words."""
+        found = {}
         if self.left_out:
-            told[f"{split} rows not used by the protocol"] = f"{self.left_out:,}"
+            found[f"{split} rows not used by the protocol"] = f"{self.left_out:,}"
         if self.masked_tokens:
-            told[f"{split} answers of weight 0"] = f"{self.masked_tokens:,} tokens, not scored"
+            found[f"{split} answers of weight 0"] = f"{self.masked_tokens:,} tokens, not scored"
         if self.tool_calls:
-            told[f"{split} tool calls and thoughts"] = f"{self.tool_calls:,} messages left out"
+            found[f"{split} tool calls and thoughts"] = f"{self.tool_calls:,} messages left out"
         if self.repeated:
-            told[f"{split} rows that stand in training too"] = f"{self.repeated:,}, " + (
+            found[f"{split} rows that stand in training too"] = f"{self.repeated:,}, " + (
                 "left out" if decontaminated else "scored all the same: --decontaminate"
             )
         if self.replaced_surrogates:
-            told[f"{split} lone surrogates"] = f"{self.replaced_surrogates:,} replaced"
-        return told
+            found[f"{split} lone surrogates"] = f"{self.replaced_surrogates:,} replaced"
+        return found
 
     def __iadd__(self, later: Accounting) -> Accounting:
         for item in fields(self):

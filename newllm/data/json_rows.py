@@ -1,6 +1,6 @@
 """Rows of JSON text: one a line, or wrapped in the ways that programs write.
 
-What it is, is told by the text, not by the file's name.
+The form is recognised by the text, not by the file's name.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def _read_whole(text: str, name: str, part: str) -> Iterator[Item]:
 
 
 def _one_after_another(text: str) -> tuple[list[tuple[Any, int]], tuple[int, str] | None]:
-    """JSON values with nothing, or commas, between them, each with its first line; and the line
-    of what is none and why, or None."""
+    """JSON values with nothing, or commas, between them, each with its first line; and where and
+    why the text stops being JSON, or None."""
     decoder, values = json.JSONDecoder(), []
     place, line = 0, 1
     while True:

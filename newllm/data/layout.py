@@ -54,10 +54,10 @@ class Layout:
 
 
 def split_name(name: str) -> str | None:
-    """The split that a name tells: `train-00000-of-00002`, `my_val`, `testSet`; None for none.
+    """The split in a name: `train-00000-of-00002`, `my_val`, `testSet`; None without one.
 
     Raises:
-        UserError: it tells two, or looks like a split without being one.
+        UserError: it names two, or something like a misspelt one.
     """
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
     words += ["holdout"] if re.search(r"held?[ _-]?out", name, re.IGNORECASE) else []
@@ -146,9 +146,9 @@ def _tree(path: Path) -> Layout | None:
     if left := len(every) - len(texts):
         layout.notes.append(f"not read: {left} file(s) that are no text, or rows in a table")
     splits = {file: _SPLIT_OF.get(_first_part(file, path)) for file in texts}
-    told = {split for file, split in splits.items() if split or not _ABOUT_ROWS.match(file.name)}
+    named = {split for file, split in splits.items() if split or not _ABOUT_ROWS.match(file.name)}
     for file, split in splits.items():
-        layout.files.setdefault((None not in told and split) or "train", []).append(file)
+        layout.files.setdefault((None not in named and split) or "train", []).append(file)
     return layout
 
 
@@ -255,7 +255,7 @@ def _json_splits(file: RowFile) -> list[RowFile]:
         with open_text(file) as text:
             return [RowFile(file.path, file.member, p) for p in splits_inside(text, is_split)]
     except DAMAGED:
-        return []  # reading it will say so
+        return []  # reported when it is read
 
 
 def _parts(file: RowFile, root: Path) -> tuple[str, ...]:
@@ -295,7 +295,7 @@ def _sort_by_split(
 
 
 def _split_of(file: RowFile, parts: Sequence[str]) -> str | None:
-    """The split that the names on the way to a file tell."""
+    """The split that the names on the way to a file give."""
     try:
         found = {split for part in parts if (split := split_name(part))}
     except UserError as error:

@@ -32,7 +32,7 @@ class Batch:
     scored: int
     """Targets that count; of a step's batch, those of all its sequences, whichever are here."""
     assistant: Tensor | None = None
-    """True where the target is a token an assistant has to produce; None where nobody asked."""
+    """True where the target is a token an assistant has to produce; None where it was not read."""
     tables: Tensor | None = None
     """Number of the table of counts that did not count the document, uint8, if there are some."""
 

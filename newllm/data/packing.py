@@ -23,18 +23,6 @@ _SLICE = 65_536
 """Documents whose numbers are Python objects at a time."""
 
 
-class Segment(NamedTuple):
-    """Positions start..stop of a document, placed at `column` of a row."""
-
-    document: int
-    start: int
-    stop: int
-    column: int
-
-
-Row = list[Segment]
-
-
 @dataclass(frozen=True)
 class Chains:
     """Rows that must follow each other in one sequence; the last one may hold further documents."""
@@ -48,10 +36,11 @@ class Chains:
 
 
 class Segments(NamedTuple):
-    """The segments of one step, an array of each number of :class:`Segment`, [S] int64."""
+    """The segments of one step: positions start..stop of documents, placed at a column of the row
+    of a sequence; [S] int64 each."""
 
     sequence: np.ndarray
-    """Which row each is in; those of a row follow each other, from the left."""
+    """Those of a sequence follow each other, from the left."""
     document: np.ndarray
     start: np.ndarray
     stop: np.ndarray
@@ -76,7 +65,7 @@ class Plan:
     def segments(self, step: int, part: slice = slice(None)) -> Segments:
         """What the sequences `part` hold at one step; as quick for the last step as the first."""
         sequences = np.arange(self.batch_size)[part]
-        # Of the array's own type, lest the search copy it.
+        # Of the array's own type: the search would copy an array of another.
         key = (sequences * self.steps + step).astype(self.begins.dtype)
         entry = self.begins.searchsorted(key, "right") - 1
         row = (key - self.begins[entry]).astype(np.int64)
@@ -95,13 +84,6 @@ class Plan:
         before = np.cumsum(stop - start) - (stop - start)
         column = before - np.repeat(before[ends - count], count)
         return Segments(np.repeat(sequences, count), document, start, stop, column)
-
-    def rows(self, step: int) -> list[Row]:
-        """The row of every sequence at one step."""
-        rows: list[Row] = [[] for _ in range(self.batch_size)]
-        for sequence, *segment in zip(*(x.tolist() for x in self.segments(step)), strict=True):
-            rows[sequence].append(Segment(*segment))
-        return rows
 
 
 def pack(positions: np.ndarray, order: np.ndarray, row_length: int, shared: bool) -> Chains:
@@ -168,7 +150,8 @@ def plan_epoch(
     steps = int(heights.max())
     all_entries, begins = [], []
     for number, (sequence, height) in enumerate(zip(by_sequence, heights.tolist(), strict=True)):
-        # Spread the gaps of shorter sequences over the epoch, lest its last batch be nearly empty.
+        # Spread the gaps of shorter sequences over the epoch: its last batches would be
+        # nearly empty.
         entries = np.concatenate([sequence, np.full(steps - height, -1, np.int32)])
         if rng is not None:
             rng.shuffle(entries)

@@ -124,10 +124,7 @@ class Encoding:
 
 
 def prepare_training(
-    source: Source,
-    encoding: Encoding,
-    tokenizer: Tokenizer | None = None,
-    workers: int | None = None,
+    source: Source, encoding: Encoding, tokenizer: Tokenizer | None = None
 ) -> Encoded:
     """Encode train and validation rows, or find them in the cache.
 
@@ -136,7 +133,6 @@ def prepare_training(
         encoding: how they become tokens. Validation rows are cut at the protocol's length,
             whatever `encoding.length` says.
         tokenizer: the one to use; None trains one on the training rows.
-        workers: processes that encode (default: one a core, for more than a few rows).
 
     Raises:
         UserError: no usable row is left, the disk is full, or the rows vanished.
@@ -146,8 +142,7 @@ def prepare_training(
         train = _limited(train, encoding, encoding.max_samples)
         most = max(_LEAST_VALIDATION_ROWS, encoding.max_samples // 10)
         validation = _first(validation, most)
-    splits = {"train": train, "validation": validation}
-    return _prepare(source, encoding, tokenizer, splits, workers)
+    return _prepare(source, encoding, tokenizer, {"train": train, "validation": validation})
 
 
 def prepare_evaluation(source: Source, encoding: Encoding, tokenizer: Tokenizer) -> Encoded:
@@ -165,7 +160,6 @@ def _prepare(
     encoding: Encoding,
     tokenizer: Tokenizer | None,
     splits: dict[str, Rows],
-    workers: int | None = None,
 ) -> Encoded:
     identity = asdict(encoding) | {
         "version": ENCODING_VERSION,
@@ -192,7 +186,7 @@ def _prepare(
             encoded = _open(folder)  # another process may have been quicker
             if encoded is None:
                 with Partial.taken_up(folder) as partial:
-                    _encode(partial, source, encoding, tokenizer, splits, workers)
+                    _encode(partial, source, encoding, tokenizer, splits)
                 encoded = _open(folder, check=False)
     if encoded is None:
         raise OSError(f"{folder}: written, but cannot be read back")
@@ -231,7 +225,6 @@ def _encode(
     encoding: Encoding,
     tokenizer: Tokenizer | None,
     splits: dict[str, Rows],
-    workers: int | None,
 ) -> None:
     vocabulary = partial.tokenizer(lambda: tokenizer or _train_tokenizer(splits["train"], encoding))
     protocol_length = find_dataset(encoding.dataset).protocol_length
@@ -241,7 +234,7 @@ def _encode(
         encoder = Encoder(vocabulary, encoding.dataset, length)
         if encoding.decontaminate and name != "train":
             rows = _without(rows, encoder, trained)
-        accounting = _encode_split(rows, encoder, partial, name, workers)
+        accounting = _encode_split(rows, encoder, partial, name)
         documents = EncodedSplit(partial.folder, name, partial.splits[name].shards)
         if name == "train":
             trained = frozenset(_digests(documents))
@@ -272,7 +265,7 @@ def _nothing_left(source: Source, split: str, accounting: Accounting) -> str:
 
 
 def _digests(documents: EncodedSplit) -> Iterator[bytes]:
-    """What tells each document of a split from all others: equal tokens, equal digest."""
+    """A digest of each document of a split: equal tokens, equal digest."""
     for number, length in enumerate(documents.lengths.tolist()):
         yield _digest(documents.tokens(number, 0, length))
 
@@ -292,9 +285,7 @@ def _without(rows: Rows, encoder: Encoder, trained: frozenset[bytes]) -> Rows:
     return lambda: (Repeated(item.where) if known(item) else item for item in rows())
 
 
-def _encode_split(
-    rows: Rows, encoder: Encoder, partial: Partial, name: str, workers: int | None
-) -> Accounting:
+def _encode_split(rows: Rows, encoder: Encoder, partial: Partial, name: str) -> Accounting:
     """Encode what is not in a shard yet; the accounting is that of the whole split."""
     state = partial.splits[name]
     if state.finished:
@@ -303,7 +294,7 @@ def _encode_split(
     accounting = state.accounting
     progress = PreparationProgress(name, accounting.rows)
     items = islice(rows(), accounting.rows, None)
-    with closing(progress), closing(encode_blocks(items, encoder, workers)) as blocks:
+    with closing(progress), closing(encode_blocks(items, encoder)) as blocks:
         for block in blocks:
             writer.add(block)
             accounting += block.accounting
@@ -359,20 +350,14 @@ def _train_tokenizer(rows: Rows, encoding: Encoding) -> Tokenizer:
     return BPE.train(contents(), encoding.vocab_size)
 
 
-@dataclass(frozen=True)
-class JointTokenizer:
-    """A trained vocabulary, and what it was trained on."""
-
-    tokenizer: BPE
-    bytes_of_each: int
-    """UTF-8 bytes that were read of every data set: all that the smallest one has."""
-
-
-def train_joint_tokenizer(sources: Mapping[str, Source], vocab_size: int) -> JointTokenizer:
+def train_joint_tokenizer(sources: Mapping[str, Source], vocab_size: int) -> tuple[BPE, int]:
     """One BPE vocabulary for several data sets, of equally many bytes of each.
 
     It is trained on the contents of the training rows of each data set, from the first on;
     `vocab_size` includes the special tokens.
+
+    Returns:
+        the vocabulary; UTF-8 bytes that were read of every data set: all that the smallest one has.
 
     Raises:
         UserError: a data set has no usable row.
@@ -389,7 +374,7 @@ def train_joint_tokenizer(sources: Mapping[str, Source], vocab_size: int) -> Joi
         for dataset, source in sources.items():
             yield from _texts(dataset, source, per_set)
 
-    return JointTokenizer(BPE.train(contents(), vocab_size), per_set)
+    return BPE.train(contents(), vocab_size), per_set
 
 
 def _texts(dataset: str, source: Source, size: int) -> Iterator[str]:

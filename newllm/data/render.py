@@ -77,7 +77,7 @@ class ChatRenderer:
         return documents
 
     def prompt(self, messages: Conversation, start: bool = True) -> list[int]:
-        """Ids up to the point where the assistant speaks; the prefix training saw, id for id.
+        """Ids up to where the assistant's answer begins, as training saw them, id for id.
 
         With `start=False` the messages go on in a conversation whose last turn is closed.
         """
@@ -89,7 +89,7 @@ class ChatRenderer:
 
 
 class ProtocolRenderer:
-    """Flat texts of the word-1000 protocol, cut at its length (or in windows, where it says so)."""
+    """Flat texts of the word-1000 protocol, cut at its length, or in windows."""
 
     def __init__(self, tokenizer: Word1000, dataset: Dataset, length: int) -> None:
         self.tokenizer, self.dataset, self.length = tokenizer, dataset, length
@@ -146,7 +146,7 @@ def make_renderer(tokenizer: Tokenizer, dataset: Dataset, length: int | None = N
 def render_rows(
     renderer: Renderer, dataset: Dataset, rows: Sequence[Mapping[str, Any]]
 ) -> list[Document]:
-    """Render raw rows on the road that the renderer belongs to. Rows must be well-formed."""
+    """Render raw rows in the form that the renderer takes. Rows must be well-formed."""
     if isinstance(renderer, ChatRenderer):
         return renderer.documents([dataset.conversation(row) for row in rows])
     return renderer.documents([dataset.protocol_text(row) for row in rows])

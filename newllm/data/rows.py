@@ -1,4 +1,4 @@
-"""Rows of one file, each with where it stands: which formats there are, and who reads them."""
+"""Rows of one file, each with where it stands: the formats, and the reader of each."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _seekable(stream: io.BufferedReader) -> IO[bytes]:
 
 
 def sniffed(file: RowFile) -> Kind | None:
-    """What a file seems to hold whose name does not say so."""
+    """What a file holds by its first bytes, where its name gives no format."""
     try:
         with open_bytes(file) as stream:
             begins = stream.peek(8)

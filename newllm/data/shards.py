@@ -236,7 +236,7 @@ class SplitWriter:
             path = _path(self._folder, self.split, self.shards, part)
             array = np.concatenate([getattr(block, part) for block in self._blocks])
             array = array.astype(dtype, copy=False)
-            # Earlier versions had no marks but 0 and 1, and headers say so still.
+            # Stored as bool: earlier versions had no marks but 0 and 1.
             _save(path, array.view(bool) if part == "assistant" else array)
             self.files[path.name] = describe_file(path)
         self.shards += 1

@@ -133,7 +133,7 @@ def _pairs(option: str, words: Sequence[str], ours: Collection[str]) -> dict[str
     """OURS=THEIRS as a dictionary.
 
     Raises:
-        UserError: a word is none, names what is not ours, or names it twice.
+        UserError: a word is not OURS=THEIRS, or OURS is unknown or given twice.
     """
     found: dict[str, str] = {}
     for word in words:
@@ -204,7 +204,7 @@ def _only(source: Source, subset: str, level: Dataset) -> Source:
 
 
 def part_of(item: Item, folder: str, level: Dataset) -> bool | None:
-    """Whether an item belongs to the part; None where nothing tells."""
+    """Whether an item belongs to the part; None where neither field nor folder says."""
     if isinstance(item, Located) and isinstance(item.row.get("subset"), str):
         return item.row["subset"] == folder
     folders = set(Path(item.where).parent.parts)
@@ -256,10 +256,6 @@ def _split(rows: Rows, description: str, count: int | None) -> tuple[Rows, Rows]
     return part(False), part(True)
 
 
-def _has_sample(dataset: str) -> bool:
-    return (SAMPLES / dataset).is_dir()
-
-
 def _sample(dataset: str) -> Source:
     files = {name: SAMPLES / dataset / f"{name}.jsonl.gz" for name in ("train", "validation")}
     if not all(file.is_file() for file in files.values()):
@@ -308,7 +304,8 @@ def _hub(level: Dataset, subset: str, head: bool, most: int | None) -> Source:
             revision=found.revision,
             counts=found.counts,
         )
-    sample = ", or use the built-in rows with --data sample" if _has_sample(level.name) else ""
+    has_sample = (SAMPLES / level.name).is_dir()
+    sample = ", or use the built-in rows with --data sample" if has_sample else ""
     raise UserError(
         f"{level.hub[0].id} cannot be had from the Hub ({failure}); give your copy with "
         f"--data PATH{sample}"
@@ -332,7 +329,7 @@ def _local(
                 content = sha256_of(file.path)
             except OSError as error:
                 raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-            # What JSON and Parquet are is told by their bytes, the others by their names.
+            # JSON and Parquet are recognised by their bytes, the others by their names.
             kind = kind_of(file.name)
             how = [kind] if kind in ("csv", "text", "arrow") else []
             how += ["documents"] if kind is None and level.documents else []

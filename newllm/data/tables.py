@@ -42,7 +42,7 @@ def read_csv(text: TextIO, name: str) -> Iterator[Item]:
         return
     outside = _outside_quotes(header)
     delimiter = delimiter or max(_DELIMITERS, key=outside.count)
-    # Who writes `question, answer` writes `"Hi?", "Yes, hello."` below.
+    # A header `question, answer` goes with rows `"Hi?", "Yes, hello."`.
     spaced = delimiter in outside and not re.search(rf"{re.escape(delimiter)}(?! )", outside)
     form: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": spaced}
     fields = [" ".join(field.split()) for field in next(csv.reader([header], **form))]

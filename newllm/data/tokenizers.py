@@ -188,9 +188,9 @@ class BPE:
 def _with_beginnings(definition: str, size: int) -> str:
     """The definition with " A" .. " z" as tokens, as far as `size` has room for them.
 
-    Few rows leave room, and begin no word with most of the letters. A name like " Kaito" would
-    begin with a lone space there, behind which those rows have other things (numbers, say): so
-    sure of them that a name just told was not said back.
+    A vocabulary of few rows has room left, and no word that begins with most of the letters. A
+    name like " Kaito" would then begin with a lone space, which in those rows precedes other things
+    (numbers, say): models predicted those so surely that they did not repeat a name just given.
     """
     stored = json.loads(definition)
     vocabulary, merges = stored["model"]["vocab"], stored["model"]["merges"]

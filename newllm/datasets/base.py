@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from newllm.datasets.conversations import Conversation, Row
+from newllm.datasets.conversations import Conversation, Row, question_and_answer, text_field
 from newllm.errors import UserError
 
 SkillCheck = Literal["code answers", "math answers", "preferences"]
@@ -71,7 +71,7 @@ class Dataset:
     fields: tuple[str, ...]
     """Fields that rows are read from: what `--columns` may name."""
     forms: bool = False
-    """Whether the fields of a row tell its form: of columns that are mapped it has those alone."""
+    """Whether a row's form is recognised by its fields; a row then has the mapped columns alone."""
     reading: int = 1
     """Raised when the same rows are read otherwise than before: part of the cache's key."""
     conversation: Callable[[Row], Conversation]
@@ -139,6 +139,33 @@ class Dataset:
                 f"{self.name} with --tokenizer word1000: {self.word1000_refusal}; use "
                 "--tokenizer bpe"
             )
+
+
+def question_fields(question: str, answer: str, more: str | None = None) -> dict[str, Any]:
+    """How a `Dataset` reads rows with a question and an answer, of the names of their fields.
+
+    `more` is what goes with the question, and may be blank. The protocol's texts are the fields
+    that are not, by their names: `Instruction: .. Input: .. Output: ..`.
+    """
+    names = [name for name in (question, more, answer) if name is not None]
+
+    def texts(row: Row) -> dict[str, str]:
+        return {name: text_field(row, name, optional=name == more) for name in names}
+
+    def conversation(row: Row) -> Conversation:
+        said = texts(row)
+        return question_and_answer(said[question], said[more] if more else "", said[answer])
+
+    def protocol_text(row: Row) -> str:
+        said = texts(row).items()
+        return " ".join(f"{name.capitalize()}: {text}" for name, text in said if text.strip())
+
+    return {
+        "conversation": conversation,
+        "protocol_text": protocol_text,
+        "vocabulary_text": lambda row: " ".join(texts(row).values()),
+        "protocol_prompt": lambda text: f"{question.capitalize()}: {text} {answer.capitalize()}:",
+    }
 
 
 FOUR_LAYERS = Advice("4 layers", "4 層にする", settings={"num_layers": 4})

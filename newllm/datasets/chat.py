@@ -1,6 +1,6 @@
 """Rows of one's own, beside the levels: conversations, questions with answers, or plain text.
 
-Which of these a row is, its fields tell (`FORMS`); nothing has to be renamed.
+A row's form is recognised by its fields (`FORMS`); nothing has to be renamed.
 """
 
 from __future__ import annotations

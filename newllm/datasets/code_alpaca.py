@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from newllm.datasets.base import MORE_EPOCHS, TWELVE_LAYERS, Advice, Dataset, HubRepository
-from newllm.datasets.conversations import Row, labelled, question_and_answer, text_field
+from newllm.datasets.base import (
+    MORE_EPOCHS,
+    TWELVE_LAYERS,
+    Advice,
+    Dataset,
+    HubRepository,
+    question_fields,
+)
 from newllm.datasets.math import TO_MATH
-
-
-def _fields(row: Row) -> tuple[str, str, str]:
-    given = text_field(row, "input", optional=True)
-    return text_field(row, "instruction"), given, text_field(row, "output")
-
-
-def _protocol_text(row: Row) -> str:
-    instruction, given, output = _fields(row)
-    return labelled(("Instruction", instruction), ("Input", given), ("Output", output))
-
 
 TO_CODE = Advice("level 4, code", "レベル 4（コード）へ進む", level="code_alpaca")
 
@@ -27,10 +22,7 @@ DATASET = Dataset(
     licence="CC BY 4.0 on the Hub, CC BY-NC 4.0 in its source repository",
     hub=(HubRepository("sahil2801/CodeAlpaca-20k"),),
     fields=("instruction", "input", "output"),
-    conversation=lambda row: question_and_answer(*_fields(row)),
-    protocol_text=_protocol_text,
-    vocabulary_text=lambda row: " ".join(_fields(row)),
-    protocol_prompt=lambda text: f"Instruction: {text} Output:",
+    **question_fields("instruction", "output", "input"),
     protocol_length=256,
     settings={"num_layers": 8, "context_dim": 512, "max_seq_length": 256},
     epochs={"original": 200, "context": 8},

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 from typing_extensions import NotRequired
 
 Role = Literal["system", "user", "assistant", "text"]
-"""Who speaks; `text` is plain text that nobody says, and has no role token."""
+"""The speaker; `text` is plain text without a speaker, and has no role token."""
 
 Row = Mapping[str, Any]
 
@@ -58,11 +58,6 @@ def question_and_answer(question: str, more: str, answer: str) -> Conversation:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def labelled(*parts: tuple[str, str]) -> str:
-    """`Label: text Label: text ..`, parts with blank text left out."""
-    return " ".join(f"{label}: {text}" for label, text in parts if text.strip())
-
-
 TURN_FIELDS = ("messages", "conversations", "conversation", "turns", "dialogue", "dialog", "chat",
                "chat_messages", "contents")  # fmt: skip
 """Names under which rows have a list of turns."""
@@ -91,7 +86,8 @@ def is_turns(value: Any) -> bool:
 
 
 def known_speaker(turn: Mapping[str, Any]) -> Any:
-    """Who says a turn, or None; `sender` and `type` may mean anything else, so only known names."""
+    """The speaker of a turn, or None; of `sender` and `type`, which may mean other things, known
+    names alone."""
     given = turn.get("role") or turn.get("from") or turn.get("speaker")
     known = (turn[n] for n in ("sender", "type") if turn.get(n) in (*_ROLES, *_TOOL_ROLES))
     return given or next(known, None)
@@ -247,12 +243,7 @@ def tool_calls(row: Row) -> int:
     )
 
 
-def messages_conversation(row: Row) -> Conversation:
-    """Field `messages`: a list of {role, content} with at least one answer."""
-    return turns_conversation(row.get("messages"), "messages")
-
-
 def flat_text(conversation: Conversation) -> str:
-    """What is said, in one line without who says it, and without what is not to be learnt."""
+    """The contents in one line, without roles, and without what is not to be learnt."""
     learnt = [message["content"] for message in conversation if message.get("weight") != 0]
     return " ".join(" ".join(content.split()) for content in learnt)

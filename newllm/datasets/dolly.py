@@ -9,21 +9,10 @@ from newllm.datasets.base import (
     MORE_EPOCHS,
     Dataset,
     HubRepository,
+    question_fields,
 )
-from newllm.datasets.conversations import Row, labelled, question_and_answer, text_field
 from newllm.datasets.hh_rlhf import TO_HH_RLHF
 from newllm.datasets.ultrachat import TO_ULTRACHAT
-
-
-def _fields(row: Row) -> tuple[str, str, str]:
-    context = text_field(row, "context", optional=True)
-    return text_field(row, "instruction"), context, text_field(row, "response")
-
-
-def _protocol_text(row: Row) -> str:
-    instruction, context, response = _fields(row)
-    return labelled(("Instruction", instruction), ("Context", context), ("Response", response))
-
 
 DATASET = Dataset(
     name="dolly",
@@ -33,10 +22,7 @@ DATASET = Dataset(
     licence="CC BY-SA 3.0",
     hub=(HubRepository("databricks/databricks-dolly-15k"),),
     fields=("instruction", "context", "response"),
-    conversation=lambda row: question_and_answer(*_fields(row)),
-    protocol_text=_protocol_text,
-    vocabulary_text=lambda row: " ".join(_fields(row)),
-    protocol_prompt=lambda text: f"Instruction: {text} Response:",
+    **question_fields("instruction", "response", "context"),
     settings={"num_layers": 1, "context_dim": 256, "max_seq_length": 128},
     epochs={"original": 100, "context": 10},
     prompts=(

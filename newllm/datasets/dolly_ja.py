@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-from newllm.datasets.base import Dataset, HubRepository
-from newllm.datasets.conversations import Row, labelled, question_and_answer, text_field
-
-
-def _fields(row: Row) -> tuple[str, str, str]:
-    given = text_field(row, "input", optional=True)
-    return text_field(row, "instruction"), given, text_field(row, "output")
-
-
-def _labelled(row: Row) -> str:
-    instruction, given, output = _fields(row)
-    return labelled(("Instruction", instruction), ("Input", given), ("Output", output))
-
+from newllm.datasets.base import Dataset, HubRepository, question_fields
 
 DATASET = Dataset(
     name="dolly_ja",
@@ -23,10 +11,7 @@ DATASET = Dataset(
     licence="CC BY-SA 3.0",
     hub=(HubRepository("kunishou/databricks-dolly-15k-ja"),),
     fields=("instruction", "input", "output"),
-    conversation=lambda row: question_and_answer(*_fields(row)),
-    protocol_text=_labelled,
-    vocabulary_text=lambda row: " ".join(_fields(row)),
-    protocol_prompt=lambda text: f"Instruction: {text} Output:",
+    **question_fields("instruction", "output", "input"),
     word1000_refusal=(
         "that vocabulary is of words between blanks, and Japanese is written without: "
         "nearly every sentence would be one unknown word"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from newllm.datasets.base import MORE_EPOCHS, TWELVE_LAYERS, Advice, Dataset, HubRepository
-from newllm.datasets.conversations import Row, labelled, question_and_answer, text_field
-
-
-def _fields(row: Row) -> tuple[str, str]:
-    return text_field(row, "problem"), text_field(row, "solution")
-
-
-def _protocol_text(row: Row) -> str:
-    problem, solution = _fields(row)
-    return labelled(("Problem", problem), ("Solution", solution))
-
+from newllm.datasets.base import (
+    MORE_EPOCHS,
+    TWELVE_LAYERS,
+    Advice,
+    Dataset,
+    HubRepository,
+    question_fields,
+)
 
 TO_MATH = Advice("level 5, mathematics", "レベル 5（数学）へ進む", level="math")
 
@@ -40,10 +36,7 @@ DATASET = Dataset(
         ),
     ),
     fields=("problem", "solution", "level", "type"),
-    conversation=lambda row: question_and_answer(_fields(row)[0], "", _fields(row)[1]),
-    protocol_text=_protocol_text,
-    vocabulary_text=lambda row: " ".join(_fields(row)),
-    protocol_prompt=lambda text: f"Problem: {text} Solution:",
+    **question_fields("problem", "solution"),
     protocol_length=256,
     settings={"num_layers": 8, "context_dim": 512, "max_seq_length": 256},
     epochs={"original": 200, "context": 8},

@@ -9,14 +9,14 @@ from newllm.datasets.conversations import (
     Role,
     Row,
     flat_text,
-    messages_conversation,
+    turns_conversation,
 )
 
 
 def _conversation(row: Row) -> Conversation:
     """The original repository has `data`, the filtered copy `messages`."""
     if row.get("messages") is not None:
-        return messages_conversation(row)
+        return turns_conversation(row["messages"], "messages")
     turns = row.get("data")
     if not isinstance(turns, list):
         raise ValueError("neither field 'messages' nor field 'data' is a list")

@@ -62,7 +62,7 @@ class CodeTask:
 
     @property
     def checked(self) -> bool:
-        """Whether the row tells right from wrong."""
+        """Whether the row has a check or an expected output."""
         return bool(self.checks) or self.expected_output is not None
 
     def passed(self, outcome: Outcome) -> bool:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
-from typing import Protocol, TypeVar
+from dataclasses import astuple, dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from newllm.data.loader import IGNORED, EpochLoader, read_ahead
@@ -30,20 +28,8 @@ EVALUATION_ROW = 256
 EVALUATION_BATCH_SIZE = 32
 
 
-_Sums = TypeVar("_Sums", bound="Additive")
-
-
-class Additive:
-    """Adds up dataclasses of numbers, field by field."""
-
-    def __iadd__(self: _Sums, other: _Sums) -> _Sums:
-        for item in fields(self):  # type: ignore[arg-type]
-            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
-        return self
-
-
 @dataclass
-class Sums(Additive):
+class Sums:
     """Totals over scored tokens."""
 
     nats: float = 0.0
@@ -124,29 +110,6 @@ def _evaluate(
         merged = processes.all_reduce_sum(own)
         sums = Sums(*(type(old)(new) for old, new in zip(own, merged, strict=True)))
     return summarize(sums, split, lossless=unk is None)
-
-
-@torch.inference_mode()
-def nats_by_document(
-    model: LanguageModel,
-    split: EncodedSplit,
-    device: torch.device,
-    batch_size: int = EVALUATION_BATCH_SIZE,
-) -> np.ndarray:
-    """Nats of every document of a split, [D] float64; their sum is `evaluate`'s."""
-    model.eval()
-    nats = np.zeros(len(split))
-    state = model.initial_state(batch_size)
-    loader = EpochLoader(split, EVALUATION_ROW, batch_size)
-    for step, batch in enumerate(loader.batches()):
-        hidden, state = model(batch.ids.to(device), state, batch.reset.to(device))
-        for sequence, row in enumerate(loader.plan.rows(step)):
-            for segment in row:
-                place = slice(segment.column, segment.column + segment.stop - segment.start)
-                targets = batch.targets[sequence, place].to(device)
-                logits = model.logits(hidden[sequence, place]).float()
-                nats[segment.document] += F.cross_entropy(logits, targets, reduction="sum").item()
-    return nats
 
 
 _SUMMED = "nats", "assistant_nats", "hits", "network_nats"

@@ -98,32 +98,25 @@ class PairScores:
         return self.sizes[:, 0] > self.sizes[:, 1]
 
 
-def pair_scores(
-    model: LanguageModel, pairs: Sequence[tuple[Side, Side]], at_once: int = DIALOGUES_AT_ONCE
-) -> PairScores:
-    """What a model in evaluation mode says of pairs, `at_once` dialogues read side by side."""
+def pair_scores(model: LanguageModel, pairs: Sequence[tuple[Side, Side]]) -> PairScores:
+    """What a model in evaluation mode says of pairs."""
     sides = [side for pair in pairs for side in pair]
-    nats = answer_nats(model, sides, at_once)
+    nats = answer_nats(model, sides)
     sizes = np.array([side.size for side in sides], np.int64)
     return PairScores(nats.reshape(-1, 2), sizes.reshape(-1, 2))
 
 
 def score_preferences(
-    model: LanguageModel,
-    renderer: ChatRenderer,
-    pairs: Sequence[Pair],
-    at_once: int = DIALOGUES_AT_ONCE,
+    model: LanguageModel, renderer: ChatRenderer, pairs: Sequence[Pair]
 ) -> dict[str, Any]:
     """How often a model in evaluation mode finds `chosen` likelier per byte.
-
-    `at_once` dialogues are read side by side.
 
     Returns:
         prefers_chosen (share of pairs), standard_error (of that share), longer_chosen (share of
         pairs whose chosen side has more bytes: what a preference for length alone would reach),
         chosen_nats_per_byte, rejected_nats_per_byte (all nats over all bytes).
     """
-    scores = pair_scores(model, pair_sides(renderer, pairs), at_once)
+    scores = pair_scores(model, pair_sides(renderer, pairs))
     share = float(scores.prefers_chosen.mean())
     chosen, rejected = scores.nats.sum(axis=0) / scores.sizes.sum(axis=0)
     return {
@@ -152,10 +145,7 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]
 
 @torch.inference_mode()
 def answer_nats(
-    model: LanguageModel,
-    sides: Sequence[Side],
-    at_once: int = DIALOGUES_AT_ONCE,
-    tables: Sequence[int] | None = None,
+    model: LanguageModel, sides: Sequence[Side], tables: Sequence[int] | None = None
 ) -> np.ndarray:
     """Nats of the compared answers of N dialogues, float64 [N]; the model in evaluation mode.
 
@@ -165,8 +155,8 @@ def answer_nats(
     device = next(model.parameters()).device
     nats = np.zeros(len(sides))
     by_length = sorted(range(len(sides)), key=lambda index: len(sides[index].ids))
-    for start in range(0, len(by_length), at_once):
-        chosen = by_length[start : start + at_once]
+    for start in range(0, len(by_length), DIALOGUES_AT_ONCE):
+        chosen = by_length[start : start + DIALOGUES_AT_ONCE]
         longest = len(sides[chosen[-1]].ids)
         ids = torch.zeros(len(chosen), longest, dtype=torch.long)
         scored = torch.zeros(len(chosen), longest, dtype=torch.bool)

@@ -149,7 +149,7 @@ def run_program(program: str, checks: Sequence[str] = (), limits: Limits | None 
 def _start(folder: str, report: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         # Not -I: it would ignore PYTHONHASHSEED, and the same answer could run in two ways. The
-        # rest of it is here: no site packages, no variables of ours, and the script takes its own
+        # rest of it is here: no site packages, none of our variables, and the script takes its own
         # folder from sys.path.
         [sys.executable, "-s", "-S", "-B", str(_CHILD)],
         stdin=subprocess.PIPE,

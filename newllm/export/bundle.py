@@ -48,7 +48,7 @@ STAND_INS = {
     "_jit": """
 
 def _jit(kernel: Any = None, **options: Any) -> Any:
-    \"""`triton.jit`; without Triton a kernel is a function that nobody calls.\"""
+    \"""`triton.jit`; without Triton a kernel is a function that is never called.\"""
     if triton is None:
         return kernel or _jit
     return triton.jit(kernel, **options)""",
@@ -61,7 +61,7 @@ def bundle(module: str) -> str:
 
     Definitions come in the order in which they need each other, with their comments; one that is
     imported under another name is defined under that. A name that two modules define differently
-    would be a mistake of ours and raises ValueError.
+    raises ValueError.
     """
     main = _Module.find(module)
     parts = _Parts()

@@ -21,7 +21,7 @@ def model_card(model: TrainedModel, name: str, summary: Summary | None) -> str:
     Args:
         model: what is exported.
         name: of the folder, for the example.
-        summary: of the run, if it is at hand.
+        summary: of the run, if it was found.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

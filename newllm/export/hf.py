@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from newllm.data.render import ChatRenderer
-from newllm.data.tokenizers import BPE
+from newllm.data.tokenizers import BPE, PAD, never_written
 from newllm.errors import UserError, require_packages
 from newllm.export.bundle import bundle
 from newllm.export.card import model_card
@@ -61,7 +61,7 @@ def export_hf(model: TrainedModel, folder: Path) -> float:
         _write_tokenizer(scratch, tokenizer, model)
         _write_weights(scratch, model.model)
         write_json(scratch / "config.json", _config(model, tokenizer))
-        write_json(scratch / "generation_config.json", _generation())
+        write_json(scratch / "generation_config.json", _generation(tokenizer))
         card = model_card(model, folder.name, summary_beside(model))
         write_text(scratch / "README.md", card)
         return _compare(scratch, model, tokenizer)
@@ -139,7 +139,7 @@ def _config(model: TrainedModel, tokenizer: BPE) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         **model.settings.model_dump(include=set(SHAPE)),
         "counts": model.counts_bytes,
-        "pad_token_id": 0,
+        "pad_token_id": PAD,
         "bos_token_id": tokenizer.bos,
         "eos_token_id": tokenizer.end,
         "dtype": "float32",
@@ -147,11 +147,10 @@ def _config(model: TrainedModel, tokenizer: BPE) -> dict[str, Any]:
     }
 
 
-def _generation() -> dict[str, Any]:
+def _generation(tokenizer: BPE) -> dict[str, Any]:
     """Answers end with the turn; what no answer holds is never written."""
-    never = [0, BPE.bos, *BPE.roles.values()]
-    special = {"pad_token_id": 0, "bos_token_id": BPE.bos, "eos_token_id": BPE.end}
-    return {**special, "suppress_tokens": never, "max_new_tokens": 256}
+    special = {"pad_token_id": PAD, "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end}
+    return {**special, "suppress_tokens": never_written(tokenizer), "max_new_tokens": 256}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from newllm.export.hf_tokenizer import from_fast
 from newllm.model import meta_model
 from newllm.model.spec import find_spec
 from newllm.train import checkpoint
-from newllm.train.checkpoint import COUNTS, check_counts
+from newllm.train.checkpoint import COUNTS, RECORD, check_counts
 
 _LARGEST_TEXT = 2**26
 """Bytes of a JSON file at most."""
@@ -49,7 +49,7 @@ def import_hf(folder: Path, output: Path) -> int:
         "model": weights,
         "settings": settings.model_dump(),
         "tokenizer": tokenizer.to_dict(),
-        **{name: record[name] for name in _RECORD},
+        **{name: record[name] for name in RECORD},
     }
     checkpoint.save(output, content)
     return checkpoint.count_parameters(content)
@@ -57,15 +57,6 @@ def import_hf(folder: Path, output: Path) -> int:
 
 _UNSAID_FORMAT = 2
 """Format of the weights in folders that do not say theirs."""
-
-_RECORD = {
-    "metrics": dict,
-    "data": dict,
-    "newllm_version": str,
-    "torch_version": str,
-    "created": str,
-}
-"""What a checkpoint holds besides, and the type of each."""
 
 
 def _record(path: Path) -> tuple[dict[str, Any], Settings]:
@@ -76,8 +67,10 @@ def _record(path: Path) -> tuple[dict[str, Any], Settings]:
         values = dict(record["settings"])
         config.setdefault("recall_slots", 0)  # exported before there was recall
         shape = {name: config[name] for name in SHAPE}
-        wrong = [name for name, kind in _RECORD.items() if not isinstance(record[name], kind)]
-        if config["model_type"] != "new_llm" or wrong or not _text(record["data"], "fingerprint"):
+        wrong = [name for name, kind in RECORD.items() if not isinstance(record[name], kind)]
+        if config["model_type"] != "new_llm" or wrong:
+            raise TypeError
+        if not isinstance(record["data"]["fingerprint"], str):
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
@@ -87,10 +80,6 @@ def _record(path: Path) -> tuple[dict[str, Any], Settings]:
         return record, parse({**values, **shape}, {name: name for name in Settings.model_fields})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _text(values: dict[str, Any], name: str) -> bool:
-    return isinstance(values.get(name), str)
 
 
 def _tokenizer(path: Path) -> BPE:

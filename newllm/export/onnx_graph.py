@@ -158,7 +158,7 @@ def _pairs(graph: Graph, pairs: BigramHashEmbedding, ids: str) -> str:
 
 
 def _follows(graph: Graph, ids: str) -> str:
-    """What the next call is told of the last token, [B, 1]."""
+    """`previous` for the next call, [B, 1]."""
     return graph.op("Add", graph.slice(ids, -1, END), graph.whole(1))
 
 

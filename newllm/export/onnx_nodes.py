@@ -20,7 +20,7 @@ class Graph:
     """Nodes and constants under construction; every method returns the name of its output."""
 
     def __init__(self, prefix: str = "") -> None:
-        """An empty graph; `prefix` tells its names from those of the graph around it."""
+        """An empty graph; `prefix` keeps its names apart from those of the graph around it."""
         self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,13 +11,25 @@ from torch.overrides import TorchFunctionMode
 
 from newllm.config import ModelSettings, is_own_block
 from newllm.errors import UserError
+from newllm.model.baselines.mingru import MinGruLM
 from newllm.model.baselines.original import OriginalLM
+from newllm.model.baselines.rnn import GruLM, LstmLM
+from newllm.model.baselines.transformer import TransformerLM
 from newllm.model.context.lm import ContextLM
-from newllm.model.own_block import OwnBlock, check_block
+from newllm.model.own_block import OwnBlock, OwnBlockLM, check_block
 from newllm.model.residual import Block, Boundaries, FeedForward, ResidualLM, State, projection
-from newllm.model.spec import find_spec
 
 LanguageModel = ResidualLM | OriginalLM
+
+CLASSES: dict[str, Callable[[ModelSettings, int], LanguageModel]] = {
+    "context": ContextLM,
+    "original": OriginalLM,
+    "gru": GruLM,
+    "lstm": LstmLM,
+    "mingru": MinGruLM,
+    "transformer": TransformerLM,
+}
+"""The class of each architecture of the package."""
 
 __all__ = [
     "Block", "Boundaries", "ContextLM", "FeedForward", "LanguageModel", "OwnBlock", "State",
@@ -39,13 +52,13 @@ def build_model(
         UserError: the block was not given, or does not do what a block has to.
     """
     if not is_own_block(settings.architecture):
-        return find_spec(settings.architecture).load()(settings, vocab_size)
+        return CLASSES[settings.architecture](settings, vocab_size)
     if block is None:
         raise UserError(
             f"{settings.architecture}: a block of one's own runs only where it is given as "
             "--architecture FILE.py:CLASS"
         )
-    return block.build(settings, vocab_size)
+    return OwnBlockLM(block, settings, vocab_size)
 
 
 def count_parameters(

@@ -8,7 +8,7 @@ Chen et al. 2015, arXiv:1511.05641; LEMON, Wang et al. 2023, arXiv:2310.07999):
   context channels are normalised in groups of their own;
 - the stream is widened by whole copies of itself. Layer norms of copies are copies of the norm,
   a matrix W that read the stream becomes [W / k + R_1, ..., W / k + R_k] with random R that sum to
-  zero (which tells the copies apart), and a matrix that writes to it is repeated.
+  zero (so that the copies differ), and a matrix that writes to it is repeated.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class OwnBlock:
     """Of the file that was run."""
 
     def facts(self, model: nn.Module) -> dict[str, Any]:
-        """What a checkpoint says of it, with the size of the state that `newllm info` tells."""
+        """What a checkpoint says of it, with the size of the state, for `newllm info`."""
         assert isinstance(model, OwnBlockLM)
         file, _, name = self.architecture.rpartition(":")
         state = model.initial_state(1).values()
@@ -49,19 +49,16 @@ class OwnBlock:
             "state_bytes": sum(part.numel() * part.element_size() for part in state),
         }
 
-    def build(self, settings: ModelSettings, vocab_size: int) -> OwnBlockLM:
-        """A freshly initialised model of such blocks.
-
-        Raises:
-            UserError: the block cannot be made, or does not do what a block has to.
-        """
-        return OwnBlockLM(self, settings, vocab_size)
-
 
 class OwnBlockLM(ResidualLM[Boundaries]):
     """The residual stream around blocks of one's own."""
 
     def __init__(self, own: OwnBlock, settings: ModelSettings, vocab_size: int) -> None:
+        """Freshly initialised.
+
+        Raises:
+            UserError: the block cannot be made, or does not do what a block has to.
+        """
         widths = settings.embed_dim, settings.context_dim, settings.hidden_dim
         blocks = [_watched(own, _make, own.kind, widths) for _ in range(settings.num_layers)]
         super().__init__(settings, vocab_size, blocks)
@@ -106,7 +103,7 @@ def load_given(architecture: str, sha256: str | None = None) -> OwnBlock | None:
     try:
         exec(compile(source, file, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
-        raise _refused(architecture, _told(error, file)) from None
+        raise _refused(architecture, _in_one_line(error, file)) from None
     kind = vars(module).get(name)
     if kind is None:
         classes = [known for known, value in vars(module).items() if isinstance(value, type)]
@@ -268,19 +265,19 @@ def _kind(value: object) -> str:
 
 
 def _watched(own: OwnBlock, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call what runs the block's code; any error is told in one line."""
+    """Call what runs the block's code; any error becomes one line."""
     try:
         return function(*arguments)
     except Exception as error:
         file = own.architecture.rpartition(":")[0]
-        raise _refused(own.architecture, _told(error, file)) from None
+        raise _refused(own.architecture, _in_one_line(error, file)) from None
 
 
 def _refused(architecture: str | None, reason: str) -> UserError:
     return UserError(f"--architecture {architecture}: {reason}")
 
 
-def _told(error: BaseException, file: str) -> str:
+def _in_one_line(error: BaseException, file: str) -> str:
     """`line 12: NameError: name 'x' is not defined`."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None

@@ -33,12 +33,6 @@ class RoundedLM(ContextLM):
                 module.weight.copy_(rounded(module.weight, weights))
 
 
-def round_weights(model: nn.Module, weights: WeightFormat) -> RoundedLM:
-    """A copy of a `ContextLM`, in which its spec says that this can be done."""
-    assert isinstance(model, ContextLM)
-    return RoundedLM(model, weights)
-
-
 def rounded(matrix: Tensor, weights: WeightFormat) -> Tensor:
     """The nearest matrix [R, C] in a format, as fp32."""
     if weights == "int8":

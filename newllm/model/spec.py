@@ -1,7 +1,7 @@
 """One object an architecture: all that the rest of the program asks about it.
 
-Nothing here imports torch until a model is built, so that the command line can answer `--help`,
-resolve settings and refuse wrong ones at once.
+Nothing here imports torch, so that the command line can answer `--help`, resolve settings and
+refuse wrong ones at once. The classes are in `build.py`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from newllm.config import ModelSettings
 from newllm.errors import UserError
-
-if TYPE_CHECKING:
-    from newllm.model.build import LanguageModel
 
 EPOCHS_UNREGULARISED = 2
 """Epochs without dropout, and without decay of the bigram hash embedding. A model does not overfit
@@ -60,15 +57,13 @@ class ModelSpec:
 
     name: str
     """As `--architecture` says it."""
-    load: Callable[[], Callable[[ModelSettings, int], LanguageModel]]
-    """Imports and returns its class."""
     recipe: Mapping[str, Any] = field(default_factory=lambda: _RECIPE)
     """Training defaults, where a level has none of its own."""
     epochs: str = "context"
     """Key of a level's recommended epochs."""
     widths: Literal["default", "equal", "one", "published"] = "default"
-    """How the widths go together: as `default_widths`; `context_dim` equal to the stream unless
-    told otherwise; always equal, and `hidden_dim` does nothing; in the published proportions."""
+    """How the widths go together: as `default_widths`; `context_dim` equal to the stream where
+    they are not given; always equal, and `hidden_dim` does nothing; as published."""
     has_pairs: bool = False
     """Whether it has a bigram hash embedding."""
     has_recall: bool = True
@@ -167,9 +162,9 @@ def find_spec(architecture: str) -> ModelSpec:
     """What an architecture is.
 
     A block of one's own (`FILE.py:CLASS`) is trained by the recipe of `context`, and has its
-    widths. This does not read its file; `build_model` builds it when it is given the loaded block.
+    widths. Its file is not read here; `build_model` is given the loaded block.
     """
-    return SPECS.get(architecture) or ModelSpec(architecture, _not_loaded)
+    return SPECS.get(architecture) or ModelSpec(architecture)
 
 
 def default_widths(
@@ -203,55 +198,12 @@ def _published_clipping(epoch: int) -> float:
     return 0.5 if epoch < 10 else 1.0 if epoch < 30 else 2.0
 
 
-def _context() -> Callable[[ModelSettings, int], LanguageModel]:
-    from newllm.model.context.lm import ContextLM
-
-    return ContextLM
-
-
-def _original() -> Callable[[ModelSettings, int], LanguageModel]:
-    from newllm.model.baselines.original import OriginalLM
-
-    return OriginalLM
-
-
-def _gru() -> Callable[[ModelSettings, int], LanguageModel]:
-    from newllm.model.baselines.rnn import GruLM
-
-    return GruLM
-
-
-def _lstm() -> Callable[[ModelSettings, int], LanguageModel]:
-    from newllm.model.baselines.rnn import LstmLM
-
-    return LstmLM
-
-
-def _min_gru() -> Callable[[ModelSettings, int], LanguageModel]:
-    from newllm.model.baselines.mingru import MinGruLM
-
-    return MinGruLM
-
-
-def _transformer() -> Callable[[ModelSettings, int], LanguageModel]:
-    from newllm.model.baselines.transformer import TransformerLM
-
-    return TransformerLM
-
-
-def _not_loaded() -> Callable[[ModelSettings, int], LanguageModel]:
-    raise AssertionError("a block of one's own is built from its loaded file")
-
-
 SPECS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
-        ModelSpec(
-            "context", _context, has_pairs=True, can_grow=True, can_export=True, can_round=True
-        ),
+        ModelSpec("context", has_pairs=True, can_grow=True, can_export=True, can_round=True),
         ModelSpec(
             "original",
-            _original,
             recipe=_PUBLISHED,
             epochs="original",
             widths="published",
@@ -262,10 +214,11 @@ SPECS: dict[str, ModelSpec] = {
             has_recall=False,
             has_counts=False,
         ),
-        ModelSpec("gru", _gru, widths="one"),
-        ModelSpec("lstm", _lstm, widths="one"),
-        ModelSpec("mingru", _min_gru),
-        ModelSpec("transformer", _transformer, widths="equal", heads_of=16),
+        ModelSpec("gru", widths="one"),
+        ModelSpec("lstm", widths="one"),
+        ModelSpec("mingru"),
+        ModelSpec("transformer", widths="equal", heads_of=16),
     )
 }
-"""The architectures that come with the package, by name; `config.ARCHITECTURES` names the same."""
+"""The architectures that come with the package, by name; `config.ARCHITECTURES` names the
+same, `build.CLASSES` has their classes."""

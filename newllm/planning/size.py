@@ -111,7 +111,7 @@ def choose_size(
         vocab_size: of the vocabulary, where it is given.
         different: tokens of the rows, which are then read again; None: there are always others.
             They change what is expected, not the size: by the law a larger model would make more of
-            them, but it would learn them by heart.
+            them, but it would memorise them.
         most: tokens that are read at most.
     """
     decades = math.log10(LARGEST / SMALLEST)

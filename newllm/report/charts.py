@@ -2,7 +2,7 @@
 
 Places are computed here; `templates/chart.svg` is the drawing. Colours are CSS variables
 (`templates/chart.css`), so that a chart follows the page's theme. Every text is escaped; each chart
-has a title and a description for those who do not see it.
+has a title and a description for screen readers.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Chart:
     lines: Sequence[Line]
     thresholds: Sequence[Threshold] = ()
     highlight: tuple[float, float] | None = None
-    """A point that is marked and told its value, such as the best epoch."""
+    """A point that is marked with its value, such as the best epoch."""
     digits: int = 2
     """Decimal places of the highlighted value."""
 

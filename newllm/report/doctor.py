@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from importlib import metadata
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_OFFLINE
 
 import newllm
 from newllm.device import fast_bf16, pick_device, pick_precision, product_speed
@@ -36,7 +36,7 @@ def check_machine() -> dict[str, Any]:
         "fast bf16": fast_bf16(device),
         "matrix products fp32": f"{product_speed(device, torch.float32) / 1e9:,.0f} GFLOP/s",
         "matrix products bf16": f"{product_speed(device, torch.bfloat16) / 1e9:,.0f} GFLOP/s",
-        "Hub": "offline (HF_HUB_OFFLINE)" if _offline() else "used when --data hub",
+        "Hub": "offline (HF_HUB_OFFLINE)" if HF_HUB_OFFLINE else "used when --data hub",
         "cache": f"{cache} ({shutil.disk_usage(existing).free / 1e9:,.1f} GB free)",
     }
     if device.type == "cuda":
@@ -52,7 +52,3 @@ def how_to_get_triton() -> str:
     if not triton_is_installed():
         remedy = f"for the CUDA kernel install Triton: {how_to_install('gpu')} (Linux)"
     return f"the recurrence runs as a plain loop, which is slow on a GPU; {remedy}"
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")

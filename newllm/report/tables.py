@@ -28,7 +28,7 @@ def checkpoint_facts(path: str) -> Facts:
     """What `newllm info` says of a checkpoint."""
     content = checkpoint.load_model(Path(path))
     settings, tokenizer = parse(content["settings"]), from_dict(content["tokenizer"])
-    block = content.get("block")  # of one's own: its file is not run to be told about
+    block = content.get("block")  # of one's own, whose file is not run to describe it
     if block is None:
         state_bytes = model_state_bytes(meta_model(settings.model_settings(), tokenizer.vocab_size))
     else:

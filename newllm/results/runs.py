@@ -112,7 +112,7 @@ def read_runs(folder: Path) -> tuple[list[Run], list[str]]:
     for settings_file in sorted(folder.glob("*.yaml")):
         files = RunFiles(folder, settings_file.stem)
         if not (files.metrics.exists() or files.summary.exists()):
-            continue  # somebody's own settings file
+            continue  # a settings file without a run
         try:
             runs.append(_read_run(files))
         except UserError as error:

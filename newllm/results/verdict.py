@@ -108,7 +108,7 @@ def train_command(dataset: str, tokenizer: str, out: str) -> str:
 
 
 def chat_command(checkpoint: str, architecture: str) -> str:
-    """The command that talks to a checkpoint; one with a block of one's own is told its file."""
+    """The command that talks to a checkpoint, with the file of a block of one's own."""
     own = ["--architecture", architecture] if is_own_block(architecture) else []
     return shlex.join(["newllm", "chat", checkpoint, *own])
 

@@ -26,7 +26,7 @@ News = tuple[int, list[Piece]]
 
 
 class Form(Protocol):
-    """How answers are told."""
+    """The form in which answers are sent."""
 
     def whole(self, replies: Replies, pieces: list[list[Piece]]) -> dict[str, Any]:
         """The body of the response, when all answers have ended."""
@@ -50,8 +50,8 @@ class OpenAIForm:
     more: Callable[[], dict[str, Any]] = dict
     """What the last message says besides, when the answer has ended."""
     echoed: Sequence[tuple[str, int]] = ()
-    """Of each answer, if its prompt is told again: the prompt's text, and how many of the tokens
-    that were read are not told (the one that begins every text)."""
+    """Of each answer, if its prompt is echoed: the prompt's text, and how many of the tokens that
+    were read are not (the one that begins every text)."""
     id: str = field(default_factory=lambda: secrets.token_hex(12))
 
     def whole(self, replies: Replies, pieces: list[list[Piece]]) -> dict[str, Any]:
@@ -74,8 +74,8 @@ class OpenAIForm:
             reply, first = replies[number], number not in begun
             begun.add(number)
             if pieces or (first and self.echoed):
-                told = self._choice(number, reply, pieces, whole=False, first=first)
-                body = {**head, "choices": [told]}
+                choice = self._choice(number, reply, pieces, whole=False, first=first)
+                body = {**head, "choices": [choice]}
                 pictures = [piece.picture for piece in pieces if piece.picture is not None]
                 if pictures:
                     body |= {**asdict(pictures[-1]), "usage": usage(replies)}
@@ -106,9 +106,9 @@ class OpenAIForm:
     def _choice(
         self, number: int, reply: Reply, pieces: list[Piece], whole: bool, first: bool = True
     ) -> dict[str, Any]:
-        """The text of some pieces, or of all; the prompt before it, if that is told and first."""
+        """The text of some pieces, or of all; in the first behind the prompt, if that is echoed."""
         text = reply.job.answer.text if whole else "".join(piece.text for piece in pieces)
-        prompt, untold = self.echoed[number] if self.echoed and first else ("", None)
+        prompt, unechoed = self.echoed[number] if self.echoed and first else ("", None)
         reason = why_ended(reply) if whole else None
         chosen = [piece.chosen for piece in pieces if piece.chosen is not None]
         logprobs = None
@@ -116,8 +116,8 @@ class OpenAIForm:
             ended = {id(p.chosen) for p in pieces if p.ended}
             logprobs = self._chat_logprobs([t for t in chosen if id(t) not in ended])
         elif reply.job.top_logprobs is not None:
-            read = [] if untold is None else reply.job.prompt[untold:]
-            ids = [] if untold is None else reply.job.ids[untold:]
+            read = [] if unechoed is None else reply.job.prompt[unechoed:]
+            ids = [] if unechoed is None else reply.job.ids[unechoed:]
             logprobs = self._text_logprobs(
                 [*ids, *(t.token for t in chosen)], [*read, *chosen], reply, whole or first
             )
@@ -140,16 +140,16 @@ class OpenAIForm:
         return {"content": content, "refusal": None}
 
     def _text_logprobs(
-        self, ids: Sequence[int], told: Sequence[Chosen | None], reply: Reply, from_start: bool
+        self, ids: Sequence[int], scored: Sequence[Chosen | None], reply: Reply, from_start: bool
     ) -> dict[str, Any]:
         offsets, at = [], 0
         for token in ids:
             offsets.append(at)
             at += len(self.tokenizer.piece(token).decode(errors="ignore"))
-        top = [t and {self._name(token): p for token, p in t.top} for t in told]
+        top = [t and {self._name(token): p for token, p in t.top} for t in scored]
         return {
             "tokens": [self._name(token) for token in ids],
-            "token_logprobs": [t and t.logprob for t in told],
+            "token_logprobs": [t and t.logprob for t in scored],
             "top_logprobs": top,
             "text_offset": offsets if from_start else None,
         }
@@ -191,18 +191,18 @@ async def news(replies: Replies) -> AsyncIterator[News]:
         async for pieces in replies[0].pieces():
             yield 0, pieces
         return
-    told: asyncio.Queue[News | None] = asyncio.Queue()
+    queue: asyncio.Queue[News | None] = asyncio.Queue()
 
     async def follow(number: int, reply: Reply) -> None:
         async for pieces in reply.pieces():
-            told.put_nowait((number, pieces))
-        told.put_nowait(None)
+            queue.put_nowait((number, pieces))
+        queue.put_nowait(None)
 
     tasks = [asyncio.create_task(follow(*each)) for each in enumerate(replies)]
     try:
         open_ = len(tasks)
         while open_:
-            if (new := await told.get()) is None:
+            if (new := await queue.get()) is None:
                 open_ -= 1
             else:
                 yield new

@@ -38,7 +38,7 @@ from newllm.serve.schemas import (
 from newllm.serve.service import Reply, Served, Service
 
 _MOST_ECHOED = 2**20
-"""Log-probabilities of prompts that an answer tells: some 120 bytes each until they are sent."""
+"""Log-probabilities of prompts of an answer: some 120 bytes each until they are sent."""
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -70,8 +70,8 @@ class Api:
         service = self._service
         if service.stopping:
             raise shutting_down()
-        told = {"active_answers": service.active, "waiting_answers": service.waiting}
-        return JSONResponse({"status": "ok", **told})
+        counts = {"active_answers": service.active, "waiting_answers": service.waiting}
+        return JSONResponse({"status": "ok", **counts})
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
@@ -105,8 +105,8 @@ class Api:
             raise ApiError(400, reason, "invalid_value", "input") from None
         _, replies = await self._answers(chat, 1, None)
         drawn = chat.sampling(Sampling())
-        told = ResponsesForm(asked, drawn.temperature, drawn.top_p)
-        return await respond(request, replies, told, asked.stream)
+        as_response = ResponsesForm(asked, drawn.temperature, drawn.top_p)
+        return await respond(request, replies, as_response, asked.stream)
 
     async def _answers(
         self, asked: ChatRequest, count: int, top_logprobs: int | None
@@ -180,9 +180,9 @@ class Api:
             text = prompt if isinstance(prompt, str) else served.tokenizer.decode(ids)
             echoed += [(text, 0 if begins else 1)] * asked.n
         more: dict[str, Any] = {"more": lambda: {"usage": usage(replies)}} if chooses else {}
-        told = form(served, asked, chat=False, echoed=echoed if asked.echo else (), **more)
+        as_text = form(served, asked, chat=False, echoed=echoed if asked.echo else (), **more)
         choose = partial(best_of, served, asked.n, asked.written) if chooses else None
-        return await respond(request, replies, told, asked.stream, choose)
+        return await respond(request, replies, as_text, asked.stream, choose)
 
     async def tokenize(self, request: Request) -> Response:
         """The tokens of a text, or of a conversation as an answer is written to it."""
@@ -207,7 +207,7 @@ class Api:
         return JSONResponse({"content": text, "prompt": text})
 
     def _page(self, file: PageFile) -> Callable[[Request], Any]:
-        """A file of the browser page; a browser that has it already is told so."""
+        """A file of the browser page; 304 where the browser has it already."""
 
         async def page(request: Request) -> Response:
             headers = {**self._page_headers, "ETag": file.tag}
@@ -277,12 +277,12 @@ async def body_as(schema: type[Body], request: Request, service: Service) -> Bod
 
 
 def form(
-    served: Served, asked: AnswerRequest, chat: bool = True, told: bool = False, **more: Any
+    served: Served, asked: AnswerRequest, chat: bool = True, usage: bool = False, **more: Any
 ) -> OpenAIForm:
-    """The form of the response; `told`: a stream ends with its usage in any case."""
-    told |= asked.stream_options is not None and asked.stream_options.include_usage
+    """The form of the response; `usage`: a stream ends with its usage in any case."""
+    usage |= asked.stream_options is not None and asked.stream_options.include_usage
     name = getattr(asked, "model", served.name)
-    return OpenAIForm(name, served.tokenizer, chat, told, **more)
+    return OpenAIForm(name, served.tokenizer, chat, usage, **more)
 
 
 def model_facts(service: Service, name: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def make_app(service: Service, access: Access | None = None) -> Starlette:
 
     Args:
         service: not started yet.
-        access: who may ask; this machine alone, if nothing is said.
+        access: the clients that are served; by default those of this machine alone.
     """
     access = access or Access()
 
@@ -53,10 +53,10 @@ def make_app(service: Service, access: Access | None = None) -> Starlette:
         trimming.cancel()
         await service.stop()
 
-    told = document(access.api_key is not None)
+    described = document(access.api_key is not None)
 
     async def openapi(request: Request) -> Response:
-        return JSONResponse(told)
+        return JSONResponse(described)
 
     guard = Middleware(
         Guard, metrics=service.metrics, access=access, client_seconds=service.limits.client_seconds
@@ -128,14 +128,14 @@ def serve(
     Args:
         models: by name; the first is meant where a request names none.
         port: 0 takes a free one.
-        access: where it listens, and whom it answers.
+        access: where it listens, and which clients it serves.
         limits: what it does at most.
         sessions_dir: where conversations are kept.
         aliases: further names of models.
         log_level: of the log on standard error; from `info` on it has a line a request.
 
     Raises:
-        Stopped: when it was told to stop; everything is saved that can be.
+        Stopped: on such a signal; everything is saved that can be.
         UserError: the port is taken, or the folder cannot be written.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
@@ -146,7 +146,7 @@ def serve(
     sockets = [bind(access.host, port)]
     for model in models.values():
         model.chat(Sampling(temperature=0)).say("a", 2)  # compiles the step
-    sockets[0].listen(server.config.backlog)  # whoever reads the address may connect at once
+    sockets[0].listen(server.config.backlog)  # before the address is printed
     host = f"[{access.host}]" if ":" in access.host else access.host
     address = f"http://{host}:{sockets[0].getsockname()[1]}"
     for name, model in models.items():

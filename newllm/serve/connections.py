@@ -1,4 +1,4 @@
-"""Connections: no client keeps one for nothing, and none of them can keep the others out."""
+"""Connections: silent ones are closed, so that no client can use them all up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from newllm.errors import UserError
 from newllm.serve.service import Limits, Service
 
 GRACE_SECONDS = 5
-"""How long answers that are being written may go on when the server is told to stop. They end then
+"""How long answers that are being written may go on when the server is asked to stop. They end then
 as if their limit were reached, and have `LEAVE_SECONDS` to reach their clients.
 
 Supervisors commonly kill after ten.
@@ -25,16 +25,16 @@ Supervisors commonly kill after ten.
 LEAVE_SECONDS = 2
 
 _YOUNG_SECONDS = 1.0
-"""A connection gives way once it has been silent for so long; earlier only under twice the limit's
-load."""
+"""Where there are too many connections, one is closed that has been silent for so long; a younger
+one only beyond twice the limit."""
 
 
 class _Protocol(H11Protocol):
     """HTTP on one connection, which knows since when it waits for its client.
 
-    It does while no request is complete, head and body, and while nobody takes in an answer. After
-    a while such a connection is closed; earlier where there are too many, the one that has been
-    silent longest first. So idle, half-open and slow clients (slowloris) hold nobody up.
+    It waits while no request is complete, head and body, and while an answer is not read. After
+    `client_seconds` such a connection is closed; earlier where there are too many, the one that has
+    been silent longest first. So idle, half-open and slow clients (slowloris) block no others.
     """
 
     limits = Limits()
@@ -80,7 +80,7 @@ class _Protocol(H11Protocol):
     def _look_again(self) -> None:
         """Close a connection on which no head of a request is complete in time.
 
-        (Bodies and answers have deadlines of their own, which also say so.)
+        (Bodies and answers have deadlines of their own, with a message.)
         """
         self._timer = None
         if self.transport.is_closing() or self.silent_since is None:
@@ -112,7 +112,7 @@ def _is_a_fault(record: logging.LogRecord) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """A second Ctrl-C cuts off what is being written; what was said until then is saved as ever."""
+    """A second Ctrl-C cuts off what is being written; what was said until then is saved."""
 
     def __init__(self, config: uvicorn.Config, end_answers: Callable[[], Awaitable[None]]) -> None:
         super().__init__(config)
@@ -160,7 +160,7 @@ def bind(host: str, port: int) -> socket.socket:
         UserError: the port is taken, or the address none of this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio switches Nagle's algorithm off where the protocol is told, and nowhere else: with it,
+    # The protocol has to be given: only then does asyncio switch Nagle's algorithm off, with which
     # the second packet of every answer waits 40 ms for the client's acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -75,17 +75,17 @@ def document(guarded: bool) -> dict[str, Any]:
     )
     paths: dict[str, dict[str, Any]] = {}
     for method, path, summary, body, status in _OPERATIONS:
-        told = {"application/json": {"schema": {"type": "object"}}}
+        success = {"application/json": {"schema": {"type": "object"}}}
         if path == "/metrics":
-            told = {"text/plain": {"schema": {"type": "string"}}}
+            success = {"text/plain": {"schema": {"type": "string"}}}
         elif path.endswith("/file") and method == "get":
-            told = _BINARY
+            success = _BINARY
         elif body is not None and "stream" in body.model_fields:
-            told = {**told, **_EVENTS}
+            success = {**success, **_EVENTS}
         operation: dict[str, Any] = {
             "summary": summary,
             "responses": {
-                str(status): {"description": "Done", "content": told},
+                str(status): {"description": "Done", "content": success},
                 "default": {
                     "description": "Refused, with the reason",
                     "content": {

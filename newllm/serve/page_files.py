@@ -34,7 +34,7 @@ def page_headers(*more_scripts: str) -> dict[str, str]:
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
-        "require-trusted-types-for 'script'",  # text cannot become HTML, whoever wrote it
+        "require-trusted-types-for 'script'",  # no text can become HTML
         "trusted-types 'none'",
     ]
     return {

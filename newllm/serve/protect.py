@@ -39,7 +39,7 @@ access_log = logging.getLogger("newllm.access")
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask a server."""
+    """The clients that a server answers."""
 
     host: str = "127.0.0.1"
     """The address that it listens on."""
@@ -92,7 +92,7 @@ class Guard:
         Args:
             app: what is guarded.
             metrics: requests are counted here.
-            access: who may ask.
+            access: the clients that are answered.
             client_seconds: how long a client may take for the next piece of an answer.
         """
         self._app, self._metrics, self._access = app, metrics, access
@@ -134,7 +134,7 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         if "content-length" in headers and "transfer-encoding" in headers:
-            raise ApiError(  # whoever stands between may read it otherwise: request smuggling
+            raise ApiError(  # a proxy may read it otherwise: request smuggling
                 400, "Content-Length and Transfer-Encoding contradict each other",
                 "bad_request", headers={"Connection": "close"},
             )  # fmt: skip

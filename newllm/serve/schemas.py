@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -83,7 +84,7 @@ def invalid_body(error: ValidationError, content: bytes) -> ApiError:
     place = max(places, key=len)
     first = errors[places.index(place)]
     kind, reason = first["type"], first["msg"].removeprefix("Value error, ")
-    # A value of none of several kinds is told all of them: a prompt may be a list, say.
+    # Of a value that may be of several kinds (a prompt may be a list) all are listed.
     here = [e["msg"] for e, other in zip(errors, places, strict=True) if other == place]
     kinds = dict.fromkeys(message.removeprefix("Value error, ") for message in here)
     if kind not in ("extra_forbidden", "missing") and len(kinds) > 1:
@@ -166,8 +167,8 @@ def _nullable(schema: dict[str, Any]) -> None:
     """Say in an object's JSON schema that null is as good as nothing."""
     for name, of_field in schema.get("properties", {}).items():
         if name not in schema.get("required", ()) and of_field != {"type": "null"}:
-            told = {k: of_field.pop(k) for k in ("title", "default") if k in of_field}
-            schema["properties"][name] = {**told, "anyOf": [of_field, {"type": "null"}]}
+            about = {k: of_field.pop(k) for k in ("title", "default") if k in of_field}
+            schema["properties"][name] = {**about, "anyOf": [of_field, {"type": "null"}]}
 
 
 def _whole(value: Any) -> Any:
@@ -212,22 +213,14 @@ class SamplingRequest(_Request):
             default: for what is not given.
             number: of the answer among those that one request asks for; each has its own seed.
         """
-
-        def chosen(name: str) -> Any:
-            value = getattr(self, name)
-            return getattr(default, name) if value is None else value
-
-        seed = default.seed if self.seed is None else self.seed % 2**63
-        return Sampling(
-            chosen("temperature"), chosen("top_p"),
-            None if seed is None else (seed + number) % 2**63, chosen("repetition_penalty"),
-            max(0, chosen("top_k")), chosen("min_p"),
-            chosen("frequency_penalty"), chosen("presence_penalty"),
-        )  # fmt: skip
+        given = {name: getattr(self, name) for name in SamplingRequest.model_fields}
+        chosen = replace(default, **{name: x for name, x in given.items() if x is not None})
+        seed = None if chosen.seed is None else (chosen.seed + number) % 2**63
+        return replace(chosen, seed=seed, top_k=max(0, chosen.top_k))
 
 
 class StreamOptions(_Request):
-    """What a stream tells besides the answer."""
+    """What a stream has besides the answer."""
 
     include_usage: StrictBool = False
     include_obfuscation: _nothing(False, why="this server has no obfuscation") = None  # type: ignore[valid-type]
@@ -326,7 +319,7 @@ class ChatMessage(_Request):
 
 
 class ChatRequest(_OpenAI):
-    """POST /v1/chat/completions. A last message of the assistant's is gone on with."""
+    """POST /v1/chat/completions. A last message of the assistant's is continued."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: Whole | None = Field(None, ge=1)
@@ -344,7 +337,7 @@ class ChatRequest(_OpenAI):
 
     @property
     def conversation(self) -> Conversation:
-        """The messages as the model knows them, but for a last one that is gone on with."""
+        """The messages as the model knows them, but for a last one that is continued."""
         said = self.messages[:-1] if self.messages[-1].role == "assistant" else self.messages
         return [
             {"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in said
@@ -352,7 +345,7 @@ class ChatRequest(_OpenAI):
 
     @property
     def begun(self) -> str | None:
-        """How the answer begins, if the last message says so."""
+        """How the answer begins: the last message, if it is the assistant's."""
         return self.messages[-1].text if self.messages[-1].role == "assistant" else None
 
     @model_validator(mode="after")
@@ -524,4 +517,4 @@ class TurnRequest(AnswerRequest):
     revision: str | None = None
     """Refuse if the conversation is not as it was when it had this one."""
     context: StrictBool = False
-    """Tell what the context vectors look like as the answer is written."""
+    """Send pictures of the context vectors as the answer is written."""

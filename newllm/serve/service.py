@@ -52,20 +52,20 @@ class Limits:
     client_seconds: float = 30.0
     """How long a client may take to send its request, or to take in a piece of the answer."""
     connections: int = 1024
-    """Open connections; beyond, those that have been silent longest give way."""
+    """Open connections; beyond, those that have been silent longest are closed."""
 
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """The counters of one server, which `/metrics` tells Prometheus."""
+    """The counters of one server, for Prometheus (`/metrics`)."""
 
     def __init__(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
         """Counters at zero.
 
         Args:
-            gauges: name, meaning, and what tells the value as it is now.
+            gauges: name, meaning, and a function that gives the present value.
         """
         self._registry = registry = CollectorRegistry()
         counter = partial(Counter, registry=registry)
@@ -199,7 +199,7 @@ class Service:
         self.limits = limits
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news: deque[Job] = deque()
-        """Jobs of which the engines told something that the event loop has not looked at yet."""
+        """Jobs with news from the engines that the event loop has not handled yet."""
         self.created = int(time.time())
         self.models = {
             name: Served(model, name, limits, self._notify) for name, model in models.items()
@@ -271,7 +271,7 @@ class Service:
         self.stopping, self._loop = True, None
         for served in self.models.values():
             served.engine.stop()
-        self._tell()
+        self._handle_news()
         self.store.save()
 
     def begin(
@@ -299,11 +299,11 @@ class Service:
             samplings: how the tokens of each are drawn.
             finished: called when an answer has ended, also after its client has gone.
             rng_state: of the random numbers, if they do not start at the seed.
-            top_logprobs: tell the log-probabilities of each token and so many others.
-            pictures: tell what the state looks like.
+            top_logprobs: give the log-probabilities of each token and so many others.
+            pictures: give pictures of the state.
             trim: leave out white space at the start.
-            prompt_logprobs: tell the log-probabilities of the prompt's tokens, too.
-            interim: told twice a second what there is of the answer.
+            prompt_logprobs: give the log-probabilities of the prompt's tokens, too.
+            interim: called twice a second with what there is of the answer.
 
         Raises:
             ApiError: nothing to read, too long, or too many at the same time.
@@ -361,13 +361,13 @@ class Service:
         return min(60, max(1, math.ceil(half * engine.seconds_per_job)))
 
     def _notify(self, jobs: list[Job]) -> None:
-        """Called on an engine's thread: have the news told on the event loop, if there is one."""
+        """Called on an engine's thread: have the news handled on the event loop."""
         self._news += jobs
-        with suppress(RuntimeError):  # the loop was cut off: `close` tells them
+        with suppress(RuntimeError):  # the loop was cut off: `close` handles them
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._tell)
+                self._loop.call_soon_threadsafe(self._handle_news)
 
-    def _tell(self) -> None:
+    def _handle_news(self) -> None:
         jobs = [self._news.popleft() for _ in range(len(self._news))]
         for job in dict.fromkeys(jobs):
             job.news()

@@ -82,7 +82,7 @@ class SessionRoutes:
             dialogue = Dialogue(asked.sampling(Sampling()), asked.system)
         except UserError as error:
             raise ApiError(400, str(error), "invalid_value", "system") from None
-        return self._told(service.store.add(served.name, dialogue), 201)
+        return self._described(service.store.add(served.name, dialogue), 201)
 
     async def upload(self, request: Request) -> Response:
         """A conversation from a session file, with the model that it is with."""
@@ -98,7 +98,7 @@ class SessionRoutes:
             )
         except UserError as error:
             raise ApiError(400, str(error), "invalid_session_file") from None
-        return self._told(service.store.add(served.name, dialogue), 201)
+        return self._described(service.store.add(served.name, dialogue), 201)
 
     async def show(self, request: Request) -> Response:
         """One, with its transcript."""
@@ -112,7 +112,7 @@ class SessionRoutes:
         return JSONResponse({"id": name, "object": "session.deleted", "deleted": True})
 
     async def turn(self, request: Request) -> Response:
-        """Say something; the answer is told as a chat completion's."""
+        """Say something; the answer has the form of a chat completion."""
         service, store = self._service, self._service.store
         asked = await body_as(TurnRequest, request, service)
         session, dialogue = self._find(request, idle=True)
@@ -154,13 +154,13 @@ class SessionRoutes:
             raise
         read_here = max(0, start.snapshot.tokens_read - session.known_tokens)
         service.metrics.tokens_cached.inc(read_here)
-        told = form(served, asked, told=True, more=lambda: {"session": self._facts(session)})
-        return await respond(request, replies, told, asked.stream)
+        chat = form(served, asked, usage=True, more=lambda: {"session": self._facts(session)})
+        return await respond(request, replies, chat, asked.stream)
 
     async def fork(self, request: Request) -> Response:
         """A second conversation that goes on from where this one is."""
         session, dialogue = self._find(request, idle=True)
-        return self._told(self._service.store.add(session.model, dialogue.fork()), 201)
+        return self._described(self._service.store.add(session.model, dialogue.fork()), 201)
 
     async def undo(self, request: Request) -> Response:
         """Go back to before the last turn."""
@@ -170,7 +170,7 @@ class SessionRoutes:
         except UserError as error:
             raise ApiError(409, str(error), "nothing_to_undo") from None
         self._service.store.changed(session)
-        return self._told(session)
+        return self._described(session)
 
     async def download(self, request: Request) -> Response:
         """One as a file of some kilobytes."""
@@ -188,7 +188,7 @@ class SessionRoutes:
     def _served(self, session: Session) -> Served:
         return self._service.models[session.model]
 
-    def _told(self, session: Session, status: int = 200) -> Response:
+    def _described(self, session: Session, status: int = 200) -> Response:
         return JSONResponse(self._facts(session), status)
 
     def _facts(self, session: Session) -> dict[str, Any]:

@@ -53,7 +53,7 @@ log = logging.getLogger("newllm.serve")
 
 @dataclass(eq=False)
 class Session:
-    """One conversation: at hand, or only what is told of it while it is on disk."""
+    """One conversation: in memory, or only its facts while it is on disk."""
 
     id: str
     model: str = ""
@@ -94,13 +94,13 @@ class SessionStore:
         self._most = in_memory + (stored if folder else 0)
         self._sessions: dict[str, Session] = {}
         """The least recently used first."""
-        self._at_hand: OrderedDict[str, Session] = OrderedDict()
+        self._loaded: OrderedDict[str, Session] = OrderedDict()
         """Those in memory, likewise."""
         self._changed: OrderedDict[str, Dialogue | None] = OrderedDict()
         """Ids of those that are not in the folder as they are now, the one that waits longest
         first; of a conversation whose answer is on its way, what there is of it."""
         self._being_written: set[str] = set()
-        self._failure: str | None = None
+        self.failure: str | None = None
         """Why the last file could not be written; None if it could."""
         self._wake = asyncio.Event()
         self._writers: list[asyncio.Task[None]] = []
@@ -114,19 +114,9 @@ class SessionStore:
         return len(self._sessions)
 
     @property
-    def at_hand(self) -> int:
-        """Conversations in memory."""
-        return len(self._at_hand)
-
-    @property
     def unsaved(self) -> int:
         """Conversations that are not in the folder as they are now."""
         return len(self._changed.keys() | self._being_written) if self._folder else 0
-
-    @property
-    def failure(self) -> str | None:
-        """Why the last file could not be written; None if it could."""
-        return self._failure
 
     def start(self) -> None:
         """Begin to write what changes, on the running event loop."""
@@ -184,12 +174,12 @@ class SessionStore:
             raise ApiError(
                 429, f"{self._most} sessions are kept; delete one first", "too_many_sessions"
             )
-        if self._failure and len(self._at_hand) >= self._in_memory:
-            message = f"the server cannot save conversations ({self._failure})"
+        if self.failure and len(self._loaded) >= self._in_memory:
+            message = f"the server cannot save conversations ({self.failure})"
             raise ApiError(507, message, "disk_full")
         session = Session(secrets.token_hex(16), model, dialogue=dialogue)
         session.known_tokens = dialogue.next_turn.snapshot.tokens_read
-        self._sessions[session.id] = self._at_hand[session.id] = session
+        self._sessions[session.id] = self._loaded[session.id] = session
         self.changed(session)
         return session
 
@@ -206,17 +196,20 @@ class SessionStore:
             except UserError as error:
                 log.error("%s", error)
                 raise ApiError(410, "this session's file is damaged", "session_damaged") from None
-            self._at_hand[name] = session
+            self._loaded[name] = session
         self._sessions[name] = self._sessions.pop(name)  # of these, ten thousand are listed fast
-        self._at_hand.move_to_end(name)
+        self._loaded.move_to_end(name)
         session.last_used = time.time()
         self._make_room()
         return session, session.dialogue
 
     def changed(self, session: Session) -> None:
-        """Note what is told of a conversation, and have it written."""
+        """Note the facts of a conversation as it is now, and have it written."""
         assert session.dialogue is not None
-        session.facts = _facts(session.dialogue) | {"revision": secrets.token_hex(8)}
+        turn, past = session.dialogue.next_turn, session.dialogue.past_turns
+        session.facts = _facts(
+            session.dialogue.transcript, turn.snapshot.tokens_read, turn.messages, len(past)
+        )
         session.last_used = time.time()
         self._write_soon(session, None)
         self._make_room()
@@ -233,7 +226,7 @@ class SessionStore:
         """
         session = self._named(name, idle=True)
         del self._sessions[name]
-        self._at_hand.pop(name, None)
+        self._loaded.pop(name, None)
         self._changed.pop(name, None)
         while name in self._being_written:
             await asyncio.sleep(0.001)
@@ -259,14 +252,14 @@ class SessionStore:
 
     def _make_room(self) -> None:
         """Let go of those used longest ago, where memory has too many and the folder has them."""
-        excess = len(self._at_hand) - self._in_memory
+        excess = len(self._loaded) - self._in_memory
         if excess <= 0 or self._folder is None:
             return
-        for session in list(self._at_hand.values())[:-1]:  # never the one just used
+        for session in list(self._loaded.values())[:-1]:  # never the one just used
             saved = session.id not in self._changed and session.id not in self._being_written
             if saved and not session.busy and excess > 0:
                 session.dialogue, excess = None, excess - 1
-                del self._at_hand[session.id]
+                del self._loaded[session.id]
 
     # What is written -------------------------------------------------------------------------
 
@@ -279,7 +272,7 @@ class SessionStore:
         """One of the writers."""
         while True:
             name = next((n for n in self._changed if n not in self._being_written), None)
-            if name is None or (self._failure and self._stopping):
+            if name is None or (self.failure and self._stopping):
                 if self._stopping:
                     return
                 self._wake.clear()
@@ -288,7 +281,7 @@ class SessionStore:
             work = self._take(name)
             if work is not None:
                 self._wrote(work, await asyncio.to_thread(_write, *work[1:]))
-            if self._failure and not self._stopping:
+            if self.failure and not self._stopping:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     def _take(self, name: str) -> tuple[Session, Path, Dialogue, TrainedModel] | None:
@@ -305,9 +298,9 @@ class SessionStore:
         if session.id not in self._sessions:  # deleted meanwhile
             file.unlink(missing_ok=True)
             return
-        if failure and failure != self._failure:
+        if failure and failure != self.failure:
             log.error("%s: %s; conversations stay in memory until it can be written", file, failure)
-        self._failure = failure or None
+        self.failure = failure or None
         if failure:
             self._changed.setdefault(session.id, None)
         self._make_room()
@@ -328,31 +321,26 @@ class SessionStore:
         )
 
     def _looked_at(self, session: Session) -> bool:
-        """Look at what the file says of its conversation, once; False if it is none of ours."""
+        """Read the file's header, once; False if no model that it names is served here."""
         if session.facts:
             return True
         file = self._file(session)
         try:
-            told = session_file.summary(file)
-            if told.model not in self._models:
+            found = session_file.summary(file)
+            if found.model not in self._models:
                 raise UserError(f"{file}: with a model that is not served")
         except UserError as error:
             log.warning("left alone: %s", error)
             del self._sessions[session.id]
             return False
-        session.model, session.known_tokens = self._models[told.model][0], told.tokens_read
-        session.facts = {
-            "title": _title(told.transcript),
-            "tokens_read": told.tokens_read,
-            "messages": told.messages,
-            "messages_dropped": told.messages - len(told.transcript),
-            "undo_turns": told.undo_turns,
-            "revision": secrets.token_hex(8),
-        }
+        session.model, session.known_tokens = self._models[found.model][0], found.tokens_read
+        session.facts = _facts(
+            found.transcript, found.tokens_read, found.messages, found.undo_turns
+        )
         return True
 
     async def _look_at_all(self) -> None:
-        """Look at those on disk before anyone asks, in the gaps between requests."""
+        """Look at those on disk ahead of requests, in the gaps between them."""
         for session in list(reversed(self._sessions.values())):
             if self._stopping:
                 return
@@ -405,19 +393,19 @@ def _write(file: Path, dialogue: Dialogue, model: TrainedModel) -> str:
     return ""
 
 
-def _facts(dialogue: Dialogue) -> dict[str, Any]:
-    return {
-        "title": _title(dialogue.transcript),
-        "tokens_read": dialogue.next_turn.snapshot.tokens_read,
-        "messages": dialogue.next_turn.messages,
-        "messages_dropped": dialogue.dropped,
-        "undo_turns": len(dialogue.past_turns),
-    }
-
-
-def _title(transcript: Conversation) -> str | None:
+def _facts(
+    transcript: Conversation, tokens_read: int, messages: int, undo_turns: int
+) -> dict[str, Any]:
+    """What the routes give of a conversation as it is now."""
     questions = [m["content"] for m in transcript if m["role"] == "user"]
-    return " ".join(questions[0].split())[:_TITLE] if questions else None
+    return {
+        "title": " ".join(questions[0].split())[:_TITLE] if questions else None,
+        "tokens_read": tokens_read,
+        "messages": messages,
+        "messages_dropped": messages - len(transcript),
+        "undo_turns": undo_turns,
+        "revision": secrets.token_hex(8),
+    }
 
 
 class PrefixCache:

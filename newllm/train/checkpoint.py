@@ -123,7 +123,7 @@ def load_model(path: Path) -> Content:
     """`load` for a file that holds a model, not one that only resumes a training.
 
     Raises:
-        UserError: it is another file of ours, besides what `load` refuses.
+        UserError: it is a resume file or a reward head, besides what `load` refuses.
     """
     content = load(path)
     if content.get("kind") == "reward":
@@ -140,14 +140,17 @@ def load_model(path: Path) -> Content:
     return content
 
 
-_PARTS = {"settings": dict, "tokenizer": dict, "metrics": dict, "data": dict, "model": dict,
-          "newllm_version": str, "torch_version": str, "created": str}  # fmt: skip
+RECORD = {"metrics": dict, "data": dict, "newllm_version": str, "torch_version": str,
+          "created": str}  # fmt: skip
+"""What a model file says of its training besides the settings, and the type of each."""
+
+_PARTS = {"settings": dict, "tokenizer": dict, "model": dict, **RECORD}
 
 
 def _check_model(content: Content) -> None:
     """Refuse a model whose parts do not fit each other, before anything is allocated for it.
 
-    The seal finds damage; it is no proof of who wrote a file.
+    The seal finds damage; anyone can write a sealed file.
 
     Raises:
         ValueError, UserError: with what does not fit.

@@ -4,7 +4,7 @@ Every process holds the whole model (or a part of it: `sharding.py`) and reads a
 sequences of each batch. Gradients are summed over the processes, while the backward pass still
 makes more of them, so that all take the same step; whatever depends on a clock, a signal
 or the memory of one machine is decided once. A launcher (`torchrun`, `accelerate launch`) starts
-the processes and tells each its rank through the environment. In a run of one process every method
+the processes and gives each its rank in the environment. In a run of one process every method
 returns at once, without any communication.
 """
 
@@ -66,17 +66,13 @@ class Processes:
     ) -> None:
         self.rank, self.world = rank, world
         self.local_rank, self.local_world = local_rank, local_world
-        self._long_wait: dist.ProcessGroup | None = None
+        self.long_wait: dist.ProcessGroup | None = None
+        """All processes, for exchanges that wait for what takes one of them long."""
         if world > 1:
             with self._explain_losses():
                 group = dist.new_group(backend="gloo", timeout=_MAIN_ALONE_TIMEOUT)
             assert isinstance(group, dist.ProcessGroup)
-            self._long_wait = group
-
-    @property
-    def long_wait(self) -> dist.ProcessGroup | None:
-        """Those of all processes that wait for what takes one of them long."""
-        return self._long_wait
+            self.long_wait = group
 
     @property
     def main(self) -> bool:
@@ -90,7 +86,7 @@ class Processes:
         threads, which several processes share where OMP_NUM_THREADS does not say it.
 
         Raises:
-            UserError: there are more processes than GPUs, or all were told to share one.
+            UserError: there are more processes than GPUs, or `device` names one for all.
         """
         if device.type == "cpu":
             if self.world > 1 and not os.environ.get("OMP_NUM_THREADS"):
@@ -146,8 +142,8 @@ class Processes:
             self.broadcast(True)
 
     @contextlib.contextmanager
-    def main_speaks(self) -> Iterator[None]:
-        """All do the block together; of a mistake that all of them find the main one tells."""
+    def main_reports(self) -> Iterator[None]:
+        """All do the block together; a mistake that all find is reported by the main one."""
         try:
             yield
         except UserError:
@@ -161,14 +157,14 @@ class Processes:
             return value
         values = [value if self.main else None]
         with self._explain_losses():
-            dist.broadcast_object_list(values, src=0, group=self._long_wait)
+            dist.broadcast_object_list(values, src=0, group=self.long_wait)
         return values[0]  # type: ignore[return-value]
 
     def barrier(self) -> None:
         """Wait until all processes have called this."""
         if self.world > 1:
             with self._explain_losses():
-                dist.barrier(group=self._long_wait)
+                dist.barrier(group=self.long_wait)
 
     def all_reduce_sum(self, numbers: Sequence[float]) -> list[float]:
         """Sums over the processes, in float64: counts below 2^53 stay exact."""
@@ -216,7 +212,7 @@ class Processes:
             return [value]
         values = [value] * self.world if self.main else None
         with self._explain_losses():
-            dist.gather_object(value, values, dst=0, group=self._long_wait)
+            dist.gather_object(value, values, dst=0, group=self.long_wait)
         return values or [value]
 
     def _all_reduce(

@@ -100,7 +100,7 @@ def fit_rows(
     """Find a number of rows that fits, by doing a step's work on real rows.
 
     On a CPU the system would kill the process rather than refuse memory, so the first try is on few
-    rows, and its growth tells how many fit.
+    rows, and how many fit follows from its growth.
 
     Args:
         try_rows: a step on so many rows, leaving no trace; returns the bytes the process held when

@@ -159,10 +159,12 @@ class Muon(torch.optim.Optimizer):
         gradients = [parameter.grad for parameter, _ in trained if parameter.grad is not None]
         if self.found_inf is not None:
             assert self.grad_scale is not None
-            vectors, told = self._in_vectors(trained), (self.found_inf, self.grad_scale)
+            vectors = self._in_vectors(trained)
             together = torch.cat([gradient.flatten() for gradient in gradients])
             for places, rates in vectors.stacks:
-                stack = blend(together, vectors.momenta, places, *told, keep)
+                stack = blend(
+                    together, vectors.momenta, places, self.found_inf, self.grad_scale, keep
+                )
                 moved = orthogonalize(stack, dtype)
                 move_(vectors.weights, moved, places, rates, self.found_inf, rate, decay)
             return
@@ -177,7 +179,7 @@ class Muon(torch.optim.Optimizer):
             weights = [weight for weight, _ in entries]
             moved = orthogonalize(torch.stack([change for _, change in entries]), dtype)
             _torch._foreach_mul_(weights, 1 - rate * decay)
-            _torch._foreach_add_(weights, moved.unbind(), alpha=-rate * _own_rate(rows, columns))
+            _torch._foreach_add_(weights, moved.unbind(), alpha=-rate * own_rate(rows, columns))
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -241,7 +243,7 @@ def _stacks(trained: list[tuple[Tensor, int]]) -> list[tuple[Places, Tensor]]:
             by_shape.setdefault((rows, columns), []).append(entry)
             start += rows * columns
     stacks = [
-        (Places(tuple(entries)), [_own_rate(*shape)] * len(entries))
+        (Places(tuple(entries)), [own_rate(*shape)] * len(entries))
         for shape, entries in by_shape.items()
     ]
     together = Places(tuple(entry for places, _ in stacks for entry in places.entries))
@@ -251,7 +253,7 @@ def _stacks(trained: list[tuple[Tensor, int]]) -> list[tuple[Places, Tensor]]:
     return [(places, send(torch.tensor(rates), device)) for places, rates in stacks]
 
 
-def _own_rate(rows: int, columns: int) -> float:
+def own_rate(rows: int, columns: int) -> float:
     """By how much farther a tall matrix moves."""
     return max(1.0, rows / columns) ** 0.5
 
@@ -325,9 +327,9 @@ def step_if_finite(
     rates: Tensor,
     before: Callable[[Tensor], None],
 ) -> Tensor:
-    """Clip the gradients and step, where a GPU alone knows whether it may: nobody waits for it.
+    """Clip the gradients and step on a GPU, which knows alone whether it may; no wait for the host.
 
-    (The fused optimizers of torch are told by its scaler in this way.) The scale of fp16 changes,
+    (torch's own scaler hands its fused optimizers the same attributes.) The scale of fp16 changes,
     too.
 
     Args:
@@ -347,23 +349,23 @@ def step_if_finite(
     before(verdict.said[1])
     own = iter(rates.unbind())
     for optimizer in optimizers:
-        with _told(optimizer, verdict, own):
+        with _for_one_step(optimizer, verdict, own):
             optimizer.step()
     update_scale(scaler, verdict.found_inf)
     return verdict.said
 
 
 @contextlib.contextmanager
-def _told(
+def _for_one_step(
     optimizer: torch.optim.Optimizer, verdict: Verdict, rates: Iterator[Tensor]
 ) -> Iterator[None]:
-    """For one step an optimizer is told what the GPU alone knows, and that it may be captured.
+    """Give an optimizer the verdict and the rates as tensors on the GPU, for one step.
 
     Its groups have plain numbers again afterwards, which files hold.
     """
-    told: Any = optimizer
+    untyped: Any = optimizer
     before = [dict(group) for group in optimizer.param_groups]
-    told.found_inf, told.grad_scale = verdict.found_inf, verdict.grad_scale
+    untyped.found_inf, untyped.grad_scale = verdict.found_inf, verdict.grad_scale
     on_gpu = verdict.found_inf.device.type == "cuda"
     capturing = on_gpu and torch.cuda.is_current_stream_capturing()
     for group in optimizer.param_groups:
@@ -371,7 +373,7 @@ def _told(
     try:
         yield
     finally:
-        del told.found_inf, told.grad_scale
+        del untyped.found_inf, untyped.grad_scale
         for group, kept in zip(optimizer.param_groups, before, strict=True):
             group.clear()
             group |= kept

@@ -58,7 +58,7 @@ RECIPE = {
     "dropout": 0.0,
     "sampled_softmax": 0,
 }
-"""What a run takes unless told otherwise; a batch is so many pairs (docs/LOG.md)."""
+"""Settings that are not given; a batch is so many pairs (docs/LOG.md)."""
 
 PAIRS_AT_ONCE = 8
 """Pairs computed at once, unless --micro-batch-size says otherwise."""
@@ -119,7 +119,7 @@ class Pairs:
 
 
 def read_pairs(rows: Rows, renderer: ChatRenderer) -> Pairs:
-    """The pairs of rows; what is none is counted."""
+    """The pairs of rows; rows without two answers are counted."""
     pairs: list[Pair] = []
     harmless: list[bool | None] = []
     left_out, first = 0, ""
@@ -217,11 +217,11 @@ class PairLoader:
     def batch(self, step: int) -> PairBatch:
         """This process's part of one step's pairs; the shortest first, with little padding."""
         chosen = [len(self.sides[pair][0].ids) - 1 for pair in self.order[step]]
-        own = sorted(self.order[step][self.part], key=self._length)
+        own = sorted(
+            self.order[step][self.part],
+            key=lambda pair: max(len(side.ids) for side in self.sides[pair]),
+        )
         return self._batch(own, sum(chosen))
-
-    def _length(self, pair: int) -> int:
-        return max(len(side.ids) for side in self.sides[pair])
 
     def _batch(self, pairs: Sequence[int], scored: int) -> PairBatch:
         sides = [self.sides[pair][number] for number in (0, 1) for pair in pairs]
@@ -292,7 +292,8 @@ class PreferenceTrainer(Trainer):
         self.reference: np.ndarray | None = None
         """Nats of the training pairs by the model before training, [P, 2]."""
         self.before: PairScores | None = None
-        """What the model before training said of the validation pairs."""
+        """What the model before training said of the validation pairs; and when it was last asked,
+        in `scores`."""
         self.loss_before = float("nan")
         assert isinstance(self.data.tokenizer, BPE)
         self._prompts = harmless_prompts(validation, self.data.tokenizer.roles["assistant"])
@@ -312,7 +313,7 @@ class PreferenceTrainer(Trainer):
         """What the model says before the first step; a batch is computed a few pairs at a time."""
         self.micro_batch = self.settings.micro_batch_size or PAIRS_AT_ONCE
         metrics = self._evaluate()
-        self.before, self.loss_before = self._scored, metrics["loss"]
+        self.before, self.loss_before = self.scores, metrics["loss"]
         self.refusals_before = self.refusals()
         self.log.note(
             f"Before: loss {metrics['loss']:.4f}, prefers the chosen answer of "
@@ -368,14 +369,14 @@ class PreferenceTrainer(Trainer):
         return total, self.state
 
     def _evaluate(self) -> Metrics:
-        """Of the chosen dialogues as ever, and of the pairs."""
+        """Of the chosen dialogues, as in any training, and of the pairs."""
         metrics = super()._evaluate()
         training = self.model.training
         self.model.eval()
-        self._scored = pair_scores(self.model, self.validation.sides)
+        self.scores = pair_scores(self.model, self.validation.sides)
         self.model.train(training)
-        metrics["prefers_chosen"] = float(self._scored.prefers_chosen.mean())
-        metrics["longer_chosen"] = float(self._scored.longer_chosen.mean())
+        metrics["prefers_chosen"] = float(self.scores.prefers_chosen.mean())
+        metrics["longer_chosen"] = float(self.scores.longer_chosen.mean())
         # The last epoch is the result: to pick one by the pairs that judge it would flatter it.
         self.progress.best_loss = float("inf")
         return metrics
@@ -410,11 +411,6 @@ class PreferenceTrainer(Trainer):
         self.refusals_before = stored.get("refusals_before")
         if self.progress.finished:
             self._evaluate()
-
-    @property
-    def scores(self) -> PairScores:
-        """What the model said of the validation pairs when it was last asked."""
-        return self._scored
 
 
 class PreferenceRun(TrainingRun):

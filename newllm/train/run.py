@@ -127,7 +127,7 @@ def train(
                 refuse_what_is_not_sharded(settings, processes)
             trainer = None if sharded else run.prepare(stored)
         if trainer is None:  # to shard it takes all of them
-            with processes.main_speaks():
+            with processes.main_reports():
                 trainer = run.prepare(stored)
         return run.train(trainer)
 
@@ -441,7 +441,7 @@ class Start:
         """Shape of the part that does not train, with --freeze-old.
 
         Raises:
-            UserError: every old number has a new neighbour to be told apart from.
+            UserError: the stream was widened, which changes every old matrix.
         """
         if not self.settings.freeze_old:
             return None

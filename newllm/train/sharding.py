@@ -39,7 +39,7 @@ from newllm.model.residual import ResidualLM
 from newllm.model.spec import find_spec
 from newllm.train.checkpoint import COUNTS, Content
 from newllm.train.distributed import Processes
-from newllm.train.optimizers import Muon, get_moments, muon_dtype, orthogonalize
+from newllm.train.optimizers import Muon, get_moments, muon_dtype, orthogonalize, own_rate
 
 _torch: Any = torch
 """Its functions on many tensors at once, which are named as private."""
@@ -81,7 +81,7 @@ def shard(model: LanguageModel, device: torch.device, processes: Processes) -> N
             f"--shard: torch {torch.__version__} is too old for it; 2.13 is known to do"
         )
     assert isinstance(model, ResidualLM)
-    # That a block's output is a view matters to who changes it in place: nobody does.
+    # That a block's output is a view matters only if it is changed in place, which it is not.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     processes.broadcast_weights(model.state_dict().values())
     mesh = dist.device_mesh.init_device_mesh(device.type, (processes.world,))
@@ -90,16 +90,16 @@ def shard(model: LanguageModel, device: torch.device, processes: Processes) -> N
         fsdp.register_fsdp_forward_method(block, "advance")
     fsdp.fully_shard(model, mesh=mesh)
     for module in (*model.blocks, model):
-        told: Any = module
-        told.set_gradient_divide_factor(1.0)  # sums: the loss is divided by the batch's tokens
-        told.set_force_sum_reduction_for_comms(True)
+        untyped: Any = module
+        untyped.set_gradient_divide_factor(1.0)  # sums: the loss is divided by the batch's tokens
+        untyped.set_force_sum_reduction_for_comms(True)
     model.sharded = True
 
 
-def let_go(model: LanguageModel) -> None:
+def free_gathered(model: LanguageModel) -> None:
     """Free the weights that a pass without a backward left gathered."""
-    told: Any = model
-    told.reshard()
+    untyped: Any = model
+    untyped.reshard()
 
 
 def _is_divided(tensor: Tensor) -> bool:
@@ -123,8 +123,8 @@ def divided(whole: Tensor, like: Tensor) -> Tensor:
         return whole.to(like.device)
     from torch.distributed.tensor import distribute_tensor
 
-    told: Any = like
-    return distribute_tensor(whole.to(like.device), told.device_mesh, told.placements)
+    untyped: Any = like
+    return distribute_tensor(whole.to(like.device), untyped.device_mesh, untyped.placements)
 
 
 @torch.no_grad()
@@ -250,8 +250,8 @@ class ShardedMuon(Muon):
         for weight, part, (parameter, pieces) in zip(
             weights, _from_owners(moved, parameters, dtype), trained, strict=True
         ):
-            rows, columns = parameter.shape[0] // pieces, parameter.shape[1]
-            weight.add_(part, alpha=-rate * max(1.0, rows / columns) ** 0.5)
+            own = own_rate(parameter.shape[0] // pieces, parameter.shape[1])
+            weight.add_(part, alpha=-rate * own)
 
 
 def _orthogonalized(
@@ -416,12 +416,12 @@ def save_parts(
             ) from error
     own = (f"__{processes.rank}_", *((_METADATA,) if processes.main else ()))
     digests = {path.name: sha256(path) for path in scratch.iterdir() if path.name.startswith(own)}
-    everyone = processes.gather(digests)
+    of_each = processes.gather(digests)
     if not processes.main:
         return {}
     os.rename(scratch, resume.with_name(name))
     sync_folder(resume.parent)
-    files = {file: digest for part in everyone for file, digest in part.items()}
+    files = {file: digest for part in of_each for file, digest in part.items()}
     return {"folder": name, "files": files}
 
 

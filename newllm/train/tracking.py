@@ -1,4 +1,4 @@
-"""Where else a run's numbers go: one small interface, a class for each program that people use.
+"""Where else a run's numbers go: one small interface, and the programs that people use.
 
 Every number of `metrics.jsonl` goes there, under the same name, with the epoch as the step.
 """
@@ -30,7 +30,7 @@ class Tracker(Protocol):
 class TensorBoard:
     """Curves in files of the run; a resumed run hides what was drawn from its epoch on."""
 
-    def __init__(self, files: RunFiles, settings: Settings) -> None:
+    def __init__(self, files: RunFiles) -> None:
         from torch.utils import tensorboard
 
         self._folder, self._make = str(files.curves), tensorboard.SummaryWriter
@@ -48,20 +48,18 @@ class TensorBoard:
             self._writer.close()
 
 
-class _Service:
-    """Weights & Biases, and Trackio, which has the same functions.
+class Service:
+    """Weights & Biases (`wandb`), and Trackio, which has the same functions.
 
     A run that is resumed is one of its own there, with the same name, from its epoch on.
     """
 
-    module: str
-
-    def __init__(self, files: RunFiles, settings: Settings) -> None:
-        self._files, self._settings, self._run = files, settings, None
+    def __init__(self, module: str, files: RunFiles, settings: Settings) -> None:
+        self._module, self._files, self._settings, self._run = module, files, settings, None
 
     def log(self, numbers: Mapping[str, float], epoch: int) -> None:
         if self._run is None:
-            self._run = import_module(self.module)
+            self._run = import_module(self._module)
             self._run.init(
                 project=PROJECT, name=self._files.name, config=self._settings.model_dump()
             )
@@ -70,17 +68,6 @@ class _Service:
     def close(self) -> None:
         if self._run is not None:
             self._run.finish()
-
-
-class WeightsAndBiases(_Service):
-    module = "wandb"
-
-
-class Trackio(_Service):
-    module = "trackio"
-
-
-_TRACKERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio}
 
 
 def make_tracker(files: RunFiles, settings: Settings) -> Tracker | None:
@@ -94,4 +81,4 @@ def make_tracker(files: RunFiles, settings: Settings) -> Tracker | None:
         return None
     wish = f"--track {name}" if settings.track else "--tensorboard"
     require_packages(wish, name, extra="track" if name == "tensorboard" else name)
-    return _TRACKERS[name](files, settings)
+    return TensorBoard(files) if name == "tensorboard" else Service(name, files, settings)

@@ -124,9 +124,9 @@ class Progress:
 class Trainer:
     """Trains until the settings are fulfilled, the patience is exhausted or a stop is requested.
 
-    A step has two roads. In one (:meth:`_gradients`) the model is called as by anybody, on any
+    There are two kinds of steps. In one (:meth:`_gradients`) the model is called as usual, on any
     device. In the other (:meth:`_take_whole_step`), on a GPU, the host first makes all that is made
-    of tokens alone, and then asks for the step as a whole, which a CUDA graph can repeat.
+    of tokens alone, and then launches the step as a whole, which a CUDA graph can repeat.
 
     Args:
         save: called with the trainer when the state should be made durable.
@@ -365,7 +365,7 @@ class Trainer:
     def _step(self, batch: Batch, rate_factor: float) -> float:
         """One optimizer step over all micro-batches; returns nats per token.
 
-        On a GPU those of the step before: nobody waits for what this one will be.
+        On a GPU those of the step before, so that the host does not wait for this one.
         """
         self.model.train()
         if self._on_gpu:
@@ -437,7 +437,7 @@ class Trainer:
     def _pass(
         self, which: Sequences, part: Batch, sequence: int, sample: SampledVocabulary | None
     ) -> tuple[Tensor, State]:
-        """One micro-batch, by the model as anybody calls it."""
+        """One micro-batch, by the model's own `forward` and `loss`."""
         state = {name: tensor[:, which] for name, tensor in self.state.items()}
         hidden, state = self.model(
             *self._inputs(part.ids, state, part.reset),
@@ -695,7 +695,7 @@ class Trainer:
             self.model, split, self.data.tokenizer, self.device, sequences, self.processes
         )
         if self.sharded:
-            sharding.let_go(self.model)
+            sharding.free_gathered(self.model)
         return metrics
 
     def whole_model(self) -> LanguageModel | None:

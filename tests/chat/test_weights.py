@@ -13,6 +13,7 @@ from newllm.cli import cli, main
 from newllm.errors import UserError
 from newllm.inference.decoder import FusedDecoder, Stream
 from newllm.inference.sampler import Sampling
+from newllm.model.context.decode import ContextSlots
 from newllm.model.quantize import RoundedLM, WeightFormat
 from newllm.trained import TrainedModel
 from tests.untrained import save_model, untrained
@@ -69,7 +70,9 @@ def test_a_loaded_model_steps_with_its_weights(file: str) -> None:
     stream = Stream(loaded.decoder)
     stream.read([5])
     assert isinstance(stream._decoder, FusedDecoder)
-    assert stream._decoder._slots._weights.matrices.dtype == "int8"
+    slots = stream._decoder._slots
+    assert isinstance(slots, ContextSlots)
+    assert slots._weights.matrices.dtype == "int8"
     assert loaded.chat(Sampling(temperature=0)).say("hi", 5) == loaded.chat(
         Sampling(temperature=0)
     ).say("hi", 5)

@@ -11,11 +11,21 @@ from hypothesis import strategies as st
 
 from newllm.data.encode import Accounting, Block
 from newllm.data.loader import IGNORED, EpochLoader
-from newllm.data.packing import Row, plan_epoch
+from newllm.data.packing import Plan, plan_epoch
 from newllm.data.render import Document
 from newllm.data.shards import EncodedSplit, SplitWriter
 
+Row = list[tuple[int, int, int, int]]
+"""Of one sequence at one step: document, start, stop and column of each segment."""
+
 lengths_of_documents = st.lists(st.integers(0, 50), min_size=1, max_size=30)
+
+
+def rows_of(plan: Plan, step: int) -> list[Row]:
+    rows: list[Row] = [[] for _ in range(plan.batch_size)]
+    for sequence, *segment in zip(*(x.tolist() for x in plan.segments(step)), strict=True):
+        rows[sequence].append(tuple(segment))
+    return rows
 
 
 @given(lengths_of_documents, st.integers(1, 20), st.integers(1, 5), st.booleans(), st.booleans())
@@ -25,17 +35,15 @@ def test_every_position_once_and_in_order(lengths, row_length, batch_size, shuff
     )
     seen: dict[int, list[tuple[int, int, int, int]]] = {}
     for step in range(plan.steps):
-        rows = plan.rows(step)
+        rows = rows_of(plan, step)
         assert len(rows) == batch_size
         for sequence, row in enumerate(rows):
             end = 0
             assert shared or len(row) <= 1
-            for segment in row:
-                assert segment.column == end  # segments fill a row from the left, without holes
-                end += segment.stop - segment.start
-                seen.setdefault(segment.document, []).append(
-                    (segment.start, segment.stop, step, sequence)
-                )
+            for document, start, stop, column in row:
+                assert column == end  # segments fill a row from the left, without holes
+                end += stop - start
+                seen.setdefault(document, []).append((start, stop, step, sequence))
             assert end <= row_length
     for document, length in enumerate(lengths):
         parts = sorted(seen.get(document, []))
@@ -60,7 +68,7 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 
     def rows(seed: int, epoch: int) -> list[list[Row]]:
         plan = plan_epoch(lengths, 64, 4, (seed, epoch))
-        return [plan.rows(step) for step in range(plan.steps)]
+        return [rows_of(plan, step) for step in range(plan.steps)]
 
     assert rows(7, 0) == rows(7, 0)
     assert rows(7, 1) != rows(7, 0)

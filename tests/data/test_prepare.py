@@ -54,9 +54,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made(rows: Path, workers: int | None = None) -> Encoded:
-    return prepare_training(
-        open_source(DATASETS["ultrachat"], str(rows)), ENCODING, workers=workers
-    )
+    """Encoded by so many processes from the first block on; None: as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        if workers is not None:
+            patch.setattr(encode, "usable_cores", lambda: workers)
+            patch.setattr(encode, "ALONE_BLOCKS", 0)
+        return prepare_training(open_source(DATASETS["ultrachat"], str(rows)), ENCODING)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -97,7 +100,7 @@ KILLED = """
 import os, signal, sys
 import psutil
 from pathlib import Path
-from newllm.data import prepare
+from newllm.data import encode, prepare
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.datasets import DATASETS
@@ -115,8 +118,9 @@ def die_later(self, writer):
         os.kill(os.getpid(), signal.SIGKILL)
 
 prepare.Partial.save_shard = die_later
+encode.usable_cores, encode.ALONE_BLOCKS = (lambda: 2), 0
 source = open_source(DATASETS["ultrachat"], sys.argv[1])
-prepare_training(source, Encoding("ultrachat", "bpe", 300, 128), workers=2)
+prepare_training(source, Encoding("ultrachat", "bpe", 300, 128))
 """
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.quality import nats_by_document
 from newllm.data.encode import Accounting, Block
 from newllm.data.render import ChatRenderer, Document
 from newllm.data.shards import EncodedSplit, SplitWriter
 from newllm.data.tokenizers import BPE, Word1000
-from newllm.evaluate.metrics import evaluate, nats_by_document
+from newllm.evaluate.metrics import evaluate
 from newllm.model import build_model
 from newllm.model.trunk import TokenScores
 from newllm.results.records import Metrics

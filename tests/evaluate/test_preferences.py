@@ -66,7 +66,8 @@ def by_hand(model: LanguageModel, tokenizer: BPE, dialogue: Conversation, alike:
 
 @torch.no_grad()
 @pytest.mark.parametrize("at_once", [1, 3, 32])
-def test_scores_are_those_by_hand(model, renderer, at_once: int) -> None:
+def test_scores_are_those_by_hand(model, renderer, at_once: int, monkeypatch) -> None:
+    monkeypatch.setattr("newllm.evaluate.preferences.DIALOGUES_AT_ONCE", at_once)
     texts = [
         (f"{BEGIN}\n\nHuman: a\n\nAssistant: good", f"{BEGIN}\n\nHuman: a\n\nAssistant: dü zzz"),
         (f"{BEGIN} there\n\nHuman: a\n\nAssistant: b", BEGIN),
@@ -81,11 +82,11 @@ def test_scores_are_those_by_hand(model, renderer, at_once: int) -> None:
         for p in pairs
     ]  # fmt: skip
     share = sum(chosen < rejected for chosen, rejected in sides) / 4
-    scores = score_preferences(model, renderer, pairs, at_once)
+    scores = score_preferences(model, renderer, pairs)
     assert scores["prefers_chosen"] == share
     assert scores["standard_error"] == pytest.approx((share * (1 - share) / 4) ** 0.5)
     assert scores["longer_chosen"] == 2 / 4
-    single = score_preferences(model, renderer, pairs[:1], at_once)
+    single = score_preferences(model, renderer, pairs[:1])
     assert single["chosen_nats_per_byte"] == pytest.approx(sides[0][0], rel=1e-4)
     assert single["rejected_nats_per_byte"] == pytest.approx(sides[0][1], rel=1e-4)
 

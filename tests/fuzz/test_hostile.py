@@ -21,7 +21,7 @@ from newllm.data.layout import find_rows
 from newllm.data.located import Located, Malformed
 from newllm.data.rows import read_file
 from newllm.data.tokenizers import BPE, load_tokenizer
-from newllm.datasets.conversations import messages_conversation
+from newllm.datasets.conversations import turns_conversation
 from newllm.errors import UserError
 from newllm.report.tables import checkpoint_facts, facts_table
 from newllm.train import checkpoint
@@ -52,7 +52,7 @@ def test_settings(text: str, tmp_path: Path) -> None:
 
 def test_a_message_without_content_but_with_another_field() -> None:
     with pytest.raises(ValueError, match="message 1: no 'role' and 'content' among"):
-        messages_conversation({"messages": [{"role": "user", " content": "q"}]})
+        turns_conversation([{"role": "user", " content": "q"}], "messages")
 
 
 def test_lines_and_arrays_larger_than_memory(tmp_path: Path, monkeypatch) -> None:

@@ -178,7 +178,7 @@ def test_those_used_longest_ago_go_to_disk_and_outlast_the_server(
         for number, (chat, session) in enumerate(zip(chats, sessions, strict=True)):
             assert say(http, session, f"hello {number}") == chat.say(f"hello {number}", 12)
         server.wait_saved()
-        assert server.service.store.at_hand == 2
+        assert len(server.service.store._loaded) == 2
         assert {file.stem for file in folder.iterdir()} >= set(sessions[:3])
         full = http.post("/v1/sessions", json={})
         assert full.json()["error"]["code"] == "too_many_sessions"

@@ -8,31 +8,11 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from torch import Tensor
-
 from newllm.model.context import reference
 from newllm.model.context.reference import CONV_TAPS, group_size
-from newllm.model.kernels import choose
+from newllm.model.kernels import dispatched
 
 __all__ = ["CONV_TAPS", "context_read", "group_size"]
-
-
-def context_read(
-    projected: Tensor,
-    forget_bias: Tensor,
-    read_bias: Tensor,
-    conv_weight: Tensor,
-    read_scale: Tensor,
-    reset: Tensor | None,
-    lengths: Tensor | None,
-    context: Tensor,
-    tail: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`newllm.model.context.reference.context_read`."""
-    implementation = choose(projected, reference, numba=_cpu, triton=_gpu)
-    return implementation.context_read(
-        projected, forget_bias, read_bias, conv_weight, read_scale, reset, lengths, context, tail
-    )
 
 
 def _cpu() -> ModuleType:
@@ -45,3 +25,6 @@ def _gpu() -> ModuleType:
     from newllm.model.context import gpu
 
     return gpu
+
+
+context_read = dispatched(reference.context_read, numba=_cpu, triton=_gpu)

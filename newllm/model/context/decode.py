@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from newllm.model.quantize import RoundedLM, WeightFormat, int8_rows
 from newllm.model.recall.layer import RecallLayer
 from newllm.model.recall.reference import LONGEST, ORDERS, WAYS, longest_match
 from newllm.model.residual import ResidualLM, State
+
+_Kind = TypeVar("_Kind", bound="Slots")
 
 
 def can_step(model: nn.Module) -> TypeGuard[ContextLM]:
@@ -51,7 +53,7 @@ class Slots:
         self._names = tuple(model.initial_state(0))
         self._clear(capacity)
 
-    def empty_copy(self, capacity: int = 1) -> Slots:
+    def empty_copy(self: _Kind, capacity: int = 1) -> _Kind:
         """Slots of their own for the same weights, which are shared."""
         other = copy.copy(self)
         other._clear(capacity)
@@ -313,7 +315,7 @@ def _padded(width: int) -> int:
 
 @cache
 def kernel_module() -> Any:
-    """numba takes half a second to import: only those who write text pay for it."""
+    """Imported late: numba takes half a second."""
     from newllm.model.context import decode_cpu as cpu_step
 
     return cpu_step

@@ -206,8 +206,8 @@ def _norm(x, weight, y):
 def _context_read(group, channels, projected, context, tail, read, s):
     """One token of one slot through `context_read`: see `reference.py`.
 
-    What a group of channels needs is copied to `s` [14, group], which stays in the cache and whose
-    rows LLVM can tell apart: it vectorises the loops.
+    What a group of channels needs is copied to `s` [14, group], which stays in the cache. LLVM can
+    see that its rows do not overlap, and vectorises the loops.
     """
     size = np.float32(group)
     part = projected.shape[0] // 3
@@ -274,7 +274,7 @@ def _mix_counted(
     gate, bias, contexts, hidden, logits,
     rest, confidence, first, followers, log_probability,
 ):  # fmt: skip
-    """Let each context have its say: `CountsLayer.mix_`; by how much the total rises."""
+    """Mix in what each context says: `CountsLayer.mix_`; returns by how much the total rises."""
     peak, total = logits[0], ZERO
     for i in range(len(logits)):
         peak = max(peak, logits[i])

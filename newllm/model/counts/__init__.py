@@ -42,7 +42,7 @@ def followed(table: CountTable, contexts: Tensor, targets: Tensor) -> Tensor:
 
 
 def _kernel() -> ModuleType:
-    """numba takes half a second to import: only those who run the model pay for it."""
+    """Imported late: numba takes half a second."""
     if kernels.FORCED == "reference":
         return reference
     from newllm.model.counts import cpu

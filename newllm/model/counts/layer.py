@@ -22,7 +22,7 @@ from newllm.model.kernels import Facts, embedding, sent
 class CountsLayer(nn.Module):
     """The table, and from which hidden states it is trusted.
 
-    From the shortest context to the longest, each one that is known has its say ::
+    From the shortest context to the longest, each one that is known is mixed in ::
 
         p_0(w)  = softmax(logits)(w)
         p_k(w)  = trust_k q_k(w) + (1 - trust_k (1 - rest_k)) p_{k-1}(w)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,36 +24,19 @@ from newllm.errors import UserError
 from newllm.model.dropout import Noise
 from newllm.model.kernels import reference
 from newllm.model.kernels.half import HalfCopies, half_copy, linear, wide_product
-from newllm.model.kernels.reference import EPSILON, Facts, NatsGradients, Places, Verdict
+from newllm.model.kernels.reference import EPSILON, Facts, Places
 
 __all__ = [
-    "EPSILON",
-    "KERNEL_VARIABLE",
-    "Facts",
-    "HalfCopies",
-    "Noise",
-    "Places",
-    "active_kernel",
-    "add_norm",
-    "blend",
-    "choose",
-    "embedding",
-    "half_copy",
-    "judge",
-    "linear",
-    "make_lookup",
-    "move_",
-    "nats_gradient_",
-    "norm",
-    "norms_together",
-    "ready",
-    "sent",
-    "squared_relu",
-    "triton_is_installed",
-    "wide_product",
+    "EPSILON", "KERNEL_VARIABLE", "Facts", "HalfCopies", "Noise", "Places", "active_kernel",
+    "add_norm", "blend", "choose", "dispatched", "embedding", "half_copy", "judge", "linear",
+    "make_lookup", "move_", "nats_gradient_", "norm", "norms_together", "ready", "sent",
+    "squared_relu", "triton_is_installed", "wide_product",
 ]  # fmt: skip
 
 KERNEL_VARIABLE = "NEWLLM_KERNEL"
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 FORCED = os.environ.get(KERNEL_VARIABLE, "")
 """The kernel that the environment asked for when the process began, or none."""
@@ -99,18 +84,60 @@ def triton_is_installed() -> bool:
     return True
 
 
-def add_norm(
-    stream: Tensor | None,
-    branch: Tensor,
-    weight: Tensor,
-    dtype: torch.dtype,
-    p: float = 0.0,
-    noise: Noise | None = None,
-    site: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`newllm.model.kernels.reference.add_norm`."""
-    implementation = choose(branch, reference, numba=_cpu, triton=_gpu)
-    return implementation.add_norm(stream, branch, weight, dtype, p, noise, site)
+def choose(x: Tensor, reference: ModuleType, **modules: Callable[[], ModuleType]) -> ModuleType:
+    """The module whose functions run on a tensor like `x`.
+
+    Args:
+        x: what is computed with.
+        reference: the plain torch, for types and devices without a kernel.
+        modules: kind of kernel -> imports the module that has it.
+    """
+    kernel = active_kernel(x.device)
+    if x.numel() == 0 or kernel not in modules or x.dtype not in _DTYPES[kernel]:
+        return reference
+    return modules[kernel]()
+
+
+def dispatched(
+    definition: Callable[_P, _R], by: int = 0, **modules: Callable[[], ModuleType]
+) -> Callable[_P, _R]:
+    """An operation that runs by the kernel which :func:`choose` finds for its arguments.
+
+    Args:
+        definition: the function of a `reference.py`, of the same name in each module of kernels.
+        by: place of the (positional) argument that decides, a tensor.
+        modules: see :func:`choose`.
+    """
+    plain = sys.modules[definition.__module__]
+
+    @functools.wraps(definition)
+    def operation(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        deciding: Any = args[by]
+        module = choose(deciding, plain, **modules)
+        return getattr(module, definition.__name__)(*args, **kwargs)
+
+    return operation
+
+
+def _cpu() -> ModuleType:
+    """Imported late: numba takes half a second."""
+    from newllm.model.kernels import cpu
+
+    return cpu
+
+
+def _gpu() -> ModuleType:
+    from newllm.model.kernels import gpu
+
+    return gpu
+
+
+add_norm = dispatched(reference.add_norm, by=1, numba=_cpu, triton=_gpu)
+squared_relu = dispatched(reference.squared_relu, numba=_cpu, triton=_gpu)
+nats_gradient_ = dispatched(reference.nats_gradient_, numba=_cpu, triton=_gpu)
+judge = dispatched(reference.judge, by=1, triton=_gpu)
+blend = dispatched(reference.blend, triton=_gpu)
+move_ = dispatched(reference.move_, triton=_gpu)
 
 
 def norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -130,22 +157,6 @@ def norms_together(weights: Sequence[Tensor], x: Tensor) -> Sequence[Tensor]:
     if implementation is reference:
         return weights
     return implementation.norms_together(weights, x.numel() // x.shape[-1])
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    """See :func:`newllm.model.kernels.reference.squared_relu`."""
-    return choose(x, reference, numba=_cpu, triton=_gpu).squared_relu(x)
-
-
-def nats_gradient_(
-    logits: Tensor,
-    targets: Tensor,
-    copying: tuple[Tensor, Tensor] | None = None,
-    mixing: tuple[Tensor, Tensor] | None = None,
-) -> NatsGradients:
-    """See :func:`newllm.model.kernels.reference.nats_gradient_`."""
-    implementation = choose(logits, reference, numba=_cpu, triton=_gpu)
-    return implementation.nats_gradient_(logits, targets, copying, mixing)
 
 
 def embedding(
@@ -179,38 +190,6 @@ def sent(facts: Facts, device: torch.device) -> Facts:
     return send_together(ready(facts), device)
 
 
-def judge(nats: Tensor, norms: Tensor, scale: Tensor | None, clip: float) -> Verdict:
-    """See :func:`newllm.model.kernels.reference.judge`."""
-    return choose(norms, reference, triton=_gpu).judge(nats, norms, scale, clip)
-
-
-def blend(
-    gradients: Tensor,
-    momenta: Tensor,
-    places: Places,
-    found_inf: Tensor,
-    grad_scale: Tensor,
-    keep: float,
-) -> Tensor:
-    """See :func:`newllm.model.kernels.reference.blend`."""
-    implementation = choose(gradients, reference, triton=_gpu)
-    return implementation.blend(gradients, momenta, places, found_inf, grad_scale, keep)
-
-
-def move_(
-    weights: Tensor,
-    stack: Tensor,
-    places: Places,
-    rates: Tensor,
-    found_inf: Tensor,
-    rate: Tensor,
-    decay: float,
-) -> None:
-    """See :func:`newllm.model.kernels.reference.move_`."""
-    implementation = choose(weights, reference, triton=_gpu)
-    implementation.move_(weights, stack, places, rates, found_inf, rate, decay)
-
-
 def make_lookup(index: Tensor) -> Tensor:
     """An index [N] as the kernel of :func:`embedding` reads it, int32 [4, N].
 
@@ -226,30 +205,3 @@ def make_lookup(index: Tensor) -> Tensor:
     times[begins] = torch.diff(begins, append=torch.tensor([len(row)]))
     times[row < 0] = 0
     return torch.stack([index, order, row, times]).int()
-
-
-def choose(x: Tensor, reference: ModuleType, **modules: Callable[[], ModuleType]) -> ModuleType:
-    """The module whose functions run on a tensor like `x`.
-
-    Args:
-        x: what is computed with.
-        reference: the plain torch, for types and devices without a kernel.
-        modules: kind of kernel -> imports the module that has it.
-    """
-    kernel = active_kernel(x.device)
-    if x.numel() == 0 or kernel not in modules or x.dtype not in _DTYPES[kernel]:
-        return reference
-    return modules[kernel]()
-
-
-def _cpu() -> ModuleType:
-    """numba takes half a second to import: only those who run the model pay for it."""
-    from newllm.model.kernels import cpu
-
-    return cpu
-
-
-def _gpu() -> ModuleType:
-    from newllm.model.kernels import gpu
-
-    return gpu

@@ -124,7 +124,7 @@ class _AddNorm(torch.autograd.Function):
         arrays = [as_array(x) for x in (stream, branch, weight)]
         _add_norm_forward(*arrays, *noise, as_array(total), as_array(normed), as_array(moments))
         ctx.save_for_backward(total, weight, moments)
-        ctx.set_materialize_grads(False)  # nobody reads the last sum: no zeros to add
+        ctx.set_materialize_grads(False)  # the last sum is not read: no zeros to add
         ctx.noise, ctx.branch_dtype, ctx.has_stream = noise, branch.dtype, len(stream) > 0
         return total, normed
 

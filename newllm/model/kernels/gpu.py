@@ -161,7 +161,7 @@ class _AddNorm(torch.autograd.Function):
         warps = _warps(constants["BLOCK"])
         launch(_add_norm_forward, rows, tensors, warps, EPSILON=EPSILON, **constants)
         ctx.save_for_backward(total, weight, keys, moments)
-        ctx.set_materialize_grads(False)  # nobody reads the last sum: no zeros to add
+        ctx.set_materialize_grads(False)  # the last sum is not read: no zeros to add
         ctx.drawn, ctx.constants, ctx.warps = (site, first), constants, warps
         ctx.branch_dtype, ctx.has_stream = branch.dtype, stream is not None
         return total, normed
@@ -284,7 +284,7 @@ def _nats(
         at = start + tl.arange(0, BLOCK)
         z = tl.load(logits + at, mask=at < VOCAB, other=-float("inf")).to(tl.float32)
         higher = tl.maximum(most, z)
-        # Lanes behind the vocabulary's end have seen nothing yet, and -inf - -inf is none.
+        # Lanes behind the vocabulary's end have seen nothing yet, and -inf - -inf is NaN.
         sums = tl.where(
             higher > -float("inf"), sums * tl.exp(most - higher) + tl.exp(z - higher), 0.0
         )

@@ -247,7 +247,7 @@ def sigmoid(x):
 @inlined
 def random_byte(counter, key, second_key):
     """The top byte of a 32-bit mix of `counter` (uint32) and two keys: as in `model/dropout.py`."""
-    # numba computes with 64 bits unless told otherwise after every operation.
+    # Without a cast after every operation numba would go on with 64 bits.
     x = np.uint32(counter + key)
     x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))
     x = np.uint32((x ^ (x >> np.uint32(15))) + second_key)
