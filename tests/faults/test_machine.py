@@ -157,10 +157,10 @@ def test_memory_ends_in_the_middle(fits: int, flags, monkeypatch, capsys) -> Non
     def run_out(trainer: Trainer) -> None:
         loss = trainer.model.loss
 
-        def limited(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        def limited(hidden: torch.Tensor, targets: torch.Tensor, sample: Any) -> torch.Tensor:
             if len(targets) > fits:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-            return loss(hidden, targets)
+            return loss(hidden, targets, sample)
 
         monkeypatch.setattr(trainer.model, "loss", limited)
 
