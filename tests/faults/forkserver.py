@@ -94,11 +94,23 @@ class Jobs:
         self._server.wait(30)
 
 
+def with_own_lock() -> None:
+    """In a forked process: a lock of its own for numba's start of threads.
+
+    It is a semaphore that forked processes share: one that is killed while it holds it would lock
+    out all that come after.
+    """
+    from numba.np.ufunc import parallel
+
+    parallel._set_init_process_lock()
+
+
 def _child(job: dict[str, Any]) -> int:
     """What happens in the forked process; returns its exit code."""
     from tests.faults import work
     from tests.faults.inject import Injector
 
+    with_own_lock()
     output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)

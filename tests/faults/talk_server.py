@@ -106,7 +106,9 @@ def _serve(asked: dict[str, Any], checkpoint: str) -> int:
 
     from newllm.cli import main
     from newllm.inference.engine import Engine
+    from tests.faults.forkserver import with_own_lock
 
+    with_own_lock()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in (signal.SIGHUP, signal.SIGQUIT):  # ignored below nohup, and behind a shell's &
         signal.signal(number, signal.SIG_DFL)

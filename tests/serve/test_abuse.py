@@ -242,11 +242,13 @@ def test_the_command_stops_gracefully(tmp_path: Path, number: int, code: int) ->
     """A streamed answer goes on for a while and is cut; the session is on disk afterwards."""
     file = save_model(tiny_model(), tmp_path / "tiny.pt")
     command = [sys.executable, "-m", "newllm", "serve", file, "--port", "0", "--device", "cpu"]
+    before = signal.signal(number, signal.SIG_DFL)  # below nohup the server would ignore it too
     with subprocess.Popen(
         [*command, "--sessions-dir", str(tmp_path / "sessions")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     ) as process:  # fmt: skip
+        signal.signal(number, before)
         assert process.stdout is not None
         assert process.stderr is not None
         line = process.stdout.readline()
