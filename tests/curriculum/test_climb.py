@@ -92,7 +92,7 @@ def test_one_model_grows_and_is_scored_on_all_levels(route, capsys) -> None:
     ]  # fmt: skip
     assert [result["grown"] for result in results] == [None, None, {"num_layers": [1, 4]}]
     assert "Grown without changing what it says: --num-layers 1 -> 4" in said
-    assert "rehearsed: 20% of the tokens, dolly (40 rows), hh_rlhf (40 rows)" in said
+    assert "rehearsed: 40% of the tokens, dolly (40 rows), hh_rlhf (40 rows)" in said
     content = checkpoint.load(best)
     assert content["settings"]["num_layers"] == 4
     summaries = [
