@@ -52,6 +52,7 @@ def run(dataset: str, data: str, parameters: int, minutes: float, seed: int, out
 
 
 EXPECTED = re.compile(r": ([\d.]+) bits per byte \(([\d.]+) to ([\d.]+)\)")
+"""The line of a training's log that says what to expect of its size."""
 
 
 def promised(dataset: str, data: str, minutes: float, seed: int, out: Path) -> Row:

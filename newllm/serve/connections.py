@@ -128,7 +128,7 @@ class _Server(uvicorn.Server):
             await self.lifespan.shutdown()
 
     async def _end_late_answers(self) -> None:
-        """uvicorn would end their tasks: an answer that had no text yet were an error 500."""
+        """Before uvicorn cancels their tasks, which makes errors of answers without text so far."""
         await asyncio.sleep(GRACE_SECONDS)
         await self._end_answers()
 

@@ -75,7 +75,8 @@ class ResponsesForm:
         self, replies: Replies, status: str, output: list[dict[str, Any]]
     ) -> dict[str, Any]:
         counted = usage(replies)
-        begun, failure = status == "in_progress", replies[0].failure
+        begun = status == "in_progress"
+        failure = replies[0].failure if status == "failed" else None
         return {
             "id": f"resp_{self.id}",
             "object": "response",

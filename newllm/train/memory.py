@@ -15,6 +15,7 @@ from newllm.data.loader import Batch
 from newllm.device import send
 from newllm.errors import UserError
 from newllm.model import LanguageModel
+from newllm.model.sampled_softmax import SampledVocabulary
 
 TOKENS_AT_ONCE = {
     "cpu": 16_384,
@@ -49,6 +50,7 @@ def step_trial(
     batch: Batch,
     autocast: torch.autocast,
     device: torch.device,
+    sample: SampledVocabulary | None = None,
 ) -> Callable[[int], int]:
     """What `fit_rows` tries: a whole step, in this precision, on a batch's first rows.
 
@@ -59,7 +61,7 @@ def step_trial(
         part = batch.select(slice(rows))
         with autocast:
             hidden, _ = model(send(part.ids, device), None, send(part.reset, device))
-            loss = model.loss(hidden, part.targets)
+            loss = model.loss(hidden, part.targets, sample)
         held = resident_bytes()
         loss.backward()
         for parameter in model.parameters():

@@ -297,7 +297,10 @@ class Trainer:
         settings = self.settings
         loader = self._loader(0)
         batch = loader.batch(0)
-        try_rows = step_trial(self.model, self.optimizers, batch, self._autocast, self.device)
+        sample = self._sampled_vocabulary(batch)
+        try_rows = step_trial(
+            self.model, self.optimizers, batch, self._autocast, self.device, sample
+        )
         rows = settings.micro_batch_size or preset_rows(self.device, settings.max_seq_length)
         wanted = min(rows, len(self._sequences))
         self.model.train()
