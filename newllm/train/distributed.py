@@ -355,7 +355,7 @@ def process_group() -> Iterator[Processes]:
 
 
 def refuse_several(verb: str) -> None:
-    """Of the verbs that train, only `train` knows about other processes.
+    """For the verbs that know nothing of other processes.
 
     Raises:
         UserError: a launcher started several.

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,16 @@ def launch(
 
     They are forked where everything is imported already: a start costs no seconds.
     """
+    return launch_command(jobs, _command(data, out, *more), processes, environment)
+
+
+def launch_command(
+    jobs: Jobs, command: Sequence[str], processes: int, environment: Mapping[str, str]
+) -> tuple[int, str]:
+    """The same for any command line of `newllm`."""
     jobs.load(["torch.distributed.fsdp", "torch.distributed.checkpoint"])
-    arguments = [str(processes), *_command(data, out, *more)]
     cache = Path(os.environ["NEWLLM_CACHE"])
-    result = jobs.run("launched", arguments, cache, environment=environment)
+    result = jobs.run("launched", [str(processes), *command], cache, environment=environment)
     return result.code, result.output
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from newllm.train.prefer import (
 from newllm.train.preference_loss import METHODS, Preferring
 from newllm.train.run import train
 from newllm.train.trainer import Trainer
+from tests.faults.forkserver import Jobs
+from tests.train.test_distributed import launch_command
 
 TINY = {"context_dim": 16, "embed_dim": 16, "hidden_dim": 24, "vocab_size": 320,
         "max_seq_length": 24, "batch_size": 4, "epochs": 1, "device": "cpu"}  # fmt: skip
@@ -136,6 +140,70 @@ def test_a_stopped_run_goes_on_to_the_bit(base, tmp_path, monkeypatch) -> None:
     verdicts = [json.loads(next((tmp_path / name).glob("*.preferences.json")).read_text())
                 for name in ("calm", "cut")]  # fmt: skip
     assert verdicts[0] == verdicts[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_prefer_as_one(base, tmp_path, jobs: Jobs, method) -> None:
+    """Also where one of them is told to stop and both go on later; the steps are uneven parts."""
+    flags = {"data": base["data"], "epochs": 2, "batch_size": 5, "device": "cpu"}
+    one = run(base, tmp_path / "one", Preferring(method), **flags)
+    command = ["prefer", base["file"], f"--method={method}"]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    command += ["--out", str(tmp_path / "two")]
+    code, output = launch_command(jobs, command, 2, {"HURT": "3:SIGTERM"})
+    assert code != 0
+    assert "Stopped; to go on: start the 2 processes again" in output
+    code, output = launch_command(jobs, [*command, "--resume"], 2, {})
+    assert code == 0, output
+    assert output.count("Prefers the chosen answer of") == 1
+    two = tmp_path / "two" / one.name
+    expected, got = (checkpoint.load(file)["model"] for file in (one, two))
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    expected, got = (json.loads(next(file.parent.glob("*.preferences.json")).read_text())
+                     for file in (one, two))  # fmt: skip
+    assert got["loss_after"] == pytest.approx(expected["loss_after"], rel=1e-3)
+    assert got["loss_after"] != got["loss_before"]
+    assert got["pairs"] == expected["pairs"] == 8
+
+
+DAMAGED = [
+    b'{"chosen": "\\n\\nHuman: a?\\n\\nAssistant: b"',  # half a row
+    b'["no object"]',
+    b'{"chosen": 1, "rejected": "\\n\\nHuman: a?\\n\\nAssistant: b"}',
+    b'{"rejected": "\\n\\nHuman: a?\\n\\nAssistant: b"}',
+    b'{"chosen": "", "rejected": ""}',
+    b"\xff\xfe no text",
+]
+
+
+def test_damaged_rows_are_counted_and_named(base, tmp_path, capsys) -> None:
+    """They are left out; the first is told with its place, and the rest is learnt from."""
+    folder = tmp_path / "rows"
+    shutil.copytree(base["data"], folder)
+    damaged = folder / "harmless-base" / "train.jsonl"
+    damaged.write_bytes(b"\n".join(DAMAGED) + b"\n" + damaged.read_bytes())
+    run(base, tmp_path / "out", Preferring(), data=str(folder))
+    said = capsys.readouterr().out
+    left_out = re.search(
+        r"Pairs  (\d+) training; (\d+) rows without two answers left out, (.*)", said
+    )
+    assert left_out is not None, said
+    assert int(left_out[1]) == 12
+    assert int(left_out[2]) == 4 + len(DAMAGED)
+    assert "harmless-base/train.jsonl:1: " in left_out[3]
+
+
+def test_rows_without_any_pair_are_refused_in_one_line(base, tmp_path) -> None:
+    folder = tmp_path / "rows"
+    shutil.copytree(base["data"], folder)
+    for file in folder.rglob("train.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps({"chosen": r["chosen"]}) + "\n" for r in rows))
+    with pytest.raises(UserError, match=r"^[^\n]*no training row has two answers$"):
+        run(base, tmp_path / "out", Preferring(), data=str(folder))
+    assert not list((tmp_path / "out").glob("*.pt"))
 
 
 def by_hand(trainer: PreferenceTrainer, batch: Any) -> dict[str, torch.Tensor]:
