@@ -45,8 +45,12 @@ def read_csv(text: TextIO, name: str) -> Iterator[Item]:
     # A header `question, answer` goes with rows `"Hi?", "Yes, hello."`.
     spaced = delimiter in outside and not re.search(rf"{re.escape(delimiter)}(?! )", outside)
     form: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": spaced}
-    fields = [" ".join(field.split()) for field in next(csv.reader([header], **form))]
-    if complaint := _wrong_header(header, fields):
+    try:
+        fields = [" ".join(field.split()) for field in next(csv.reader([header], **form))]
+        complaint = _wrong_header(header, fields)
+    except csv.Error as error:  # several lines that were one field until a separator was chosen
+        fields, complaint = [], f"not valid CSV ({error}); {_QUOTES}"
+    if complaint:
         yield Malformed(f"{name}:{before}", complaint)
         return
     reader = csv.reader(text, **form, strict=True)

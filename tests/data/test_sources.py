@@ -254,6 +254,7 @@ def test_tables_as_programs_and_people_write_them(tmp_path: Path, header: str, l
         ),
         ("t.csv", 'question,answer\n"a \\"b\\" c",d\n', 'is written "so, with ""these"" doubled"'),
         ("t.csv", 'question,"answer\n' + "q,a\n" * 99, "a quote in the header is not closed"),
+        ("t.csv", 'a\t"\n"b,c,d\n1,2,3\n', "t.csv:2: not valid CSV"),
         ("t.csv", "a,a\n1,2\n", "rename one of the two"),
         ("t.csv", ",,\n1,2,3\n", "the header names no field"),
         ("t.csv", "question\nd\xe9j\xe0\n".encode("cp1252"), "CP1252"),
