@@ -147,6 +147,7 @@ def beside(url: str, name: str, form: str, count: int) -> Row:
     with ExitStack() as stack:
         held = stack.enter_context(_held(url, name, form, count))
         first = _milliseconds(url, "GET", "/health")  # behind all that came at once
+        first_token = _milliseconds(url, "POST", CHAT, one)
         ends = time.perf_counter() + LISTENED_SECONDS
         while time.perf_counter() < ends:
             health.append(_milliseconds(url, "GET", "/health"))
@@ -161,6 +162,7 @@ def beside(url: str, name: str, form: str, count: int) -> Row:
         "first_health_ms": first,
         "health_ms": float(np.median(health)),
         "health_ms_worst": max(health),
+        "first_token_ms": first_token,
         "one_token_ms": float(np.median(token)),
         "one_token_ms_worst": max(token),
     }

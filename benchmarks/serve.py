@@ -2,16 +2,18 @@
 
     newllm bench serve --checkpoint checkpoints/best_new_llm_dolly_layers1_bpe.pt
 
-Clients: `newllm serve` in a process of its own, asked over HTTP by this one; answers of fixed
-length, not streamed. Kept: started on a folder of so many conversations, its `/health` asked every
-ten milliseconds while another client turns all pages of their list. Session: turns of some thousand
-tokens, each with a short answer; the speed of reading and writing, memory and the size of the
-session's file as it grows longer.
+First text: a client's wait for it, beside what passes in the server until its engine has written
+it (`newllm_first_text_seconds`). Clients: `newllm serve` in a process of its own, asked over HTTP
+by this one; answers of fixed length, not streamed. Kept: started on a folder of so many
+conversations, its `/health` asked every ten milliseconds while another client turns all pages of
+their list. Session: turns of some thousand tokens, each with a short answer; the speed of reading
+and writing, memory and the size of the session's file as it grows longer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import subprocess
@@ -23,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import httpx
@@ -36,6 +39,7 @@ from newllm.trained import TrainedModel
 
 CHAT = "/v1/chat/completions"
 CLIENTS = (1, 8, 50)
+FIRST_TEXTS = 100
 ROUNDS, SPEED_ROUNDS = 3, 15
 LISTENED_SECONDS = 10.0
 TURN_WORDS, ANSWER_TOKENS = 2000, 200
@@ -53,8 +57,10 @@ TURN_WORDS, ANSWER_TOKENS = 2000, 200
 def command(checkpoint: str, answer_tokens: int, count: int, tokens: int) -> Report:
     model = TrainedModel.load(checkpoint, "cpu")
     with running_server(checkpoint) as server:
+        first = first_text(server.url, model.path.stem)
         together = clients(server.url, model.path.stem, answer_tokens)
     tables = {
+        "First text of a streamed answer": first,
         "Clients at the same time": together,
         "Conversations kept": kept(model, checkpoint, count),
         "One session as it grows": long_session(model, tokens),
@@ -96,6 +102,53 @@ def running_server(
             yield RunningServer(told.split(" at ")[1].split()[0], process)
         finally:
             process.terminate()
+
+
+def first_text(url: str, name: str) -> list[Row]:
+    """Milliseconds to the first text of an answer: at the client, and of them in the engine."""
+    at_client: list[float] = []
+    in_server: list[float] = []
+    metric = "newllm_first_text_seconds_sum "
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+
+        def written() -> float:
+            lines = client.get("/metrics").text.splitlines()
+            return float(next(line for line in lines if line.startswith(metric)).split()[1])
+
+        for number in range(FIRST_TEXTS):
+            body = {
+                "model": name,
+                "messages": [{"role": "user", "content": f"Question {number}: what is a river?"}],
+                "max_tokens": 5,
+                "min_tokens": 5,
+                "stream": True,
+                "seed": number,
+            }
+            before, started = written(), time.perf_counter()
+            with client.stream("POST", CHAT, json=body) as answer:
+                answer.raise_for_status()
+                arrived = [
+                    time.perf_counter()
+                    for line in answer.iter_lines()
+                    if line.startswith("data: {") and _text(json.loads(line[6:]))
+                ]
+            at_client.append(1e3 * (arrived[0] - started))
+            in_server.append(1e3 * (written() - before))
+    between = np.array(at_client) - in_server
+    return [
+        {
+            "answers": len(at_client),
+            "client_ms": float(np.median(at_client)),
+            "server_ms": float(np.median(in_server)),
+            "between_ms": float(np.median(between)),
+            "between_ms_99th": float(np.percentile(between, 99)),
+        }
+    ]
+
+
+def _text(event: dict[str, Any]) -> str:
+    """What an event of a chat's stream adds to the answer."""
+    return "".join(choice["delta"].get("content") or "" for choice in event["choices"])
 
 
 def clients(url: str, name: str, tokens: int) -> list[Row]:

@@ -31,7 +31,7 @@ from newllm.cli.options import (
     setting_options,
     weights_option,
 )
-from newllm.cli.surroundings import prepare_streams, refuse_variables
+from newllm.cli.surroundings import prepare_streams, rarely_collect_garbage, refuse_variables
 from newllm.config import read_yaml
 from newllm.datasets import DATASETS
 from newllm.errors import Stopped, UserError
@@ -257,6 +257,7 @@ _RESUMABLE = {"train", "climb", "compare", "prefer", "practise"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (docs/ARCHITECTURE.md lists them)."""
     prepare_streams()
+    rarely_collect_garbage()
     try:
         refuse_variables()
         return _run(arguments)

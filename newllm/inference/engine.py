@@ -24,7 +24,7 @@ import torch
 
 from newllm.inference.answer_text import AnswerText
 from newllm.inference.decoder import Decoder, Snapshot, Stream
-from newllm.inference.sampler import RngState, Sampler
+from newllm.inference.sampler import RngState, Sampler, likeliest
 from newllm.model import State
 from newllm.threads import FreeThreads
 
@@ -432,9 +432,10 @@ def _how_likely(logits: np.ndarray, token: int, count: int) -> Chosen:
     scores = logits.astype(np.float64)
     scores -= scores.max()
     scores -= np.log(np.exp(scores).sum())
-    top = np.argsort(-scores, kind="stable")[:count]
-    pairs = [(int(i), float(scores[i])) for i in top]
-    return Chosen(token, float(scores[token]), pairs)
+    top = likeliest(scores, count)
+    return Chosen(
+        token, float(scores[token]), list(zip(top.tolist(), scores[top].tolist(), strict=True))
+    )
 
 
 def state_picture(state: State) -> Picture:

@@ -426,11 +426,13 @@ def test_serve(checkpoint: str, capsys, monkeypatch) -> None:
     from benchmarks import serve
 
     monkeypatch.setattr(serve, "CLIENTS", (1, 3))
+    monkeypatch.setattr(serve, "FIRST_TEXTS", 3)
     monkeypatch.setattr(serve, "TURN_WORDS", 20)
     monkeypatch.setattr(serve, "LISTENED_SECONDS", 0.3)
     arguments = ["--checkpoint", checkpoint, "--answer-tokens", "5", "--tokens", "1000"]
     tables = run_json(capsys, "serve", *arguments, "--kept", "3")["tables"]
-    together, kept, session = tables.values()
+    first, together, kept, session = tables.values()
+    assert 0 < first[0]["server_ms"] < first[0]["client_ms"]
     assert [row["clients"] for row in together] == [1, 3]
     assert [row["lost"] for row in together] == [0, 0]
     assert [row["conversations"] for row in kept] == [1, 3]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from newllm.inference.nucleus import draw, work_space
-from newllm.inference.sampler import PENALTY_WINDOW, Sampler, Sampling
+from newllm.inference.sampler import PENALTY_WINDOW, Sampler, Sampling, likeliest
 
 GRID = 2000
 NONE = np.empty(0, np.int64)
@@ -180,6 +180,15 @@ def _drawn(sampling: Sampling, scores: list[float], count: int = 400) -> Counter
         sampler.begin_answer()
         tokens[sampler.draw(logits)] += 1
     return tokens
+
+
+@given(
+    scores=st.lists(st.sampled_from([-np.inf, -2.0, 0.0, 0.5, 3.0]), min_size=1, max_size=30),
+    count=st.integers(0, 35),
+)
+def test_the_likeliest_are_those_of_a_whole_sort(scores: list[float], count: int) -> None:
+    expected = sorted(range(len(scores)), key=lambda i: -scores[i])[:count]
+    assert likeliest(np.array(scores), count).tolist() == expected
 
 
 def test_top_k_and_min_p() -> None:
