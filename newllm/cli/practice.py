@@ -39,7 +39,7 @@ _OF_A_HEAD = {
     help="Weight of the ordinary loss of the chosen dialogues.",
 )  # fmt: skip
 @setting_options("epochs", default="1")
-@setting_options("learning_rate", default="0.0003")
+@setting_options("learning_rate", default="0.00003")
 @setting_options("batch_size", default="32 pairs")
 @setting_options(
     "minutes", "max_steps", "micro_batch_size", "seed", "device", "threads", "precision", "out",

@@ -18,9 +18,6 @@ from newllm.model.trunk import TrunkOutput
 
 TEXTS_AT_ONCE = 32
 
-MOST_OF = 64
-"""Answers that one is chosen from at most."""
-
 
 def reward_file(model_file: Path) -> Path:
     """Where the reward head of a checkpoint is: `best_NAME.reward.pt` beside `best_NAME.pt`."""

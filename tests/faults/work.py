@@ -108,9 +108,14 @@ def sharded(*arguments: str) -> int:
             code = end.code if isinstance(end.code, int) else 1
         finally:
             os._exit(code)
+    ended_well = False
     try:
-        return command(*arguments)
+        code = command(*arguments)
+        ended_well = code == 0
+        return code
     finally:
+        if not ended_well:  # what this process has open is open still: the other would wait for it
+            os.kill(other, signal.SIGKILL)
         os.waitpid(other, 0)
 
 

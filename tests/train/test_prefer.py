@@ -127,14 +127,16 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stopped_run_goes_on_to_the_bit(base, tmp_path, monkeypatch) -> None:
     options = Preferring("dpo")
-    calm = run(base, tmp_path / "calm", options, epochs=2)
+    calm = run(base, tmp_path / "calm", options, epochs=2, learning_rate=1e-3)
     with monkeypatch.context() as patch:
         stop_after(2, patch)
         with pytest.raises(Stopped):
-            run(base, tmp_path / "cut", options, epochs=2)
+            run(base, tmp_path / "cut", options, epochs=2, learning_rate=1e-3)
     with pytest.raises(UserError, match=r"began with method dpo, beta 0\.1"):
         run(base, tmp_path / "cut", Preferring("dpo", beta=1.0), epochs=2, resume=True)
-    again = run(base, tmp_path / "cut", options, epochs=2, resume=True)
+    again = run(base, tmp_path / "cut", options, resume=True)  # its settings are the run's
+    settings = checkpoint.load_model(again)["settings"]
+    assert (settings["epochs"], settings["learning_rate"]) == (2, 1e-3)
     once, then = (checkpoint.load(path)["model"] for path in (calm, again))
     assert all(torch.equal(once[name], then[name]) for name in once)
     verdicts = [json.loads(next((tmp_path / name).glob("*.preferences.json")).read_text())
