@@ -166,7 +166,6 @@ def serve(
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     before = {n: signal.signal(n, note) for n in numbers}
-    gc.collect()
     gc.freeze()  # else what stays anyway is searched for garbage, an eighth of a second at a time
     try:
         server.run(sockets)
