@@ -119,7 +119,10 @@ class Terminal:
         elif line.startswith("/") and name[1:].isalpha():
             click.echo(f"there is no {name}; /help lists the commands")
         elif line:
-            self._answer(line)
+            try:
+                self._answer(line)
+            except UserError as error:  # the conversation is as it was before
+                click.echo(f"\n{error}")
         return True
 
     def _answer(self, text: str) -> None:
@@ -149,6 +152,7 @@ class Terminal:
         if not name:
             raise UserError("/load FILE: say which")
         loaded = ChatSession.load(name, self.session.decoder, self.session.renderer)
+        loaded.best_of = self.session.best_of
         self._add(loaded)
         self._files[self._current] = Path(name)
         last = loaded.transcript[-2:]
@@ -219,6 +223,7 @@ class Terminal:
     def _begin(self, system: str | None, instead: bool = False) -> None:
         old = self.session
         new = ChatSession(old.decoder, old.renderer, old.dialogue.sampling, system)
+        new.best_of = old.best_of
         if instead:
             self._sessions[self._current] = new
         else:

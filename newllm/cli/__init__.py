@@ -251,7 +251,7 @@ for module in (talk, progression, practice, report, exchange, planning, help_pag
         cli.add_command(verb)
 
 
-_RESUMABLE = {"train", "climb", "compare", "prefer", "practise"}
+_RESUMABLE = {"train", "climb", "prefer", "practise"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -179,13 +179,14 @@ class LevelRun:
         level = find_dataset(dataset)
         self.note(f"\n== Level {level.number}: {level.title}")
         flags, grown = self._flags(level)
-        rounds = 1
+        rounds, minutes = 1, 0.0
         while True:
             files = RunFiles(self.folder, resolve(dataset, flags).run_name)
             if resume and files.settings.exists():
                 flags = _rehearsing_as_begun(flags, read_yaml(files.settings))
             best = train(dataset, flags, resume=resume, advise=False)
             summary = load_summary(files.summary)
+            minutes += summary.minutes
             status = _status(summary)
             if status != "not cleared" or not self.config.until_cleared or rounds == MAX_ROUNDS:
                 break
@@ -214,7 +215,7 @@ class LevelRun:
             "rounds": rounds,
             "grown": grown,
             "status": status,
-            "minutes": summary.minutes,
+            "minutes": minutes,
             "evaluations": self._evaluations(model, dataset, learnt),
             "skills": model.skills(data, dataset, "all", run_code=self.config.run_code)
             if self.config.skills

@@ -111,6 +111,11 @@ def practise(
         raise UserError("--grade: MATH's rows have no grades; omit it")
     if parse(checkpoint.load_model(Path(plan.file))["settings"]).tokenizer != "bpe":
         raise UserError(f"{plan.file}: word1000 has no numbers and no code; train with BPE first")
+    if plan.replay:
+        dataset, _, path = plan.replay.partition("=")
+        find_dataset(dataset.replace("-", "_"))
+        if not path:
+            raise UserError(f"--replay {plan.replay}: say where its rows are: {dataset}=PATH")
     folder = Path(plan.out)
     with run_lock(folder, f"{plan.name}.practice", note):
         return _Practising(plan, folder, resume, note).run()
@@ -234,7 +239,7 @@ class _Practising:
             "name": f"{plan.name}_{number}",
             "device": plan.device,
             "seed": plan.seed,
-            "rehearse": [plan.replay] if plan.replay else known,
+            "rehearse": ([plan.replay] if plan.replay else known) if plan.replay_share else [],
             "rehearsal_share": plan.replay_share,
         }
         files = RunFiles(self.folder, flags["name"])

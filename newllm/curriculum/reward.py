@@ -39,8 +39,8 @@ def train_reward(file: str, flags: Mapping[str, Any]) -> Path:
 
     Args:
         file: the checkpoint, which is not changed.
-        flags: of `data`, `columns`, `splits`, `subset`, `max_samples`, `seed`, `device`, those that
-            the user gave.
+        flags: of `data`, `columns`, `splits`, `subset`, `max_samples`, `seed`, `device`,
+            `threads`, those that the user gave.
 
     Returns:
         Path of the head.
@@ -50,6 +50,8 @@ def train_reward(file: str, flags: Mapping[str, Any]) -> Path:
     """
     refuse_several("prefer --method reward")
     started = time.perf_counter()
+    if flags.get("threads"):
+        torch.set_num_threads(flags["threads"])
     model = TrainedModel.load(file, flags.get("device", "auto"))
     if not isinstance(model.tokenizer, BPE):
         raise UserError(f"{file}: word1000 loses most words of an answer; train with BPE first")

@@ -269,7 +269,8 @@ class _Worker:
             stdout=subprocess.PIPE,
             env=environment,
         )
-        self._send((encoder.tokenizer.to_dict(), encoder.dataset, encoder.length))
+        with contextlib.suppress(OSError):  # it is dead already, which the first rows will show
+            self._send((encoder.tokenizer.to_dict(), encoder.dataset, encoder.length))
 
     def encode(self, items: list[Item]) -> Block:
         try:

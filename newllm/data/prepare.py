@@ -320,10 +320,14 @@ def _limited(rows: Rows, encoding: Encoding, count: int) -> Rows:
         total = sum(isinstance(item, Located) for item in rows())
         return frozenset(random.Random(encoding.seed).sample(range(total), min(count, total)))
 
-    def sampled() -> Iterator[Located]:
-        wanted = chosen()
-        located = (item for item in rows() if isinstance(item, Located))
-        return (item for index, item in enumerate(located) if index in wanted)
+    def sampled() -> Iterator[Item]:
+        wanted, index = chosen(), -1
+        for item in rows():
+            if isinstance(item, Located):
+                index += 1
+                if index not in wanted:
+                    continue
+            yield item  # what is malformed, too: it is counted
 
     return sampled
 

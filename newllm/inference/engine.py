@@ -125,6 +125,8 @@ class Job:
     snapshot: Snapshot | None = field(default=None, init=False)
     """Where the text stands after the answer; None if the prompt was not read to its end, or the
     answer was given up."""
+    not_finite: bool = field(default=False, init=False)
+    """Whether it was given up because the model's scores were no numbers."""
     reason: FinishReason | None = field(default=None, init=False)
     """How the answer ended; None while it has not."""
 
@@ -301,7 +303,7 @@ class Engine:
             budget -= len(part)
             begins = not running.unread and not job.answer.stopped and job.max_tokens > 0
             try:
-                if job.prompt_logprobs:
+                if job.prompt_logprobs and not job.answer.stopped:  # else the answer is read again
                     _score(job, stream, part)
                 else:
                     stream.read(part)
@@ -333,6 +335,7 @@ class Engine:
                 token = job.sampler.draw(running.logits, forbidden)
             except FloatingPointError as error:
                 log.error("an answer was given up: %s", error)
+                job.not_finite = True
                 self._end_writing(running, "error")
                 continue
             chosen = None
@@ -395,7 +398,7 @@ class Engine:
         """Tell how a job ended; a state that nothing can follow is told of no one."""
         if snapshot is not None and not snapshot.is_finite:
             log.error("an answer was given up: the state after it is not finite")
-            reason = "error"
+            reason, job.not_finite = "error", True
         snapshot = None if reason == "error" else snapshot
         rest = job.answer.finish()
         if rest:

@@ -63,7 +63,7 @@ def make_app(service: Service, access: Access | None = None) -> Starlette:
         Guard, metrics=service.metrics, access=access, client_seconds=service.limits.client_seconds
     )
     others = Middleware(
-        CORSMiddleware, allow_origins=list(access.origins), allow_methods=["*"],
+        CORSMiddleware, allow_origins=access.sites, allow_methods=["*"],
         allow_headers=["*"], expose_headers=["Retry-After", "Content-Disposition"],
         allow_private_network=True,
     )  # fmt: skip

@@ -166,9 +166,10 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, TypeError) as error:  # TypeError: a name that cannot be encoded as one
         listener.close()
-        raise UserError(f"--host {host} --port {port}: {error.strerror}") from None
+        reason = getattr(error, "strerror", None) or "no host name"
+        raise UserError(f"--host {host} --port {port}: {reason}") from None
     return listener
 
 

@@ -51,6 +51,11 @@ class Access:
     """Pages of other sites that may ask it, `https://name`; `*`: all."""
 
     @property
+    def sites(self) -> list[str]:
+        """Those pages' origins as browsers send them: in lower case, no slash behind."""
+        return [origin.lower().rstrip("/") for origin in self.origins]
+
+    @property
     def loopback(self) -> bool:
         """Whether only this machine can reach it."""
         return self.host in LOOPBACK
@@ -61,7 +66,7 @@ class Access:
         A page that rebinds a name of its own to our address does not know the key. Without one, a
         name must be ours: an address, or what this machine is called.
         """
-        if name in LOOPBACK or name in self.hosts or "*" in self.hosts:
+        if name in LOOPBACK or name in map(str.lower, self.hosts) or "*" in self.hosts:
             return True
         if self.loopback:
             return False
@@ -157,7 +162,7 @@ class Guard:
             )  # fmt: skip
 
     def _may_ask(self, origin: str, host: str | None) -> bool:
-        if origin in self._access.origins or "*" in self._access.origins:
+        if origin in self._access.sites or "*" in self._access.sites:
             return True
         try:
             return urlsplit(origin).netloc == host

@@ -129,11 +129,10 @@ class Reply:
     def failure(self) -> ApiError | None:
         """Why there is no answer, when it has ended."""
         if self.job.reason == "error":
-            return ApiError(
-                500,
-                "the answer was given up: the model's scores are not finite (see the server's log)",
-                "not_finite",
-            )
+            why, code = "the server failed", "internal_error"
+            if self.job.not_finite:
+                why, code = "the model's scores are not finite", "not_finite"
+            return ApiError(500, f"the answer was given up: {why} (see the server's log)", code)
         cut_off = self.job.reason == "cancelled" and self.job.snapshot is None
         return shutting_down() if cut_off else None
 

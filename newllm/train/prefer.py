@@ -435,6 +435,9 @@ class PreferenceRun(TrainingRun):
         harmless = [h for h, keep in zip(self.training.harmless, trained, strict=True) if keep]
         self.training = Pairs(kept, harmless, self.training.left_out, self.training.first_left_out)
         self.tables = None if counted is None else tables[trained]
+        if not kept:
+            most = self.settings.max_samples
+            raise UserError(f"--max-samples {most}: no row of these has two answers; raise it")
 
     def prepare(self, stored: dict[str, Any] | None) -> Trainer:
         """The optimizers begin afresh: the gradients of pairs are others than those of texts."""
@@ -447,6 +450,9 @@ class PreferenceRun(TrainingRun):
         more |= {"options": self.options, "training": self.training}
         more |= {"validation": self.validation, "tables": self.tables}
         return super()._trainer(PreferenceTrainer, **more)
+
+    def _use_of_rehearsed(self) -> str:
+        return "counted besides, as for the model before"
 
     def _introduce(self, trainer: Trainer, resumed: bool) -> None:
         super()._introduce(trainer, resumed)

@@ -104,7 +104,8 @@ def train(
             given = {**(file or {}), **flags}
             own = flags.get("architecture")  # what may be run as a block of one's own
             if params is None and given.get("init_from") is not None:
-                flags = {**shape_of(given["init_from"], own), **given}
+                # Below the file: what that says is not taken for what was typed.
+                file = {**shape_of(given["init_from"], own), **(file or {})}
             settings = resolve(dataset, {**(usual or {}), **flags}, file, params)
             if params is not None:
                 given |= settings.model_dump(include=set(SHAPE))
@@ -215,6 +216,10 @@ class TrainingRun:
             self._conclude(trainer)
         return files.best
 
+    def _use_of_rehearsed(self) -> str:
+        """What the rows of other levels are for."""
+        return f"rehearsed: {self.settings.rehearsal_share:.0%} of the tokens"
+
     def _conclude(self, trainer: Trainer) -> None:
         """Write and say what has come out."""
         data, files = self._describe_data(), self.files
@@ -252,7 +257,7 @@ class TrainingRun:
                 f"{name} ({data.accounting['train'].documents:,} rows)"
                 for name, data in self.rehearsed.items()
             )
-            self.log.note(f"       rehearsed: {settings.rehearsal_share:.0%} of the tokens, {rows}")
+            self.log.note(f"       {self._use_of_rehearsed()}, {rows}")
         self.log.note(
             f"Model  {settings.architecture}, {settings.num_layers} layer(s), context "
             f"{settings.context_dim}, {trainer.parameters:,} parameters, {settings.tokenizer} "

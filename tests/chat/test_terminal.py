@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+from typing import Any
 
 import pytest
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from newllm.chat.session import ChatSession
+from newllm.chat.session import BestOf, ChatSession
 from newllm.chat.terminal import Terminal, _line_editor, converse
 from newllm.inference.decoder import make_decoder
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampler import Sampler, Sampling
 
 
 @pytest.fixture
@@ -54,6 +55,29 @@ def test_fork_go_reset(terminal, capsys) -> None:
     assert terminal.session.tokens_read == 0
     listed = run(terminal, capsys, "/go")
     assert [line[:3] for line in listed] == ["  1", "  2", "* 3"]
+
+
+def test_best_of_stays(terminal, capsys) -> None:
+    terminal.session.best_of = chosen = BestOf(2, lambda texts, state: [0.0] * len(texts))
+    run(terminal, capsys, "hello", "/save a.session")
+    for command in ("/reset", "/load a.session", "/fork", "/reset", "/system be brief"):
+        terminal.handle(command)
+        assert terminal.session.best_of is chosen, command
+
+
+def test_an_answer_that_is_given_up_ends_no_talk(terminal, capsys, monkeypatch) -> None:
+    run(terminal, capsys, "hello")
+    read = terminal.session.tokens_read
+
+    def spoilt(self: Sampler, *arguments: Any) -> int:
+        raise FloatingPointError("the model's scores are not finite")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "draw", spoilt)
+        said = run(terminal, capsys, "and?")
+    assert said[-1] == "the model's scores are not finite; the conversation is as it was before"
+    assert terminal.session.tokens_read == read
+    assert "bytes hold" in run(terminal, capsys, "/save b.session")[0]
 
 
 def test_system_stats_export(terminal, capsys) -> None:

@@ -94,6 +94,14 @@ def test_without_a_right_answer_it_says_so(plan, tmp_path) -> None:
         practise(dataclasses.replace(plan, out=str(tmp_path), shown=0))
 
 
+def test_replay_is_looked_at_before_anything_is_written(plan, tmp_path) -> None:
+    for replay, says in (("dolly", "--replay dolly: say where its rows are: dolly=PATH"),
+                         ("doly=rows", "unknown data set doly")):  # fmt: skip
+        with pytest.raises(UserError, match=says):
+            practise(dataclasses.replace(plan, out=str(tmp_path), replay=replay))
+    assert not list(tmp_path.iterdir())
+
+
 def test_math_has_no_grades(plan, tmp_path) -> None:
     with pytest.raises(UserError, match="--grade: MATH's rows have no grades"):
         practise(dataclasses.replace(plan, out=str(tmp_path), task="math", grade=2))

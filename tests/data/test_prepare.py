@@ -280,3 +280,14 @@ def test_a_second_process_waits(tmp_path, capsys) -> None:
     thread.join()
     assert order == ["first", "second"]
     assert "Waiting for another process" in capsys.readouterr().err
+
+
+def test_processes_that_end_at_their_start_are_told(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = tmp_path / "ends"
+    ends.write_text("#!/bin/sh\nexit 3\n")
+    ends.chmod(0o755)
+    monkeypatch.setattr(encode.sys, "executable", str(ends))
+    with pytest.raises(UserError, match=r"a process that encoded rows was ended \(code 3"):
+        made(rows, workers=2)

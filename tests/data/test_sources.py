@@ -205,6 +205,16 @@ def test_max_samples_head_or_sample(tmp_path: Path) -> None:
     assert texts[0] != [f"q{i}a{i}" for i in range(5)]
 
 
+def test_what_is_malformed_is_counted_beside_a_sample(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", '{"broken\n' * 3 + LINES)
+    write(tmp_path / "validation.jsonl", LINES)
+    source = open_source(DATASETS["dolly"], str(tmp_path))
+    counts = prepare_training(source, Encoding("dolly", "bpe", 400, 128, max_samples=5)).accounting
+    assert counts["train"].documents == 5
+    assert counts["train"].malformed == 3
+    assert "train.jsonl:1: not valid JSON" in counts["train"].malformed_examples[0]
+
+
 def test_sample_needs_no_files() -> None:
     source = open_source(DATASETS["dolly"], "sample")
     encoded = prepare_evaluation(

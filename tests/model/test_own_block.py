@@ -151,10 +151,14 @@ def test_another_file_or_class_is_refused(
 
 
 def test_a_settings_file_runs_nothing_by_itself(
-    block: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    block: str, dolly_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"architecture: {block}\n", encoding="utf-8")
+    line = said(capsys, ["train", "dolly", "--config", str(file)])
+    assert "a settings file runs no code by itself" in line
+    ordinary = train("dolly", {**TINY, "data": str(dolly_folder), "out": str(tmp_path)})
+    file.write_text(f"architecture: {block}\nfrom: {ordinary}\ncounts: 0\n", encoding="utf-8")
     line = said(capsys, ["train", "dolly", "--config", str(file)])
     assert "a settings file runs no code by itself" in line
     assert runs(tmp_path) == 0

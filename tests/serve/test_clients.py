@@ -279,6 +279,24 @@ def test_several_models_and_other_names(start: Start) -> None:
         assert http.post("/v1/sessions", json={"model": "three"}).status_code == 404
 
 
+def test_an_echoed_answer_that_a_stop_string_ends(server: Running) -> None:
+    """As many likelihoods as tokens, though the answer is read once more up to the string."""
+    body = {"model": NAME, "prompt": "hello", "max_tokens": 40, "logprobs": 1, "echo": True,
+            "temperature": 0}  # fmt: skip
+    with server.http() as http:
+        whole = http.post("/v1/completions", json=body).json()["choices"][0]
+        said = whole["text"].removeprefix("hello")
+        stopped = http.post("/v1/completions", json={**body, "stop": said[3:5]}).json()["choices"]
+    (choice,) = stopped
+    assert choice["finish_reason"] == "stop"
+    assert choice["text"] == "hello" + said[: said.index(said[3:5])]
+    logprobs = choice["logprobs"]
+    count = len(logprobs["tokens"])
+    for name, values in logprobs.items():
+        assert len(values) == count, name
+        assert values == whole["logprobs"][name][:count], name
+
+
 def test_models_find_their_sessions_again(start: Start, tmp_path) -> None:
     models = {"one": tiny_model(), "two": tiny_model(seed=5)}
     server = start(model=models, sessions_dir=tmp_path)

@@ -180,7 +180,7 @@ def test_host_names(start: Start) -> None:
     at_home = Access()
     assert at_home.answers_as("localhost")
     assert not at_home.answers_as("192.168.0.9")
-    assert Access(hosts=["host.docker.internal"]).answers_as("host.docker.internal")
+    assert Access(hosts=["Host.docker.internal"]).answers_as("host.docker.internal")
     everywhere = Access("0.0.0.0")
     assert everywhere.answers_as("192.168.0.9")
     assert everywhere.answers_as("fe80::1")
@@ -194,7 +194,7 @@ def test_host_names(start: Start) -> None:
 
 
 def test_other_origins(start: Start) -> None:
-    server = start(access=Access(origins=["https://chat.example"]))
+    server = start(access=Access(origins=["https://Chat.example/"]))
     theirs = {"Origin": "https://chat.example"}
     with server.http() as http:
         asked = {**theirs, "Access-Control-Request-Method": "POST",

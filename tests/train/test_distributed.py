@@ -302,6 +302,10 @@ def test_processes_of_a_machine_share_its_cores(
 
 
 def test_half_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for told in ("auto", ""):
+        monkeypatch.setenv("WORLD_SIZE", told)
+        with pytest.raises(UserError, match=f"WORLD_SIZE={told}: expected"), process_group():
+            pass
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match="WORLD_SIZE=2 without RANK"), process_group():

@@ -208,6 +208,22 @@ def test_rows_without_any_pair_are_refused_in_one_line(base, tmp_path) -> None:
     assert not list((tmp_path / "out").glob("*.pt"))
 
 
+def test_a_sample_without_any_pair_is_refused(base, tmp_path) -> None:
+    folder = tmp_path / "rows"
+    shutil.copytree(base["data"], folder)
+    for file in folder.rglob("train.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        same = [{**row, "rejected": row["chosen"]} for row in rows[1:]]
+        file.write_text("".join(json.dumps(row) + "\n" for row in [*same, rows[0]]))
+    refused = 0
+    for seed in range(3):  # 2 of 16 rows have two answers
+        try:
+            run(base, tmp_path / "out", Preferring(), data=str(folder), max_samples=1, seed=seed)
+        except UserError as error:
+            refused += "--max-samples 1: no row of these has two answers" in str(error)
+    assert refused >= 1
+
+
 def by_hand(trainer: PreferenceTrainer, batch: Any) -> dict[str, torch.Tensor]:
     """Gradients of a batch, each dialogue read by itself, without padding."""
     model, options = trainer.model, trainer.options
