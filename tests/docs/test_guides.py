@@ -173,8 +173,12 @@ def files_of_runs(page: str) -> set[str]:
 
     names: set[str] = set()
     for command in commands_in(read(page)):
-        for settings in trainings(command.arguments or ["--help"]):
-            files = RunFiles(Path(settings.out), settings.run_name)
+        arguments = command.arguments or ["--help"]
+        runs = [RunFiles(Path(s.out), s.run_name) for s in trainings(arguments)]
+        if arguments[0] == "prefer" and (context := parse(arguments)) is not None:
+            name = Path(context.params["file"]).stem.removeprefix("best_")
+            runs.append(RunFiles(Path("checkpoints"), f"{name}_{context.params['method']}"))
+        for files in runs:
             for path in (files.best, files.final, files.resume, files.metrics, files.answers,
                          files.settings, files.summary):  # fmt: skip
                 names |= {path.name, str(path)}
