@@ -140,7 +140,7 @@ class Sampler:
         out = np.zeros(len(scores), bool)
         if min_p > 0:
             out |= scores < scores.max() + float(self._temperature) * np.log(min_p)
-        if top_k > 0:
+        if 0 < top_k < len(scores):  # else it rules nothing out
             kept = np.zeros(len(scores), bool)
             kept[likeliest(scores, top_k)] = True
             out |= ~kept

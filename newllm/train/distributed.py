@@ -330,7 +330,7 @@ def process_group() -> Iterator[Processes]:
     Raises:
         UserError: the others cannot be found, or are lost later.
     """
-    world = _whole("WORLD_SIZE", 1)
+    world = _int_variable("WORLD_SIZE", 1)
     if world == 1:
         yield Processes()
         return
@@ -346,16 +346,16 @@ def process_group() -> Iterator[Processes]:
         dist.init_process_group(backend, timeout=STEP_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot reach the other processes at {main}: {_reason(error)}") from error
-    local_rank = _whole("LOCAL_RANK", 0)
-    local_world = _whole("LOCAL_WORLD_SIZE", 1)
+    local_rank = _int_variable("LOCAL_RANK", 0)
+    local_world = _int_variable("LOCAL_WORLD_SIZE", 1)
     try:
         yield Processes(dist.get_rank(), world, local_rank, local_world)
     finally:
         dist.destroy_process_group()
 
 
-def _whole(variable: str, default: int) -> int:
-    """A number that a launcher tells its processes."""
+def _int_variable(variable: str, default: int) -> int:
+    """A whole number in an environment variable, as launchers set it."""
     told = os.environ.get(variable, str(default))
     if not told.isdecimal():
         raise UserError(f"{variable}={told}: expected a number, as launchers set it; unset it")
@@ -368,7 +368,7 @@ def refuse_several(verb: str) -> None:
     Raises:
         UserError: a launcher started several.
     """
-    if _whole("WORLD_SIZE", 1) > 1:
+    if _int_variable("WORLD_SIZE", 1) > 1:
         raise UserError(
             f"newllm {verb}: runs in one process; several are for newllm train, see "
             "docs/DISTRIBUTED.md"

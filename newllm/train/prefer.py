@@ -93,7 +93,7 @@ def prefer(file: str, options: Preferring, flags: Mapping[str, Any], resume: boo
     name = f"{Path(file).stem.removeprefix('best_').removesuffix('_final')}_{options.method}"
     given = {"name": name, **inherited, **flags, "init_from": file}
     make = functools.partial(PreferenceRun, options)
-    return train(DATASET.name, given, resume=resume, advise=False, make=make, usual=RECIPE)
+    return train(DATASET.name, given, resume=resume, advise=False, make=make, defaults=RECIPE)
 
 
 @dataclass(frozen=True)

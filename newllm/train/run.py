@@ -74,7 +74,7 @@ def train(
     params: int | None = None,
     advise: bool = True,
     make: Callable[..., TrainingRun] | None = None,
-    usual: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train one model and print how it goes.
 
@@ -87,7 +87,7 @@ def train(
         params: size of the model, which stands for its depth and widths.
         advise: say at the end what to do next.
         make: the kind of run (default: :class:`TrainingRun`).
-        usual: settings of that kind of run where none are given.
+        defaults: settings of that kind of run where none are given.
 
     Returns:
         Path of the best checkpoint.
@@ -106,7 +106,7 @@ def train(
             if params is None and given.get("init_from") is not None:
                 # Below the file: what that says is not taken for what was typed.
                 file = {**shape_of(given["init_from"], own), **(file or {})}
-            settings = resolve(dataset, {**(usual or {}), **flags}, file, params)
+            settings = resolve(dataset, {**(defaults or {}), **flags}, file, params)
             if params is not None:
                 given |= settings.model_dump(include=set(SHAPE))
             files = RunFiles(Path(settings.out), settings.run_name)
