@@ -152,11 +152,10 @@ class ChatSession:
             other._with(self.dialogue.copy())
             other.dialogue.next_turn = replace(start, rng_state=rng_state)
             other.say(text, most, least)
-            if other.tokens_read > start.snapshot.tokens_read:  # else its scores were not finite
-                taken.append(other)
-                rng_state = other.dialogue.next_turn.rng_state
-        if not taken:
-            raise UserError("the model's scores are not finite; the conversation is as before")
+            if other.tokens_read == start.snapshot.tokens_read:  # after its last token
+                raise UserError("the state is not finite; the conversation is as it was before")
+            taken.append(other)
+            rng_state = other.dialogue.next_turn.rng_state
         answers = [other.transcript[-1]["content"] for other in taken]
         texts = [[*prompt, *ids, tokenizer.end] for ids in tokenizer.encode_batch(answers)]
         given = best_of.reward(texts, start.snapshot.state)

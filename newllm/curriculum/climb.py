@@ -179,7 +179,7 @@ class LevelRun:
         level = find_dataset(dataset)
         self.note(f"\n== Level {level.number}: {level.title}")
         flags, grown = self._flags(level)
-        rounds, minutes = 1, 0.0
+        rounds, minutes, first = 1, 0.0, resolve(dataset, flags).run_name
         while True:
             files = RunFiles(self.folder, resolve(dataset, flags).run_name)
             if resume and files.settings.exists():
@@ -191,7 +191,10 @@ class LevelRun:
             if status != "not cleared" or not self.config.until_cleared or rounds == MAX_ROUNDS:
                 break
             rounds += 1
-            flags = {**flags, "init_from": str(files.final), "name": f"{files.name}_round{rounds}"}
+            name = f"{files.name}_round{rounds}"  # as versions before 0.2 went on: X_round2_round3
+            if not (resume and RunFiles(self.folder, name).settings.exists()):
+                name = f"{first}_round{rounds}"
+            flags = {**flags, "init_from": str(files.final), "name": name}
             self.note(f"Level {level.number} is not cleared: round {rounds} of {MAX_ROUNDS}")
         if status == "not cleared" and not self.config.keep_going:
             raise UserError(

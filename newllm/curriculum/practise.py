@@ -37,7 +37,7 @@ from newllm.inference.greedy import Answer, greedy_answers, sampled_answers
 from newllm.results.runs import RunFiles, read_lines, write_lines
 from newllm.train import checkpoint
 from newllm.train.distributed import refuse_several
-from newllm.train.run import train
+from newllm.train.run import named_rows, train
 from newllm.train.signals import run_lock
 from newllm.trained import TrainedModel
 
@@ -109,13 +109,16 @@ def practise(
     refuse_several("practise")
     if plan.task == "math" and plan.grade != 1:
         raise UserError("--grade: MATH's rows have no grades; omit it")
-    if parse(checkpoint.load_model(Path(plan.file))["settings"]).tokenizer != "bpe":
+    start = parse(checkpoint.load_model(Path(plan.file))["settings"])
+    if start.tokenizer != "bpe":
         raise UserError(f"{plan.file}: word1000 has no numbers and no code; train with BPE first")
     if plan.replay:
-        dataset, _, path = plan.replay.partition("=")
-        find_dataset(dataset.replace("-", "_"))
-        if not path:
-            raise UserError(f"--replay {plan.replay}: say where its rows are: {dataset}=PATH")
+        named_rows("--replay", plan.replay)
+    elif plan.replay_share and start.columns and start.dataset != "chat":
+        raise UserError(
+            f"{plan.file}: learnt from rows with --columns, which mixing in does not know; name "
+            "them as the data set does and give --replay DATASET=PATH, or give --replay-share 0"
+        )
     folder = Path(plan.out)
     with run_lock(folder, f"{plan.name}.practice", note):
         return _Practising(plan, folder, resume, note).run()

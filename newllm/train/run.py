@@ -32,7 +32,7 @@ from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.render import Renderer, make_renderer
 from newllm.data.sources import open_chosen, open_source
 from newllm.data.tokenizers import Tokenizer, fingerprint, from_dict, load_tokenizer
-from newllm.datasets import find_dataset
+from newllm.datasets import Dataset, find_dataset
 from newllm.device import cpu_model, give_back_freed_memory, keep_freed_memory, pick_device
 from newllm.errors import Stopped, UserError
 from newllm.evaluate.ngram import ngram_baseline
@@ -478,6 +478,19 @@ def shape_of(path: str, architecture: str | None = None) -> dict[str, Any]:
     return stored.model_dump(include=inherited)
 
 
+def named_rows(option: str, entry: str, anywhere: bool = False) -> tuple[Dataset, str]:
+    """The data set and the path of DATASET=PATH; `anywhere`: the path may be missing.
+
+    Raises:
+        UserError: an unknown data set, or no path.
+    """
+    dataset, _, path = entry.partition("=")
+    level = find_dataset(dataset.replace("-", "_"))
+    if not path and not anywhere:
+        raise UserError(f"{option} {entry}: say where its rows are: {level.name}=PATH")
+    return level, path
+
+
 def prepare_rehearsal(settings: Settings, tokenizer: Tokenizer) -> dict[str, Encoded]:
     """The rows of the data sets in `rehearse`, in the vocabulary of the run.
 
@@ -486,16 +499,14 @@ def prepare_rehearsal(settings: Settings, tokenizer: Tokenizer) -> dict[str, Enc
     """
     rehearsed = {}
     for entry in settings.rehearse:
-        dataset, _, path = entry.partition("=")
-        dataset = dataset.replace("-", "_")
-        level = find_dataset(dataset)
-        if dataset == settings.dataset:
+        level, path = named_rows("--rehearse", entry, settings.data in ("hub", "sample"))
+        if level.name == settings.dataset:
             raise UserError(f"--rehearse {entry}: that is the data set of this run")
-        if not path and settings.data not in ("hub", "sample"):
-            raise UserError(f"--rehearse {entry}: say where its rows are: {dataset}=PATH")
-        encoding = Encoding(dataset, tokenizer.kind, tokenizer.vocab_size, settings.max_seq_length)
+        encoding = Encoding(
+            level.name, tokenizer.kind, tokenizer.vocab_size, settings.max_seq_length
+        )
         source = open_source(level, path or settings.data)
-        rehearsed[dataset] = prepare_training(source, encoding, tokenizer)
+        rehearsed[level.name] = prepare_training(source, encoding, tokenizer)
     return rehearsed
 
 

@@ -14,7 +14,7 @@ from prompt_toolkit.output import DummyOutput
 
 from newllm.chat.session import BestOf, ChatSession
 from newllm.chat.terminal import Terminal, _line_editor, converse
-from newllm.inference.decoder import make_decoder
+from newllm.inference.decoder import Snapshot, make_decoder
 from newllm.inference.sampler import Sampler, Sampling
 
 
@@ -63,6 +63,17 @@ def test_best_of_stays(terminal, capsys) -> None:
     for command in ("/reset", "/load a.session", "/fork", "/reset", "/system be brief"):
         terminal.handle(command)
         assert terminal.session.best_of is chosen, command
+
+
+def test_best_of_is_given_up_where_one_answer_is(terminal, capsys, monkeypatch) -> None:
+    terminal.session.best_of = BestOf(2, lambda texts, state: [0.0] * len(texts))
+    run(terminal, capsys, "hello")
+    read = terminal.session.tokens_read
+    with monkeypatch.context() as patch:
+        patch.setattr(Snapshot, "is_finite", False)
+        said = run(terminal, capsys, "and?")
+    assert said[-1] == "the state is not finite; the conversation is as it was before"
+    assert terminal.session.tokens_read == read
 
 
 def test_an_answer_that_is_given_up_ends_no_talk(terminal, capsys, monkeypatch) -> None:

@@ -270,6 +270,37 @@ def test_until_cleared_trains_on_from_where_it_was(route, tmp_path, monkeypatch,
     ]
     assert len(scores) == MAX_ROUNDS
     assert max(scores) == scores[0] > scores[-1]
+    first_run = result["run"].removesuffix("_round5")
+    assert first_run.endswith("_bpe")
+
+
+def test_rounds_go_on_under_the_names_they_began_with(route, tmp_path, monkeypatch) -> None:
+    """The third round of a climb of version 0.1 was called X_round2_round3."""
+    monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
+    first = route("dolly", out=str(tmp_path / "first"))
+    climb(first)
+    mark(first, "dolly", 0.001)
+    old = route("dolly", until_cleared=True, keep_going=True)
+    began = climbing.train
+
+    def stopped(dataset: str, flags: dict[str, Any], **how: Any) -> Path:
+        if str(flags.get("name", "")).endswith("_round3"):
+            flags = {
+                **flags,
+                "name": f"{Path(str(flags['init_from'])).stem.removesuffix('_final')}_round3",
+            }
+            began(dataset, flags, **how)
+            raise Stopped(130, "")
+        return began(dataset, flags, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(climbing, "train", stopped)
+        with pytest.raises(Stopped):
+            climb(old)
+    climb(old, resume=True)
+    names = sorted(path.name for path in Path(old.out).glob("*_round*.summary.json"))
+    run = names[0].partition("_round")[0]
+    assert names == [f"{run}_round{rounds}.summary.json" for rounds in ("2", "2_round3", "4", "5")]
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,18 @@ def test_replay_is_looked_at_before_anything_is_written(plan, tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_columns_are_not_mixed_in_unasked(plan, tmp_path) -> None:
+    """Rows that have names of their own: said at once, not after the problems that are shown."""
+    content = checkpoint.load_model(Path(plan.file))
+    content["settings"]["columns"] = ["instruction=question"]
+    named = tmp_path / "named.pt"
+    checkpoint.save(named, {k: v for k, v in content.items() if not k.startswith("format")})
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"learnt from rows with --columns.*--replay-share 0"):
+        practise(dataclasses.replace(plan, file=str(named), out=str(out)))
+    assert not out.exists()
+
+
 def test_math_has_no_grades(plan, tmp_path) -> None:
     with pytest.raises(UserError, match="--grade: MATH's rows have no grades"):
         practise(dataclasses.replace(plan, out=str(tmp_path), task="math", grade=2))
