@@ -79,3 +79,37 @@ def test_no_process_finds_the_code_of_another_constant(
     assert run_together(tmp_path / "own", "own") == "2 2.0 0\n3 3.0 0\n"
     # What it is for: numba alone gives the third process 2 where it asked for 3, or compiles again.
     assert run_together(tmp_path / "plain", "plain") != "2 2.0 0\n3 3.0 0\n"
+
+
+NORM = """
+import hashlib
+
+import torch
+
+from newllm.model.kernels import cpu
+
+numbers = torch.Generator().manual_seed(0)
+x, stream, d_stream, d_normed = (torch.randn(8, 96, 64, generator=numbers) for _ in range(4))
+weight = torch.randn(64, generator=numbers)
+for leaf in (x, stream, weight):
+    leaf.requires_grad_()
+torch.autograd.backward(cpu.add_norm(stream, x, weight, torch.float32), [d_stream, d_normed])
+(code,) = (found.library for found in cpu._add_norm_backward.overloads.values())
+text = "" if cpu._add_norm_backward.stats.cache_hits else code.get_llvm_str()
+print(sum(cpu._add_norm_backward.stats.cache_hits.values()), "linkonce" in text,
+      *(hashlib.sha256(leaf.grad.numpy()).hexdigest() for leaf in (x, stream, weight)))
+"""
+
+
+@pytest.mark.slow
+def test_the_process_that_compiles_computes_as_those_that_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numba alone runs another copy of a loop where it was compiled, which may add otherwise."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "code"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    command = [sys.executable, "-c", NORM]
+    said = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)]
+    (hits, shared, *first), (hits_then, _, *second) = (run.stdout.split() for run in said)
+    assert (hits, hits_then, shared) == ("0", "1", "False")
+    assert first == second

@@ -18,9 +18,11 @@ import filelock
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.codegen import JITCodeLibrary
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -87,6 +89,26 @@ class _CompiledOnce(FunctionCache):
                     super().save_overload(sig, data)
         finally:
             self._compiling.release()
+
+
+class _SelfContained(JITCodeLibrary):
+    """Machine code that calls nothing but its own copies of what it is made of.
+
+    numba compiles the body of a `prange` by itself, and then a copy of it as a part of its kernel,
+    where it is optimised once more and may add in another order. Both have one name: the process
+    that compiles runs the first, one that finds the kernel on the disk has but the copy, and their
+    sums differ in the last bit. Names of the copy's own make both run the copy.
+    """
+
+    def _optimize_final_module(self) -> None:
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage == binding.Linkage.linkonce_odr:
+                function.linkage = binding.Linkage.internal
+        super()._optimize_final_module()
+
+
+_context: Any = cpu_target.target_context
+_context.codegen()._library_class = _SelfContained
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
