@@ -38,7 +38,7 @@ def measure(layers: int, context_dim: int, rows: int, record: Path) -> None:
     with PeakMemory() as memory:
         step = timed_step(settings, rows, settings.max_seq_length)
         taken = [sum(step()) for _ in range(STEPS + 1)][1:]
-    plan = make_plan(settings, 1, machine_of("here"))
+    plan = make_plan(settings, 1, machine_of("here", settings))
     facts = {
         "parameters": plan.work.parameters,
         "tokens": plan.batch_tokens,

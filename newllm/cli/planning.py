@@ -89,7 +89,7 @@ def plan(
     chosen = {"vocab_size": vocab_size}
     chosen |= {} if num_layers is None else {"num_layers": num_layers}
     settings = resolve("ultrachat", chosen, params=params)
-    machine = machine_of(device, utilisation, price)
+    machine = machine_of(device, settings, utilisation, price)
     found = make_plan(settings, tokens, machine, batch_tokens, shard)
     click.echo(json.dumps(found.facts()) if as_json else plan_table(found))
 

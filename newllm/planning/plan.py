@@ -133,9 +133,12 @@ class Plan:
 
 
 def machine_of(
-    device: str, utilisation: float | None = None, price: float | None = None
+    device: str,
+    settings: Settings,
+    utilisation: float | None = None,
+    price: float | None = None,
 ) -> Machine:
-    """The machine that `--device` names; `here` is measured for some seconds.
+    """The machine that `--device` names; `here` is measured for some seconds, by these settings.
 
     `utilisation` is a fraction of its peaks (default: `UTILISATION`), which `here` has none of;
     `price` is in dollars an hour and device.
@@ -151,7 +154,7 @@ def machine_of(
         gpu = torch.cuda.get_device_properties(here) if here.type == "cuda" else None
         title = gpu.name if gpu else f"{cpu_model()}, {torch.get_num_threads()} thread(s)"
         memory = gpu.total_memory if gpu else psutil.virtual_memory().total
-        return Machine(title, 1, memory, measured_speed(), None, price, None)
+        return Machine(title, 1, memory, measured_speed(settings), None, price, None)
     known, fraction = DEVICES[name], UTILISATION if utilisation is None else utilisation
     return Machine(
         title=known.title,

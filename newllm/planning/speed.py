@@ -78,10 +78,12 @@ def parse_device(text: str) -> tuple[str, int]:
 
 
 REFERENCE = {"num_layers": 4, "context_dim": 512, "vocab_size": 4096}
-"""The model whose step is timed to know a machine: large enough that no fixed cost counts."""
+"""The model whose steps are timed where the one that is asked for is too large."""
 
-REFERENCE_ROWS = 32, 128
-"""Rows and their length."""
+_DEEPEST, _LARGEST = 4, 20_000_000
+"""Layers, which are alike, and parameters of the models whose steps are timed."""
+
+_TIMED_TOKENS, _TIMED_STEPS = 4096, 5
 
 
 @dataclass(frozen=True)
@@ -102,24 +104,38 @@ def assumed_speed(device: Device, utilisation: float) -> Speed:
     return Speed(products, device.bandwidth * utilisation / PASSES, products)
 
 
-def measured_speed() -> Speed:
-    """Of this machine, from bare products and one model's steps: some seconds."""
+def measured_speed(settings: Settings) -> Speed:
+    """Of this machine, from bare products and steps of this model, or of one like it: some seconds.
+
+    What a step costs besides the work that is counted depends on the shape; so the shape is that of
+    the model, but for layers beyond the fourth.
+    """
     device = pick_device("auto")
-    settings = resolve("ultrachat", REFERENCE)
-    tokens = REFERENCE_ROWS[0] * REFERENCE_ROWS[1]
+    settings = _timed(settings)
+    length = min(settings.max_seq_length, _TIMED_TOKENS)
+    rows = min(settings.batch_size, _TIMED_TOKENS // length)
+    tokens = rows * length
     work = work_of(settings, tokens if device.type == "cpu" else None)
-    step = timed_step(settings, *REFERENCE_ROWS)
+    step = timed_step(settings, rows, length)
     step()  # pays for compiling
-    passes, updates = zip(*(step() for _ in range(5)), strict=True)
+    passes, updates = zip(*(step() for _ in range(_TIMED_STEPS)), strict=True)
     dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
-    products = product_speed(device, dtype)
-    rest = median(passes) - tokens * work.flops_per_token / products
+    # Products inside a step can be faster than the bare ones.
+    in_products = tokens * work.flops_per_token / product_speed(device, dtype)
+    in_products = min(in_products, 0.9 * median(passes))
     return Speed(
-        products=products,
-        # Products inside a step can be faster than the bare ones on a disturbed machine.
-        traffic=tokens * work.kept_per_token / max(rest, 0.1 * median(passes)),
+        products=tokens * work.flops_per_token / in_products,
+        traffic=tokens * work.kept_per_token / (median(passes) - in_products),
         update=work.update_flops / median(updates),
     )
+
+
+def _timed(settings: Settings) -> Settings:
+    """The model whose steps are timed for one that is asked for."""
+    layers = min(settings.num_layers, _DEEPEST)
+    shallow = settings.model_copy(update={"num_layers": layers})
+    small = work_of(shallow).parameters <= _LARGEST
+    return shallow if small else resolve("ultrachat", REFERENCE)
 
 
 def timed_step(settings: Settings, rows: int, length: int) -> Callable[[], tuple[float, float]]:

@@ -153,11 +153,12 @@ def test_this_machine_is_measured(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "REFERENCE", SMALL)
-    monkeypatch.setattr(speed, "REFERENCE_ROWS", (2, 32))
+    monkeypatch.setattr(speed, "_LARGEST", 1_000_000)
+    monkeypatch.setattr(speed, "_TIMED_TOKENS", 256)
     assert main(["plan", "--params", "1.4m", "--tokens", "1e6"]) == 2
     assert main(["plan", "--params", "1.4m", "--tokens", "1M"]) == 0
     assert "measured now" in capsys.readouterr().out
-    monkeypatch.setattr(plan, "measured_speed", lambda: Speed(1e11, 1e9, 1e11))
+    monkeypatch.setattr(plan, "measured_speed", lambda settings: Speed(1e11, 1e9, 1e11))
     assert main(["plan", "--params", "1.4m", "--tokens", "1M", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["dollars"] is None
