@@ -192,6 +192,7 @@ def test_no_room(
         assert struck.code == 2, where + "\n" + struck.output
         assert 1 <= len(said) <= SCENARIOS[name].processes, where + "\n" + struck.output
         assert "Traceback" not in struck.output, where + "\n" + struck.output
+        assert fault == "full" or "free space" not in struck.output, where + "\n" + struck.output
         must_be_whole(trial, where, before)
         again = trial.run(again=True)
         assert again.code == 0, where + "\n" + again.output
