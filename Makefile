@@ -20,7 +20,10 @@ demo: $(VENV)/installed  ## train on the built-in sample, show the verdict and a
 	$(BIN)/newllm train hh_rlhf --data sample --context-dim 128 --epochs 4 --out $(DEMO)
 	@echo
 	printf 'Hello, my name is Lena.\nWhat is my name?\n' | \
-		$(BIN)/newllm chat $(DEMO)/best_new_llm_hh_rlhf_layers1_bpe.pt --temperature 0
+		$(BIN)/newllm chat $(DEMO)/best_new_llm_hh_rlhf_layers1_bpe.pt --temperature 0 > $(DEMO)/talk.txt
+	@cat $(DEMO)/talk.txt
+	@awk '/^Model: / {answers++} answers > 1' $(DEMO)/talk.txt | grep -q Lena || \
+		{ echo "demo: the last answer does not say the name that it was told" >&2; exit 1; }
 
 test: $(VENV)/installed  ## all tests, offline (but for onnxruntime-web, fetched once)
 	$(BIN)/python examples/browser/fetch.py || \

@@ -6,11 +6,13 @@
 
 Each stage contains those before it: reading the rows, making conversations of them, the whole
 preparation (shards and hashes included) with a given vocabulary. The bare tokenizer encodes the
-same text and does nothing else. Memory is that of a first preparation, vocabulary included.
+same text and does nothing else. Memory is that of a first preparation, vocabulary included, and of
+the table of counts that a training makes of the prepared rows.
 
-With --rows so many made-up dialogues of UltraChat's shape are written, prepared and trained on, and
-a tenth of them before: speed, memory of all processes together, disk, and whether they grow with
-the rows (`benchmarks/full_size.py`). The files lie in the system's folder for such (TMPDIR).
+With --rows so many made-up dialogues of UltraChat's shape are written, prepared, counted and
+trained on, and a tenth of them before: speed, memory of all processes together, disk, and whether
+they grow with the rows (`benchmarks/full_size.py`). The files lie in the system's folder for such
+(TMPDIR).
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ from newllm.data.sources import open_source
 from newllm.data.tokenizers import BPE, Tokenizer, replace_surrogates
 from newllm.datasets import DATASETS, find_dataset
 from newllm.errors import UserError
+from newllm.model.spec import COUNTS
 from newllm.settings import resolve
+from newllm.train.counting import prepare_counts
 
 _BATCH_ROWS = 512
 _LOADER_BATCHES = 500
@@ -75,6 +79,10 @@ def command(
         with PeakMemory() as memory:
             encoded = _prepare(settings, cache)
         first_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        with PeakMemory() as counting:
+            prepare_counts([encoded], settings.counts or COUNTS)
+        counting_seconds = time.perf_counter() - started
         counts = encoded.accounting.values()
         facts = {
             "data_set": dataset,
@@ -86,16 +94,15 @@ def command(
         }
         tables = {
             "Preparing": stages(settings, encoded.tokenizer, facts, repeats),
-            "Memory of a first preparation": [
-                {
-                    "seconds": first_seconds,
-                    "peak_mb": memory.peak_mb,
-                    "grown_mb": memory.grown_mb,
-                }
-            ],
+            "Memory of a first preparation": [_taken(first_seconds, memory)],
+            "Table of counts": [_taken(counting_seconds, counting)],
             "Training batches": [loading(settings, encoded)],
         }
     return Report(tables, facts)
+
+
+def _taken(seconds: float, memory: PeakMemory) -> Row:
+    return {"seconds": seconds, "peak_mb": memory.peak_mb, "grown_mb": memory.grown_mb}
 
 
 def stages(settings: Settings, tokenizer: Tokenizer, facts: Row, repeats: int) -> list[Row]:

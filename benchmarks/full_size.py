@@ -1,8 +1,8 @@
 """A data set as large as UltraChat: what preparing and training take, and whether it grows.
 
-Every step is a command of its own, as a user gives it, watched from outside: its memory is that of
-all its processes together, files mapped and libraries shared counted in each. A tenth of the rows
-goes first; what is bounded stays as it is, what is linear becomes ten times as much.
+Every step is a process of its own, watched from outside: its memory is that of all its processes
+together, files mapped and libraries shared counted in each. A tenth of the rows goes first; what is
+bounded stays as it is, what is linear becomes ten times as much.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.measure import PeakMemory, Report, Row, progress
 from newllm.cores import usable_cores
 from newllm.data.tokenizers import load_tokenizer
 from newllm.errors import UserError
+from newllm.model.spec import COUNTS
 
 _VALIDATION_ROWS = 500
 _SAMPLE_ROWS = 5000
@@ -37,11 +38,15 @@ from newllm.data.tokenizers import load_tokenizer
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.datasets import find_dataset
+from newllm.train.counting import prepare_counts
 
-folder, file = sys.argv[1:]
+folder, file, counts = sys.argv[1:]
 tokenizer = load_tokenizer(Path(file))
 encoding = Encoding("ultrachat", "bpe", tokenizer.vocab_size, 128)
-prepare_training(open_source(find_dataset("ultrachat"), folder), encoding, tokenizer)
+source = open_source(find_dataset("ultrachat"), folder)
+encoded = prepare_training(source, encoding, tokenizer)
+if int(counts):
+    prepare_counts([encoded], int(counts))
 """
 
 
@@ -88,8 +93,11 @@ def measure(
     learnt = _watch([*"-m newllm tokenizer train --levels ultrachat".split(), *flags], folder)
     progress("preparing")
     before = _bare_rows_per_second(data, vocabulary)
-    prepared = _watch(["-c", _PREPARE, str(data), str(vocabulary)], folder)
+    words = ["-c", _PREPARE, str(data), str(vocabulary)]
+    prepared = _watch([*words, "0"], folder)
     after = _bare_rows_per_second(data, vocabulary)
+    progress("counting")
+    counted = _watch([*words, str(COUNTS)], folder)  # rows are found as they were prepared
     progress(f"training for {minutes:g} minutes")
     flags = ["--data", str(data), "--tokenizer-file", str(vocabulary), "--out", str(folder / "out")]
     flags += ["--name", "tiny", "--epochs", "1", "--minutes", str(minutes), *_MODEL]
@@ -108,6 +116,8 @@ def measure(
             "bare_tokenizer_rows_per_second": bare,
             "ratio_to_bare_tokenizer": speed / bare,
             "peak_mb": prepared.peak_mb,
+            "counting_seconds": counted.seconds,
+            "counting_peak_mb": counted.peak_mb,
             "rows_gb": size / 1e9,
             "shards_gb": shards / 1e9,
         },

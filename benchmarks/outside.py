@@ -1,12 +1,14 @@
-"""The same rows, minutes and parameters given to programs of others: nanoGPT, llama2.c.
+"""The same rows, minutes and parameters given to programs of others: nanoGPT, a GRU, llama2.c.
 
     newllm bench outside --data rows/dolly --nanogpt CLONE --llama2c CLONE
 
 Clones of their repositories are needed (nothing is downloaded, and nothing of theirs is kept here).
 nanoGPT trains on the tokens of our encoded rows, as its own `train.py` does, for as many steps as
 fit the minutes, at each of the rates; its checkpoint is scored on our validation rows in windows of
-its block size, each token but the first of a row with half a block before it at least. Beside it
-`newllm train` in the same minutes, with and without recall and counts. llama2.c is compiled with
+its block size, each token but the first of a row with half a block before it at least. So is
+torch's own GRU, one layer with a tied embedding, trained at each of the rates as nanoGPT is: AdamW,
+the same batches, a warm-up and a cosine down to a tenth. Beside them `newllm train` in the same
+minutes, with and without recall and counts. llama2.c is compiled with
 its `make runfast` for this machine and writes with a random model of as many parameters as ours,
 in turns with our trained one. One core.
 """
@@ -28,12 +30,14 @@ from typing import Any
 import click
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import newllm
 from benchmarks.measure import Report, Row, progress, report_options, rounds
 from benchmarks.trials import train_trial
 from newllm.config import Settings
-from newllm.data.prepare import Encoding, prepare_training
+from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.shards import EncodedSplit
 from newllm.data.sources import open_chosen
 from newllm.inference.sampler import Sampling
@@ -52,7 +56,9 @@ WRITTEN = 512
 @click.option("--nanogpt", type=click.Path(exists=True, path_type=Path), help="A clone of it.")
 @click.option("--llama2c", type=click.Path(exists=True, path_type=Path), help="A clone of it.")
 @click.option("--minutes", default=1.0, show_default=True, help="Of each training.")
-@click.option("--rates", default="0.001,0.002,0.004", show_default=True, help="Of nanoGPT.")
+@click.option(
+    "--rates", default="0.001,0.002,0.004", show_default=True, help="Of nanoGPT and the GRU."
+)
 @click.option("--parameters", default=1_400_000, show_default=True, help="At most.")
 @click.option("--out", default=Path("benchmark_runs/outside"), show_default=True,
               type=click.Path(path_type=Path), help="Runs are kept there.")  # fmt: skip
@@ -66,8 +72,11 @@ def command(
     tables: dict[str, list[Row]] = {}
     if nanogpt is not None:
         learnt = [_ours(data, minutes, parameters, out, memories) for memories in (True, False)]
-        theirs = _NanoGPT(nanogpt.resolve(), data, minutes, parameters)
-        learnt += [theirs.trained(float(rate)) for rate in rates.split(",")]
+        settings, chosen = _settings(data), [float(rate) for rate in rates.split(",")]
+        encoded = prepare_training(open_chosen(settings), Encoding.of(settings))
+        theirs = _NanoGPT(nanogpt.resolve(), encoded, minutes, parameters)
+        learnt += [theirs.trained(rate) for rate in chosen]
+        learnt += [_gru_trained(encoded, minutes, parameters, rate) for rate in chosen]
         tables["Learnt"] = learnt
     if llama2c is not None:
         if nanogpt is None:
@@ -105,9 +114,7 @@ def _ours(data: str, minutes: float, parameters: int, out: Path, memories: bool)
 class _NanoGPT:
     """Trainings by a clone of nanoGPT on our tokens."""
 
-    def __init__(self, clone: Path, data: str, minutes: float, parameters: int) -> None:
-        settings = _settings(data)
-        encoded = prepare_training(open_chosen(settings), Encoding.of(settings))
+    def __init__(self, clone: Path, encoded: Encoded, minutes: float, parameters: int) -> None:
         self._split: EncodedSplit = encoded.splits["validation"]
         self._clone, self._minutes = clone, minutes
         vocabulary = encoded.tokenizer.vocab_size
@@ -158,7 +165,6 @@ class _NanoGPT:
             raise click.ClickException(f"nanoGPT: {done.stderr.strip()[-500:]}")
         return done.stdout
 
-    @torch.no_grad()
     def _scored(self) -> tuple[int, float]:
         """Parameters of its last checkpoint, and its bits per byte on our validation rows."""
         spec = importlib.util.spec_from_file_location("nanogpt_model", self._clone / "model.py")
@@ -170,13 +176,62 @@ class _NanoGPT:
         content = torch.load(self._clone / "out-newllm" / "ckpt.pt", weights_only=True)
         model = theirs.GPT(theirs.GPTConfig(**content["model_args"]))
         model.load_state_dict(content["model"])
-        model.eval()
-        nats = 0.0
-        for inputs, targets in _windows(self._split):
-            _, loss = model(inputs, targets)
-            nats += loss.item() * int((targets >= 0).sum())
-        size = sum(parameter.numel() for parameter in model.parameters())
-        return size, nats / math.log(2) / int(self._split.content_bytes.sum())
+        return _size(model), _bits_per_byte(model, self._split)
+
+
+class _GRU(nn.Module):
+    """torch's GRU, called as nanoGPT's model is."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary, width)
+        self.gru = nn.GRU(width, width, batch_first=True)
+        nn.init.normal_(self.words.weight, std=0.02)
+
+    def forward(self, ids: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits = F.linear(self.gru(self.words(ids))[0], self.words.weight)
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+
+def _gru_trained(encoded: Encoded, minutes: float, parameters: int, rate: float) -> Row:
+    """What torch's GRU reached at this rate."""
+    vocabulary = encoded.tokenizer.vocab_size
+    fits = (w for w in range(1024, 0, -1) if vocabulary * w + 6 * w * (w + 1) <= parameters)
+    torch.manual_seed(0)
+    model = _GRU(vocabulary, next(fits))
+    optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.1)
+    tokens = torch.from_numpy(encoded.splits["train"].all_tokens()[0].astype(np.int64))
+    steps, started = 0, time.perf_counter()
+    while (share := (time.perf_counter() - started) / (60 * minutes)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(20 * share, 0.55 + 0.45 * math.cos(math.pi * share))
+        first = torch.randint(len(tokens) - BLOCK, (ROWS, 1))
+        rows = tokens[first + torch.arange(BLOCK + 1)]
+        optimizer.zero_grad()
+        model(rows[:, :-1], rows[:, 1:])[1].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        steps += 1
+    bits = _bits_per_byte(model, encoded.splits["validation"])
+    progress(f"torch's GRU at {rate}: {bits:.4f}")
+    return {
+        "program": "torch's GRU", "parameters": _size(model), "rate": rate, "steps": steps,
+        "bits_per_byte": bits,
+    }  # fmt: skip
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def _bits_per_byte(model: nn.Module, split: EncodedSplit) -> float:
+    """Of a model that returns (logits, mean loss of the targets that are not -1)."""
+    model.eval()
+    nats = 0.0
+    for inputs, targets in _windows(split):
+        nats += model(inputs, targets)[1].item() * int((targets >= 0).sum())
+    return nats / math.log(2) / int(split.content_bytes.sum())
 
 
 def _windows(split: EncodedSplit) -> list[tuple[torch.Tensor, torch.Tensor]]:

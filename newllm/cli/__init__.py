@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -291,7 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if set((sys.argv[1:] if arguments is None else arguments)[:1]) & _RESUMABLE:
             again = "go on with --resume (or begin in another --out)"
         _give_up_output()
-        return _complain(f"{where}nothing written before is lost: free space there, then {again}")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mend = "free space there" if full else "let it be written to"
+        return _complain(f"{where}nothing written before is lost: {mend}, then {again}")
 
 
 def _is_memory(error: RuntimeError) -> bool:

@@ -34,7 +34,7 @@ def export(file: str, kind: str, output: Path, int8: bool, push: str | None, pub
         raise UserError("--public belongs to --push")
     if int8 and kind != "onnx":
         raise UserError("--int8 belongs to --format onnx")
-    from newllm.results.records import without_counts
+    from newllm.results.records import reached, without_counts
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, "cpu")
@@ -49,13 +49,16 @@ def export(file: str, kind: str, output: Path, int8: bool, push: str | None, pub
             f"the next token's distribution by {found.bits:.2g} bits, and its likeliest token is "
             f"the same for {found.first_choice:.1%} of the tokens tried."
         )
-        alone = without_counts(model.metrics)
-        if model.counts_bytes and alone is not None:
-            bpb = model.metrics["bpb"]
-            click.echo(
-                f"The graphs are without the {model.counts_bytes / 1e6:.1f} MB of counts: they "
-                f"reach {alone[1]:.4f} bits per byte on the validation rows, not {bpb:.4f}."
+        if model.counts_bytes:
+            metrics, alone = model.metrics, without_counts(model.metrics)
+            so = (
+                "what they reach so was not measured"
+                if alone is None
+                else f"on the validation rows they reach {alone}, not "
+                + reached(metrics["bpb"], metrics["ppl"])
             )
+            size = f"{model.counts_bytes / 1e6:.1f} MB of counts"
+            click.echo(f"The graphs are without the {size}: {so}.")
     else:
         from newllm.export.hf import export_hf
 
@@ -81,8 +84,8 @@ def import_(folder: Path, output: Path) -> None:
     """
     from newllm.export.hf_import import import_hf
 
-    parameters = import_hf(folder, output)
-    click.echo(f"{output}: {parameters:,} parameters.\nTalk to it: newllm chat {output}")
+    size = import_hf(folder, output)
+    click.echo(f"{output}: {size}.\nTalk to it: newllm chat {output}")
 
 
 COMMANDS = (export, import_)

@@ -102,13 +102,14 @@ def _plan_size(dataset: str, minutes: float, as_json: bool) -> None:
         expected_bpb,
         measured_steps,
     )
+    from newllm.settings import resolve
 
     steps = measured_steps(dataset, {})
-    choice = choose_size(dataset, minutes, steps)
+    choice, counts = choose_size(dataset, minutes, steps), resolve(dataset, {}).counts
     if as_json:
-        click.echo(json.dumps(asdict(choice)))
+        click.echo(json.dumps({**asdict(choice), "counts": counts}))
         return
-    click.echo(describe(choice, dataset))
+    click.echo(describe(choice, counts, dataset))
     for size in (choice.parameters // 3, choice.parameters, 3 * choice.parameters):
         tokens = round(60 * minutes / steps(size) * STEP_TOKENS)
         expected = expected_bpb(dataset, size, tokens)

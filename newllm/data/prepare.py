@@ -435,7 +435,7 @@ class Partial:
             count = sum(state.shards for state in partial.splits.values())
             raise UserError(
                 f"{error.filename or partial.folder}: {error.strerror} while rows were encoded; "
-                f"{count} finished shard{' is' if count == 1 else 's are'} kept: free space there, "
+                f"{count} finished shard{' is' if count == 1 else 's are'} kept: mend that, "
                 "or set NEWLLM_CACHE to another folder, and give the same command again"
             ) from None
 

@@ -15,6 +15,7 @@ from newllm.export.hf import PREFIX, SHAPE
 from newllm.export.hf_tokenizer import from_fast
 from newllm.model import meta_model
 from newllm.model.spec import find_spec
+from newllm.results.records import size_text
 from newllm.train import checkpoint
 from newllm.train.checkpoint import COUNTS, RECORD, check_counts
 
@@ -22,14 +23,14 @@ _LARGEST_TEXT = 2**26
 """Bytes of a JSON file at most."""
 
 
-def import_hf(folder: Path, output: Path) -> int:
+def import_hf(folder: Path, output: Path) -> str:
     """Write a checkpoint with the weights, the tokenizer and the settings of a folder.
 
     The folder may have gone through training and `save_pretrained` elsewhere: the record of the run
     stays that of the run here, its weights are the folder's.
 
     Returns:
-        number of parameters.
+        parameters and counts in words.
 
     Raises:
         UserError: the folder is incomplete, damaged or no export of ours; `output` exists.
@@ -52,7 +53,7 @@ def import_hf(folder: Path, output: Path) -> int:
         **{name: record[name] for name in RECORD},
     }
     checkpoint.save(output, content)
-    return checkpoint.count_parameters(content)
+    return size_text(checkpoint.count_parameters(content), checkpoint.counts_bytes(content))
 
 
 _UNSAID_FORMAT = 2

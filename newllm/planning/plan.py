@@ -23,6 +23,7 @@ from newllm.planning.speed import (
     parse_device,
 )
 from newllm.planning.work import Share, Work, share_of, work_of
+from newllm.results.records import size_text
 from newllm.train.memory import preset_rows
 
 PROCESS_BYTES = 0.6e9
@@ -237,8 +238,9 @@ def plan_table(plan: Plan) -> str:
     sent = "weights and gradients" if plan.share else "gradients"
     batch_size = max(1, round(plan.batch_tokens / s.max_seq_length))
     lines: Mapping[str, str] = {
-        "Model": f"{work.parameters:,} parameters: {s.num_layers} layers, context {s.context_dim}, "
-        f"stream {s.embed_dim}, feed-forward {s.hidden_dim}, vocabulary {s.vocab_size:,}",
+        "Model": f"{size_text(work.parameters, s.counts, before=True)}: {s.num_layers} layers, "
+        f"context {s.context_dim}, stream {s.embed_dim}, feed-forward {s.hidden_dim}, "
+        f"vocabulary {s.vocab_size:,}",
         "Train": f"newllm train DATASET --num-layers {s.num_layers} --context-dim {s.context_dim} "
         f"--vocab-size {s.vocab_size} --batch-size {batch_size}" + " --shard" * bool(plan.share),
         "Work": f"{plan.tokens:,} tokens ({plan.tokens / work.parameters:.3g} a parameter) x "

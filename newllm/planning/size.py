@@ -23,6 +23,7 @@ from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_chosen
 from newllm.errors import UserError
 from newllm.planning.speed import timed_step
+from newllm.results.records import size_text
 from newllm.results.runs import RunFiles
 from newllm.settings import SHAPE, resolve
 
@@ -204,7 +205,7 @@ def fitted(
         different,
         math.inf if given.get("epochs") is None else settings.epochs * different,
     )
-    note(describe(choice, dataset))
+    note(describe(choice, settings.counts, dataset))
     decided = {"vocab_size": choice.vocab_size, "learning_rate": rate_of(choice.parameters)}
     return {**decided, **given, **named}, choice.parameters
 
@@ -218,21 +219,24 @@ def fitted_to_climb(
     all levels' together (their geometric mean).
     """
     first = levels[0]
-    resolve(first, given)  # refuses what no training takes, no time at all, say
+    counts = resolve(first, given).counts  # refuses what no training takes, no time at all, say
     minutes = given["minutes"] * math.sqrt(len(levels))
     choice = choose_size(first, minutes, measured_steps(first, {}), given.get("vocab_size"))
     steps = 60 * given["minutes"] * len(levels) / choice.step_seconds
-    note(describe(replace(choice, tokens=round(steps * STEP_TOKENS))))
+    note(describe(replace(choice, tokens=round(steps * STEP_TOKENS)), counts))
     decided = {"vocab_size": choice.vocab_size, "learning_rate": rate_of(choice.parameters)}
     settings = resolve(first, {**decided, **given}, params=choice.parameters)
     return {**decided, **settings.model_dump(include=set(SHAPE)), **given}
 
 
-def describe(choice: Choice, dataset: str | None = None) -> str:
-    """The choice in a line, and what to expect of the rows of a data set in another."""
-    size, seconds = f"{choice.parameters:,}", f"{choice.step_seconds:.2f}"
-    tokens = f"{choice.tokens:,}"
-    lines = [f"Size   {size} parameters: a step takes {seconds} s here, {tokens} tokens are read"]
+def describe(choice: Choice, counts: int, dataset: str | None = None) -> str:
+    """The choice in a line, and what to expect of the rows of a data set in another.
+
+    `counts` are the bytes that the table of counts may take.
+    """
+    size = size_text(choice.parameters, counts, before=True)
+    seconds, tokens = f"{choice.step_seconds:.2f}", f"{choice.tokens:,}"
+    lines = [f"Size   {size}: a step takes {seconds} s here, {tokens} tokens are read"]
     if dataset is not None and choice.expected is not None:
         least, likely, most = choice.expected
         lines.append(

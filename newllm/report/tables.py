@@ -95,11 +95,7 @@ def _counts(facts: Mapping[str, Any]) -> str:
     """The table of counts of a model, and what it is worth."""
     line = f"{facts['counts_bytes']:,} bytes, runs of the training rows word for word"
     alone = without_counts(facts["metrics"])
-    if alone is None:
-        return line
-    ppl, bpb = alone
-    reached = f"PPL {ppl:.3f}" if bpb is None else f"{bpb:.4f} bits per byte"
-    return f"{line}; without them {reached}"
+    return line if alone is None else f"{line}; without them {alone}"
 
 
 def evaluation_table(result: Mapping[str, Any]) -> str:

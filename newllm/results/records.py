@@ -39,19 +39,28 @@ class Metrics(TypedDict):
     """Share of these pairs whose chosen answer is the longer one."""
 
 
-def size_text(parameters: int, counts_bytes: int) -> str:
-    """`1,398,016 parameters`, and a model's counts by themselves: they are not learnt."""
-    counts = f" and {counts_bytes / 1e6:.1f} MB of counts" if counts_bytes else ""
+def size_text(parameters: int, counts_bytes: int, before: bool = False) -> str:
+    """`1,398,016 parameters`, and a model's counts by themselves: they are not learnt.
+
+    Before a training only the most that they may take is known.
+    """
+    most = "up to " if before else ""
+    counts = f" and {most}{counts_bytes / 1e6:.1f} MB of counts" if counts_bytes else ""
     return f"{parameters:,} parameters{counts}"
 
 
-def without_counts(record: Metrics) -> tuple[float, float | None] | None:
-    """Perplexity and bits per byte by the network alone; None of a model that has no counts."""
+def reached(bpb: float | None, ppl: float) -> str:
+    """`1.4500 bits per byte`, or the perplexity where these would mean nothing."""
+    return f"PPL {ppl:.2f}" if bpb is None else f"{bpb:.4f} bits per byte"
+
+
+def without_counts(record: Metrics) -> str | None:
+    """What the network alone reached; None where that was not measured."""
     loss = record.get("loss_without_counts")
     if loss is None:
         return None
     bpb = record["bpb"]
-    return math.exp(loss), None if bpb is None else bpb * loss / record["loss"]
+    return reached(None if bpb is None else bpb * loss / record["loss"], math.exp(loss))
 
 
 Measure = Literal["bpb", "ppl"]

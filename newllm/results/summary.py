@@ -106,9 +106,7 @@ def summary_lines(summary: Summary, advise: bool = True) -> list[str]:
     ]
     alone = without_counts(summary.best)
     if alone is not None:
-        ppl, bpb = alone
-        reached = f"PPL {ppl:.2f}" if bpb is None else f"{bpb:.4f} bits per byte"
-        lines.insert(2, f"Without its {summary.counts_bytes / 1e6:.1f} MB of counts: {reached}")
+        lines.insert(2, f"Without its {summary.counts_bytes / 1e6:.1f} MB of counts: {alone}")
     if summary.verdict.bpb_mark is not None:
         lines.append(bpb_mark_line(summary.verdict.bpb_mark))
     if not advise:

@@ -174,6 +174,7 @@ def test_data(tokenizer: str, dolly_folder: Path, capsys) -> None:
             "ratio_to_bare_tokenizer",
         ],
         "Memory of a first preparation": ["seconds", "peak_mb", "grown_mb"],
+        "Table of counts": ["seconds", "peak_mb", "grown_mb"],
         "Training batches": [
             "rows_in_batch", "row_length", "batches_in_epoch", "seconds_to_plan",
             "batches_per_second", "tokens_per_second", "filled_share",
@@ -191,8 +192,8 @@ def test_data_of_any_size(tmp_path) -> None:
     prepared, trained = measure(tmp_path, 60, mean_characters=300, minutes=0.001, vocab_size=400)
     assert list(prepared) == [
         "rows", "vocabulary_seconds", "vocabulary_peak_mb", "seconds", "rows_per_second",
-        "bare_tokenizer_rows_per_second", "ratio_to_bare_tokenizer", "peak_mb", "rows_gb",
-        "shards_gb",
+        "bare_tokenizer_rows_per_second", "ratio_to_bare_tokenizer", "peak_mb",
+        "counting_seconds", "counting_peak_mb", "rows_gb", "shards_gb",
     ]  # fmt: skip
     assert prepared["rows"] == trained["rows"] == 60
     assert 60 * 30 < trained["tokens"] < 60 * 600

@@ -66,23 +66,37 @@ def test_a_clone_is_trained_and_scored(
         shape = [*words, "--hidden-dim", "24", "--max-steps", "2", "--counts", "0"]
         assert main(["train", dataset, "--name", name, "--out", str(folder), *shape]) == 0
 
+    def gru(encoded: object, minutes: float, parameters: int, rate: float) -> dict:
+        return {"program": "torch's GRU", "rate": rate}
+
     monkeypatch.setattr(outside, "train_trial", train)
+    monkeypatch.setattr(outside, "_gru_trained", gru)
     capsys.readouterr()
     words = ["--data", str(dolly_folder), "--nanogpt", str(clone), "--rates", "0.01,0.02"]
     assert main(["bench", "outside", *words, "--minutes", "20", "--out", str(out), "--json"]) == 0
-    ours, without, first, second = json.loads(capsys.readouterr().out.splitlines()[-1])["tables"][
-        "Learnt"
-    ]
+    ours, without, first, second, *grus = json.loads(capsys.readouterr().out.splitlines()[-1])[
+        "tables"
+    ]["Learnt"]
     assert trained == [("ours", 20, None), ("ours_without", 20, 0)]
     assert ours["bits_per_byte"] == load_summary(out / "ours.summary.json").best["bpb"]
     assert without["steps"] == 2
     asked = (clone / "asked.txt").read_text().splitlines()
     assert "--max_iters=2 " in asked[1] + " "  # two steps of ten minutes
     assert [row["rate"] for row in (first, second)] == [0.01, 0.02]
+    assert [row["rate"] for row in grus] == [0.01, 0.02]
     split = _validation(dolly_folder)
     entries, tokens = first["parameters"], int(split.lengths.sum()) - len(split)
     wanted = tokens * np.log2(entries) / split.content_bytes.sum()
     assert first["bits_per_byte"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_gru_learns_in_its_minutes(dolly_folder: Path) -> None:
+    settings = outside._settings(str(dolly_folder))
+    encoded = prepare_training(outside.open_chosen(settings), Encoding.of(settings))
+    short, longer = (outside._gru_trained(encoded, m, 60_000, 0.01) for m in (0.002, 0.05))
+    assert 0.9 * 60_000 < longer["parameters"] <= 60_000
+    assert short["steps"] < longer["steps"]
+    assert longer["bits_per_byte"] < short["bits_per_byte"]
 
 
 def _validation(folder: Path):

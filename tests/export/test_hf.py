@@ -19,8 +19,10 @@ from newllm.export.hf import our_logits
 from newllm.export.hf_tokenizer import MARK
 from newllm.inference.decoder import Stream, write_tokens
 from newllm.inference.sampler import Sampler, Sampling
+from newllm.model.trunk import TrunkOutput
 from newllm.trained import TrainedModel
 from tests.export.conftest import Save, random_ids
+from tests.model.test_distributions import assert_sum_to_one
 
 DIALOGUE = [
     {"role": "system", "content": "Count.\n"},
@@ -52,6 +54,19 @@ def test_logits_are_ours(trained: TrainedModel, theirs: Any, length: int) -> Non
         last = theirs(ids, logits_to_keep=1).logits
     assert difference.abs().max() < 1e-4
     assert torch.allclose(last, theirs(ids).logits[:, -1:], atol=1e-5)
+
+
+@torch.no_grad()
+def test_every_distribution_sums_to_one(trained: TrainedModel, theirs: Any) -> None:
+    """By the folder's own code, too."""
+    ids = random_ids(trained.tokenizer.vocab_size, 2, 40) % 12
+    read = theirs.model(ids)
+    said = TrunkOutput(read.last_hidden_state, read.matches, read.contexts).flat()
+    uncounted = TrunkOutput(said.hidden, said.matches)
+    alone = theirs.model.with_memories(theirs.lm_head(said.hidden), uncounted)
+    assert said.contexts is not None
+    assert bool((said.contexts >= 0).any())
+    assert_sum_to_one(theirs(ids).logits.flatten(0, 1), alone, theirs.model, said)
 
 
 def test_any_split_is_the_whole(theirs: Any) -> None:

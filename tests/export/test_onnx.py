@@ -17,6 +17,7 @@ from newllm.cli import main
 from newllm.export import onnx_folder, onnx_graph
 from newllm.export.onnx_folder import GRAPHS, network_of, open_graph, read
 from newllm.model import ContextLM
+from newllm.train import checkpoint
 from newllm.trained import TrainedModel
 from tests.export.conftest import Save, random_ids
 
@@ -91,7 +92,9 @@ def test_int8_is_smaller_and_its_price_is_told(
     output = tmp_path / "int8"
     arguments = ["export", str(trained.path), "--format", "onnx", "--int8", "-o", str(output)]
     assert main(arguments) == 0
-    assert "likeliest token is the same for" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "likeliest token is the same for" in said
+    assert "without the 0.0 MB of counts: what they reach so was not measured." in said
     found = json.loads((output / "new_llm.json").read_text(encoding="utf-8"))["difference"]
     assert 1e-3 < found["logits"] < 0.2 * found["largest"]
     assert 0 < found["bits"] < 0.05
@@ -101,6 +104,22 @@ def test_int8_is_smaller_and_its_price_is_told(
         assert len(matrices) == 16  # five a layer, the embedding, two of the pairs, four of recall
         kinds = {c.data_type for c in matrices}
         assert kinds <= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+
+
+def test_what_is_reached_without_counts_is_told(
+    trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("newllm.model.kernels.FORCED", "reference")  # nothing to compile
+    content = checkpoint.load(trained.path)
+    content["metrics"] |= {"bpb": 1.5, "loss": 2.0, "loss_without_counts": 2.2}
+    file = tmp_path / "model.pt"
+    checkpoint.save(file, content)
+    assert main(["export", str(file), "--format", "onnx", "-o", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith(
+        "counts: on the validation rows they reach 1.6500 bits per byte, not 1.5000 bits per byte."
+        "\n"
+    )
 
 
 def test_a_wrong_graph_is_not_kept(

@@ -43,6 +43,8 @@ class Scenario:
     """Modules that are imported before the first fork."""
     repeats: bool = False
     """Every time it is done adds something, so that it ends in one of two ways."""
+    processes: int = 1
+    """How many do it together, each of which says why it ends."""
 
 
 def write_rows(folder: Path) -> Path:
@@ -148,6 +150,7 @@ SCENARIOS = {
             imports=("torch.distributed.fsdp", "torch.distributed.checkpoint",
                      "torch.distributed.tensor"),
             held=_parts_belong,
+            processes=2,
         ),
         Scenario(
             "reward", "command",

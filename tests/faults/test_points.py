@@ -188,9 +188,11 @@ def test_no_room(
         where = f"{fault} from point {point} of {len(trial.points)} on: {struck.points}"
         if len(struck.points) < point:  # the rest of the points only free room
             continue
-        assert "Traceback" not in struck.output or SCENARIOS[name].work != "command", (
-            where + "\n" + struck.output
-        )
+        said = [line for line in struck.output.splitlines() if line.startswith("newllm: ")]
+        assert struck.code == 2, where + "\n" + struck.output
+        assert 1 <= len(said) <= SCENARIOS[name].processes, where + "\n" + struck.output
+        assert "Traceback" not in struck.output, where + "\n" + struck.output
+        assert fault == "full" or "free space" not in struck.output, where + "\n" + struck.output
         must_be_whole(trial, where, before)
         again = trial.run(again=True)
         assert again.code == 0, where + "\n" + again.output

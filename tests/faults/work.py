@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import io
 import os
 import shutil
@@ -13,6 +14,8 @@ import socket
 import sys
 import tempfile
 import time
+import unittest.mock
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+import newllm.cli
 from newllm.chat.session import ChatSession
 from newllm.cli import main
 from newllm.curriculum import practise as practice
@@ -54,6 +58,23 @@ def command(*arguments: str) -> int:
     return main(arguments)
 
 
+def _as_command(verb: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """What such a work raises becomes what the command line makes of it, of that verb."""
+
+    def decorate(work: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(work)
+        def run(*arguments: str) -> int:
+            with unittest.mock.patch.object(
+                newllm.cli, "_run", side_effect=lambda _: work(*arguments)
+            ):
+                return main([verb])
+
+        return run
+
+    return decorate
+
+
+@_as_command("chat")
 def session(checkpoint: str, file: str) -> int:
     """One turn more of a conversation, saved over the one before."""
     model = TrainedModel.load(checkpoint, "cpu")
@@ -64,6 +85,7 @@ def session(checkpoint: str, file: str) -> int:
     return 0
 
 
+@_as_command("climb")
 def climbed(rows: str, out: str, *resume: str) -> int:
     """One model through two levels; it grows on the way."""
     settings = {
@@ -74,6 +96,7 @@ def climbed(rows: str, out: str, *resume: str) -> int:
     return 0
 
 
+@_as_command("practise")
 def practised(file: str, rows: str, out: str, *resume: str) -> int:
     """A round of shown sums and one of practice, with rows of before among them."""
     replay = f"dolly={rows}/dolly"
@@ -169,6 +192,7 @@ TURNS = 3
 """Turns of the conversation that `served` keeps."""
 
 
+@_as_command("serve")
 def served(checkpoint: str, folder: str) -> int:
     """A server's store: one conversation gets its turns, another is begun, undone and deleted.
 
@@ -178,9 +202,8 @@ def served(checkpoint: str, folder: str) -> int:
     noted = Path(folder).with_name("noted")
     try:
         return asyncio.run(_served(model, Path(folder), noted))
-    except (ApiError, UserError) as error:
-        print(error)
-        return 2
+    except ApiError as error:  # which a client is told
+        raise UserError(str(error)) from error
 
 
 async def _served(model: TrainedModel, folder: Path, noted: Path) -> int:
@@ -227,6 +250,7 @@ async def _served(model: TrainedModel, folder: Path, noted: Path) -> int:
         await store.stop()
 
 
+@_as_command("measure-marks")
 def marks(dataset: str) -> int:
     """One measured mark more."""
     mark = Mark(dataset, "rows", 1.5, 1000, 1.0, {"0.001": 1.5}, "here", "today", "command")

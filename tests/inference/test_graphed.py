@@ -25,6 +25,7 @@ from newllm.inference.sampler import Sampler, Sampling
 from newllm.model import build_model, kernels, residual
 from newllm.model.context.decode import ContextSlots
 from tests.model.test_counts import VOCAB, model_of
+from tests.model.test_distributions import assert_steps_sum_to_one
 from tests.train.replay import Replays
 
 CASES: dict[str, dict[str, Any]] = {
@@ -98,6 +99,12 @@ def test_equals_the_module_and_the_fused_step(case: str) -> None:
         assert_same_state(kept[2], kept[0])
     assert replays(decoders[0]).captured == 4  # of 1, 2, 4 and 8 rows
     assert replays(decoders[0]).replayed == took - 4 * WARM_UP > 50
+
+
+@torch.no_grad()
+def test_every_distribution_sums_to_one() -> None:
+    model = model_of(pair_rows=50)
+    assert_steps_sum_to_one(graphed_of(model), graphed_of(model.without_counts()), model)
 
 
 def test_a_row_does_not_depend_on_its_company() -> None:

@@ -133,6 +133,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "8 x L4" in text
     assert "assumed, not measured" in text
+    assert "parameters and up to 8.0 MB of counts: " in text
     assert main([*words, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["devices"] == 8

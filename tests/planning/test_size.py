@@ -172,12 +172,14 @@ def test_the_plan_says_which_size_and_why(quick, capsys) -> None:
     assert main(["plan", "dolly", "--minutes", "3"]) == 0
     said = capsys.readouterr().out
     assert "bits per byte" in said
+    assert "parameters and up to 8.0 MB of counts: a step takes" in said
     assert "newllm train dolly --params auto --minutes 3" in said
     assert main(["plan", "dolly", "--minutes", "3", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     least, likely, most = facts["expected"]
     assert least < likely < most
     assert facts["parameters"] == choose_size("dolly", 3, machine(1)).parameters
+    assert facts["counts"] == 8_000_000
 
 
 @pytest.mark.parametrize(

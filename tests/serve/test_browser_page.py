@@ -79,6 +79,8 @@ def test_both_languages_say_everything() -> None:
 def test_chat(visit: Open, server: Running) -> None:
     page = visit()
     expect(page.locator("#welcome")).to_be_visible()
+    expect(page.locator("#model")).to_contain_text(re.compile(r"[\d.]+ kB of counts"))
+    expect(page.locator("#welcome-words")).to_contain_text(re.compile(r"[\d.]+ kB of counts"))
     expect(page.locator("#cannot li")).to_have_count(3)
     assert page.evaluate(DRAWN) == 1
     answer = ask(page, "hello")
@@ -279,6 +281,7 @@ def test_japanese(visit: Open, server: Running) -> None:
     page = visit(locale="ja-JP")
     expect(page.locator("html")).to_have_attribute("lang", "ja")
     expect(page.locator("#welcome h2")).to_have_text("話しかけてみましょう")
+    expect(page.locator("#model")).to_contain_text("数え上げの表")
     ask(page, "こんにちは")
     expect(page.locator("#title")).to_have_text("こんにちは")
     assert said(page)[0] == "こんにちは"

@@ -26,6 +26,8 @@ def underlined(page: Page) -> list[str]:
 
 def test_what_is_recalled_is_underlined(visit: Open, start: Start) -> None:
     page = visit(start(copying(tiny_model(counts=0))).url)
+    expect(page.locator("#model")).to_contain_text("parameters")
+    expect(page.locator("#model")).not_to_contain_text("counts")
     legend = page.locator("#recalled-words")
     expect(page.locator("#recall")).to_be_hidden()
     first = ask(page, "one")

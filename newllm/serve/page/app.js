@@ -119,9 +119,10 @@ function showAll() {
     showAll();
   });
   if (of) {
-    const { num_layers, parameters } = of.newllm;
-    const size = say("parameters", { count: rounded(parameters) });
-    find("model").textContent = [of.id, layers(num_layers), size].join(" · ");
+    const { num_layers, parameters, counts_bytes } = of.newllm;
+    const size = [say("parameters", { count: rounded(parameters) })];
+    if (counts_bytes) size.push(say("counts", { size: bytes(counts_bytes) }));
+    find("model").textContent = [of.id, layers(num_layers), ...size].join(" · ");
   }
   refreshNotice();
   show();

@@ -24,6 +24,7 @@ export function showWelcome(model, ask) {
     parameters: rounded(facts.parameters),
     data: say(`data_${facts.dataset}`) ?? facts.dataset,
     state: bytes(facts.state_bytes),
+    counts: facts.counts_bytes ? say("welcome_counts", { size: bytes(facts.counts_bytes) }) : "",
   });
   const chips = (SUGGESTIONS[facts.dataset] ?? []).map((words) => {
     const button = element("button", words);
