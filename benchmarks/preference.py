@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ import click
 
 from benchmarks.measure import Report, Row, progress, report_options
 from newllm.datasets.hh_rlhf import DATASET
+from newllm.results.runs import RunFiles
+from newllm.results.stages import read_preferences
 from newllm.train.prefer import prefer
 from newllm.train.preference_loss import Preferring
 from newllm.train.run import train
@@ -62,7 +63,7 @@ def command(
                 flags |= {} if max_steps is None else {"max_steps": max_steps}
                 with _logged(folder / f"{name}.log"):
                     prefer(str(base), Preferring(method, beta), flags)
-                verdict = json.loads((folder / f"{name}.preferences.json").read_text("utf-8"))
+                verdict = read_preferences(RunFiles(folder, name).preferences)
                 found = {"seed": seed, "method": method, "beta": beta, "rate": rate}
                 rows.append({**found, **_percents(verdict)})
                 progress(str(rows[-1]))

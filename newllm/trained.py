@@ -28,11 +28,10 @@ from newllm.evaluate.skills import SKILL_ROWS, skill_check
 from newllm.inference.decoder import Decoder, make_decoder
 from newllm.inference.reward import reward_file, rewards
 from newllm.inference.sampler import Sampling
-from newllm.model import ContextLM, LanguageModel, State, build_model
+from newllm.model import LanguageModel, State, build_model
 from newllm.model.own_block import block_of_checkpoint
-from newllm.model.quantize import RoundedLM, WeightFormat
+from newllm.model.quantize import WeightFormat, with_weights
 from newllm.model.residual import ResidualLM
-from newllm.model.spec import find_spec
 from newllm.results.records import EpochRecord, size_text
 from newllm.train import checkpoint
 
@@ -82,14 +81,7 @@ class TrainedModel:
             model.load_state_dict(content["model"])
         except RuntimeError:  # only the file of a block of one's own says which weights it has
             raise UserError(f"{path}: damaged or edited; its weights are not its block's") from None
-        if weights != "fp32":
-            if not find_spec(settings.architecture).can_round or where.type != "cpu":
-                raise UserError(
-                    f"--weights {weights}: only for the context architecture on a CPU, and this is "
-                    f"{settings.architecture} on {where}; use --weights fp32"
-                )
-            assert isinstance(model, ContextLM)
-            model = RoundedLM(model, weights)
+        model = with_weights(model, weights, where)
         return cls(
             model=model.to(where).eval().requires_grad_(False),
             tokenizer=tokenizer,

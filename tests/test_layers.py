@@ -41,16 +41,9 @@ LAYERS = [
 """From the bottom up. A module may import its own part and every part above it in this list."""
 
 
-def nodes_of(file: Path, with_functions: bool) -> Iterator[ast.AST]:
-    """The nodes of a file; those inside functions, which run later, only if asked for."""
-    to_visit: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
-    while to_visit:
-        node = to_visit.pop()
-        yield node
-        type_checking = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or type_checking
-        if with_functions or not later:
-            to_visit += ast.iter_child_nodes(node)
+def nodes_of(file: Path) -> Iterator[ast.AST]:
+    """The nodes of a file, also those inside functions."""
+    return ast.walk(ast.parse(file.read_text(encoding="utf-8")))
 
 
 def module_name(file: Path) -> str:
@@ -61,10 +54,10 @@ def module_name(file: Path) -> str:
 MODULES = {module_name(file): file for file in PACKAGE.rglob("*.py")}
 
 
-def imports(file: Path, with_functions: bool = True) -> set[str]:
+def imports(file: Path) -> set[str]:
     """Modules of newllm that a file imports, by their full names."""
     found = set()
-    for node in nodes_of(file, with_functions):
+    for node in nodes_of(file):
         if isinstance(node, ast.ImportFrom) and node.module:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= names & MODULES.keys() or {node.module}
@@ -91,9 +84,43 @@ def test_every_part_has_a_place() -> None:
 
 
 def test_no_two_modules_import_each_other() -> None:
-    """Nor a longer circle, of what is imported when a module is read."""
-    graph = {name: imports(file, False) for name, file in MODULES.items()}
+    """Nor a longer circle, also of what functions import when they run."""
+    graph = {name: imports(file) for name, file in MODULES.items()}
     graphlib.TopologicalSorter(graph).prepare()  # raises a CycleError that names the circle
+
+
+STORED = {PACKAGE / "config.py", PACKAGE / "train" / "checkpoint.py"}
+"""What a run's files are called, and what older ones hold, depends on an architecture's name."""
+
+
+def test_architectures_are_told_apart_in_model_alone() -> None:
+    """Elsewhere `ModelSpec` says what an architecture does."""
+    files = {file for file in MODULES.values() if not file.is_relative_to(PACKAGE / "model")}
+    for file in files - STORED:
+        assert not [ast.unparse(n) for n in nodes_of(file) if compares_an_architecture(n)], file
+    for file in STORED:
+        assert any(map(compares_an_architecture, nodes_of(file))), f"{file}: needs no exception"
+
+
+def compares_an_architecture(node: ast.AST) -> bool:
+    """`x.architecture == ...`, or `!=`, whatever holds it."""
+    if not isinstance(node, ast.Compare):
+        return False
+    alike = any(isinstance(operator, (ast.Eq, ast.NotEq)) for operator in node.ops)
+    ends = ("architecture", "['architecture']")
+    return alike and any(ast.unparse(n).endswith(ends) for n in (node.left, *node.comparators))
+
+
+def test_only_model_and_export_ask_for_a_context_lm() -> None:
+    for file in MODULES.values():
+        if file.relative_to(PACKAGE).parts[0] in ("model", "export"):
+            continue
+        for node in nodes_of(file):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "isinstance",
+                "issubclass",
+            ):
+                assert "ContextLM" not in ast.unparse(node.args[1]), file
 
 
 def test_benchmarks_know_nothing_of_the_command_line() -> None:

@@ -7,7 +7,6 @@ in progress has its own resume file, so that a climb can be stopped anywhere.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from newllm.model.spec import default_widths
 from newllm.results.climb import NAME, TOKENIZER, ClimbConfig, LevelResult, read_config, write_climb
 from newllm.results.records import EpochRecord, Metrics
 from newllm.results.runs import RunFiles
+from newllm.results.stages import read_preferences
 from newllm.results.summary import Summary, load_summary
 from newllm.settings import resolve
 from newllm.train.distributed import refuse_several
@@ -236,7 +236,7 @@ class LevelRun:
         flags["name"] = files.name
         resume = resume and files.resume.exists()
         best = prefer(str(level.final), Preferring(), flags, resume)
-        verdict = json.loads(files.preferences.read_text(encoding="utf-8"))
+        verdict = read_preferences(files.preferences)
         return {"run": files.name, **verdict}, best, files
 
     def _flags(self, level: Dataset) -> tuple[dict[str, Any], dict[str, list[int]] | None]:

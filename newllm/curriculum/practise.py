@@ -32,9 +32,9 @@ from newllm.data.tokenizers import BPE
 from newllm.datasets import find_dataset
 from newllm.errors import UserError, require_packages
 from newllm.evaluate.sandbox import require_sandbox
-from newllm.files import write_text
 from newllm.inference.greedy import Answer, greedy_answers, sampled_answers
 from newllm.results.runs import RunFiles, read_lines, write_lines
+from newllm.results.stages import read_practice, write_practice
 from newllm.train import checkpoint
 from newllm.train.distributed import refuse_several
 from newllm.train.run import named_rows, train
@@ -145,11 +145,7 @@ class _Practising:
             raise UserError(
                 f"{self.path}: of an earlier practice; go on with --resume, or give another --name"
             )
-        try:
-            stored = json.loads(self.path.read_text(encoding="utf-8"))
-            before, rounds = stored["plan"], stored["rounds"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{self.path}: damaged; give another --name") from None
+        before, rounds = read_practice(self.path)
         free = {"rounds", "goal", "device"}
         now = asdict(self.plan)
         changed = [name for name in now if name not in free and now[name] != before.get(name)]
@@ -272,7 +268,7 @@ class _Practising:
                 "seconds": time.perf_counter() - started,
             }
         )
-        write_text(self.path, json.dumps(self._record(), indent=1) + "\n")
+        write_practice(self.path, **self._record())
         number = len(self.rounds) - 1
         above = "" if shares[1] is None else f", of the next grade {shares[1]:.1%}"
         what = f"Round {number}: {kept} new right answers of {asked}" if number else "Before"

@@ -36,6 +36,7 @@ from newllm.data.shards import (
     describe_file,
     intact,
     read_manifest,
+    write_manifest,
 )
 from newllm.data.sources import Source
 from newllm.data.tokenizers import (
@@ -250,7 +251,7 @@ def _encode(
         "shards": {name: partial.splits[name].shards for name in splits},
         "files": partial.files,
     }
-    partial.finish(json.dumps(manifest, ensure_ascii=False, indent=1))
+    partial.finish(manifest)
 
 
 def _nothing_left(source: Source, split: str, accounting: Accounting) -> str:
@@ -457,9 +458,9 @@ class Partial:
         self._save()
         return tokenizer
 
-    def finish(self, manifest: str) -> None:
+    def finish(self, manifest: Mapping[str, Any]) -> None:
         """The folder is complete: give it its name, in place of a damaged one."""
-        write_text(self.folder / "manifest.json", manifest)
+        write_manifest(self.folder, manifest)
         self._progress.unlink()
         shutil.rmtree(self._becomes, ignore_errors=True)
         self.folder.rename(self._becomes)

@@ -25,7 +25,9 @@ import numpy as np
 
 from newllm.data.encode import MASKED, Block
 from newllm.errors import UserError
-from newllm.files import sha256
+from newllm.files import sha256, write_text
+
+MANIFEST = "manifest.json"
 
 SHARD_TOKENS = 16 * 1024 * 1024
 """Tokens after which a new shard begins: bounds the memory that preparing needs."""
@@ -263,13 +265,22 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of a complete folder, atomically.
+
+    `manifest` has source, revision, accounting and number of shards of each split, and what
+    :func:`describe_file` says of every file.
+    """
+    write_text(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1))
+
+
 def read_manifest(folder: Path, check: bool = True) -> dict[str, Any] | None:
     """The manifest of a whole, undamaged folder; None where anything is missing or changed.
 
     With `check` every file is read to compare its hash (not needed where it was just written).
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return manifest if not check or intact(folder, manifest["files"]) else None
     except (OSError, ValueError, KeyError):
         return None

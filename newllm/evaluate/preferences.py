@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from newllm.data.render import ChatRenderer
 from newllm.datasets.conversations import Conversation
 from newllm.datasets.hh_rlhf import hh_rlhf_conversation
+from newllm.inference.decoder import read_chunks
 from newllm.model import LanguageModel
 
 DIALOGUES_AT_ONCE = 32
@@ -157,25 +160,22 @@ def answer_nats(
     by_length = sorted(range(len(sides)), key=lambda index: len(sides[index].ids))
     for start in range(0, len(by_length), DIALOGUES_AT_ONCE):
         chosen = by_length[start : start + DIALOGUES_AT_ONCE]
-        longest = len(sides[chosen[-1]].ids)
-        ids = torch.zeros(len(chosen), longest, dtype=torch.long)
-        scored = torch.zeros(len(chosen), longest, dtype=torch.bool)
-        for sequence, index in enumerate(chosen):
-            side = sides[index]
-            ids[sequence, : len(side.ids)] = torch.tensor(side.ids)
-            scored[sequence, : len(side.ids)] = torch.tensor(side.scored)
-        of_table = {}
-        if tables is not None:
-            numbers = torch.tensor([tables[index] for index in chosen], dtype=torch.uint8)
-            of_table = {"tables": numbers[:, None]}
-        state = None
-        for first in range(0, longest - 1, _READ_AT_ONCE):
-            stop = min(first + _READ_AT_ONCE, longest - 1)
-            part = {name: n.expand(-1, stop - first).contiguous() for name, n in of_table.items()}
-            hidden, state = model(ids[:, first:stop].to(device), state, **part)
-            wanted = scored[:, first + 1 : stop + 1]
+        ids = _padded([sides[index].ids for index in chosen])
+        scored = _padded([sides[index].scored for index in chosen])[:, 1:]
+        # Zeros behind a text are read as well: nothing is made of them, and cutting them off would
+        # change the last bits of some architectures' numbers.
+        texts, targets = ids[:, :-1].tolist(), ids[:, 1:]
+        numbers = None if tables is None else [tables[index] for index in chosen]
+        state = model.initial_state(len(chosen))
+        for part, hidden, _ in read_chunks(model, texts, state, _READ_AT_ONCE, numbers):
+            wanted = scored[:, part]
             logits = model.logits(hidden[wanted.to(device)]).float()
-            targets = ids[:, first + 1 : stop + 1][wanted].to(device)
-            parts = F.cross_entropy(logits, targets, reduction="none").double().numpy(force=True)
+            following = targets[:, part][wanted].to(device)
+            parts = F.cross_entropy(logits, following, reduction="none").double().numpy(force=True)
             np.add.at(nats, np.array(chosen)[wanted.nonzero()[:, 0].numpy()], parts)
     return nats
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of any lengths side by side, zeros (False) behind the shorter ones."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True)

@@ -264,7 +264,11 @@ def make_decoder(model: LanguageModel, batched: bool = False) -> Decoder:
 
 
 def read_chunks(
-    model: LanguageModel, texts: Sequence[Sequence[int]], state: State, chunk: int
+    model: LanguageModel,
+    texts: Sequence[Sequence[int]],
+    state: State,
+    chunk: int,
+    tables: Sequence[int] | None = None,
 ) -> Iterator[tuple[slice, Tensor, State]]:
     """Read texts of any lengths side by side with the module, some positions of each at a time.
 
@@ -273,6 +277,8 @@ def read_chunks(
         texts: B of them, none empty.
         state: of B texts, from which they go on.
         chunk: positions in one call of the module.
+        tables: from which table of counts each text is predicted, of a model that has some; None:
+            from that of all rows.
 
     Yields:
         which positions were read, hidden [B, t, D] (zeros beyond the end of a text), and the state
@@ -284,10 +290,13 @@ def read_chunks(
     valid = None
     if min(map(len, texts)) < longest:
         valid = torch.arange(longest) < torch.tensor([[len(text)] for text in texts])
+    of_text = None if tables is None else torch.tensor(tables, dtype=torch.uint8)[:, None]
     for start in range(0, longest, chunk):
         part = slice(start, min(start + chunk, longest))
         real = None if valid is None else valid[:, part].to(device)
-        hidden, state = model(ids[:, part].to(device), state, None, real)
+        here = ids[:, part].to(device)
+        numbers = {} if of_text is None else {"tables": of_text.expand(here.shape).contiguous()}
+        hidden, state = model(here, state, None, real, **numbers)
         yield part, hidden, state
 
 

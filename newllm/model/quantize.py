@@ -11,7 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from newllm.errors import UserError
+from newllm.model.build import LanguageModel
 from newllm.model.context.lm import ContextLM
+from newllm.model.spec import find_spec
 
 WeightFormat = Literal["fp32", "bf16", "int8"]
 
@@ -31,6 +34,26 @@ class RoundedLM(ContextLM):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 module.weight.copy_(rounded(module.weight, weights))
+
+
+def with_weights(
+    model: LanguageModel, weights: WeightFormat, device: torch.device
+) -> LanguageModel:
+    """A model for a device with its matrices in a format; fp32 leaves it as it is.
+
+    Raises:
+        UserError: smaller weights where nothing uses them.
+    """
+    if weights == "fp32":
+        return model
+    architecture = model.settings.architecture
+    if not find_spec(architecture).can_round or device.type != "cpu":
+        raise UserError(
+            f"--weights {weights}: only for the context architecture on a CPU, and this is "
+            f"{architecture} on {device}; use --weights fp32"
+        )
+    assert isinstance(model, ContextLM)
+    return RoundedLM(model, weights)
 
 
 def rounded(matrix: Tensor, weights: WeightFormat) -> Tensor:

@@ -97,7 +97,7 @@ def fit_rows(
     device: torch.device,
     note: Callable[[str], None],
     neighbours: int = 1,
-    agree: Callable[[int], int] | None = None,
+    all_reduce_min: Callable[[int], int] | None = None,
 ) -> tuple[int, float]:
     """Find a number of rows that fits, by doing a step's work on real rows.
 
@@ -109,8 +109,8 @@ def fit_rows(
             it held most.
         rows: the most rows that are wanted; where there are fewer, `note` prints a line.
         neighbours: processes on this machine that take memory alike, this one among them.
-        agree: the least of the processes' numbers, where they all have to try alike; then nothing
-            is halved where memory runs out in one of them.
+        all_reduce_min: the least of the processes' numbers, where they all have to try alike; then
+            nothing is halved where memory runs out in one of them.
 
     Returns:
         (rows at once, seconds that one try took).
@@ -121,7 +121,7 @@ def fit_rows(
     wanted = rows
     if device.type == "cpu":
         rows = min(rows, _rows_in_free_memory(try_rows, rows, neighbours))
-    rows = rows if agree is None else agree(rows)
+    rows = rows if all_reduce_min is None else all_reduce_min(rows)
 
     def timed(rows: int) -> float:
         try_rows(rows)  # pays for compiling
@@ -129,7 +129,7 @@ def fit_rows(
         try_rows(rows)
         return time.perf_counter() - started
 
-    seconds, rows = halve_until_it_fits(timed, rows, device, lambda: agree is None)
+    seconds, rows = halve_until_it_fits(timed, rows, device, lambda: all_reduce_min is None)
     if rows < wanted:
         note(f"Memory holds {rows} rows at once instead of {wanted}; the batch stays what it was.")
     return rows, seconds

@@ -9,7 +9,6 @@ counted, both are predicted from the table that did not count it, as in any trai
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -41,11 +40,11 @@ from newllm.evaluate.preferences import (
     preference_pair,
 )
 from newllm.evaluate.refusals import refusal_share
-from newllm.files import write_text
 from newllm.model import LanguageModel, State
 from newllm.model.kernels import Noise
 from newllm.model.sampled_softmax import SampledVocabulary
 from newllm.results.records import Metrics
+from newllm.results.stages import write_preferences
 from newllm.train import checkpoint
 from newllm.train.preference_loss import Preferring
 from newllm.train.run import TrainingRun, train
@@ -475,8 +474,7 @@ class PreferenceRun(TrainingRun):
             "refusals_before": trainer.refusals_before,
             "refusals_after": trainer.refusals(),
         }
-        content = {**asdict(self.options), **verdict}
-        write_text(self.files.preferences, json.dumps(content, indent=1) + "\n")
+        write_preferences(self.files.preferences, {**asdict(self.options), **verdict})
         for line in preference_lines(verdict):
             self.log.note(line)
 

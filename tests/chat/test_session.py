@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from newllm.chat.session import ChatSession
 from newllm.data.render import ProtocolRenderer
 from newllm.data.tokenizers import Word1000, never_written
 from newllm.datasets import DATASETS
+from newllm.errors import UserError
 from newllm.inference.decoder import Stream, make_decoder, write_tokens
 from newllm.inference.sampler import Sampler, Sampling
 from newllm.model import build_model
+from newllm.model.recall import reference
 
 GREEDY = Sampling(temperature=0)
 
 
 @pytest.mark.parametrize("limit", [3, 40])  # answers cut short, and answers that may end
-def test_a_conversation_equals_rereading_it(model, renderer, limit: int, monkeypatch) -> None:
-    read: list[int] = []
-
-    class Recording(Stream):
-        """Remembers every token it was given."""
-
-        def read(self, ids) -> None:
-            read.extend(ids)
-            super().read(ids)
-
-    monkeypatch.setattr("newllm.chat.session.Stream", Recording)
+def test_a_conversation_equals_rereading_it(model, renderer, limit: int, read) -> None:
     session = ChatSession(make_decoder(model), renderer, Sampling(seed=4), system="Be brief.")
     for text in ("hello", "and now?", "bye"):
         session.say(text, max_new_tokens=limit)
-    assert session.tokens_read == len(read)
-    assert read.count(renderer.tokenizer.bos) == 1
-    assert read.count(renderer.tokenizer.roles["assistant"]) == 3
-    again = Stream(make_decoder(model))
-    again.read(read)
+    assert session.tokens_read == len(read.tokens)
+    assert read.tokens.count(renderer.tokenizer.bos) == 1
+    assert read.tokens.count(renderer.tokenizer.roles["assistant"]) == 3
+    again = read.again(make_decoder(model))
     state = session.dialogue.next_turn.snapshot.state
     assert state is not None
     assert again.state is not None
@@ -119,6 +113,7 @@ def test_conversations_side_by_side_say_what_they_say_alone(model, renderer) -> 
             stream, sampler = begin(waiting[0])
             assert stream.logits is not None
             slot = decoder.add(stream.state)
+            decoder.begin_answer(slot)
             running[slot] = (waiting.pop(0), sampler)
             drawn[slot] = sampler.draw(stream.logits)
         for slot in list(running):
@@ -161,6 +156,60 @@ def test_reader_that_stops_reading_leaves_a_usable_session(model, renderer) -> N
     assert session.transcript[-1]["content"]
     session.say("go on", max_new_tokens=4)
     assert [m["role"] for m in session.transcript[-2:]] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("kernel", ["numba", "reference"])
+def test_recall_knows_a_stopped_answer_and_forgets_an_undone_one(
+    model, renderer, kernel, read, monkeypatch
+) -> None:
+    """A turn that ends has entered its words, however it ends; one that is taken back, none."""
+    monkeypatch.setattr("newllm.model.kernels.FORCED", kernel)
+    session = ChatSession(make_decoder(model), renderer, Sampling(seed=2))
+    session.say("hello, hello", 5)
+    before = recall_of(session)
+    answer = session.stream("hello, hi", 30, 30)
+    for _ in range(3):
+        next(answer)
+    answer.close()
+    assert session.transcript[-1]["content"], "some of it was written"
+    stopped = recall_of(session)
+    tables, recent = map(torch.zeros_like, before)
+    _, *expected = reference.recall(torch.tensor([read.tokens]), None, None, tables, recent)
+    assert all(map(torch.equal, stopped, expected))
+    fork, decoder = session.fork(), session.decoder.empty_copy()
+    slot = decoder.add(session.dialogue.next_turn.snapshot.state)
+    match = reference.longest_match(*(part[:, 0].numpy() for part in stopped))
+    assert decoder._match(slot) == match
+    session.say("and now?", 5)
+    for _ in range(2):
+        session.undo()
+    assert all(map(torch.equal, recall_of(session), before))
+    assert all(map(torch.equal, recall_of(fork), stopped))
+
+
+def test_an_answer_that_is_given_up_leaves_recall_alone(model, renderer, monkeypatch) -> None:
+    session = ChatSession(make_decoder(model), renderer, Sampling(seed=2))
+    session.say("hello, hello", 5)
+    before = recall_of(session)
+    draw, drawn = Sampler.draw, []
+
+    def spoilt(self: Sampler, *arguments: Any) -> int:
+        if len(drawn) == 3:
+            raise FloatingPointError("the model's scores are not finite")
+        drawn.append(draw(self, *arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(Sampler, "draw", spoilt)
+    with pytest.raises(UserError, match="as it was before"):
+        session.say("hello, hi", 30, 30)
+    assert all(map(torch.equal, recall_of(session), before))
+
+
+def recall_of(session: ChatSession) -> tuple[Tensor, Tensor]:
+    """A copy of the tables of a conversation, and its last tokens."""
+    state = session.dialogue.next_turn.snapshot.state
+    assert state is not None
+    return state["recall"].clone(), state["recent"].clone()
 
 
 def test_only_text_is_written(model, renderer) -> None:

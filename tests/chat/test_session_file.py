@@ -24,6 +24,8 @@ from newllm.inference.decoder import Stream, make_decoder
 from newllm.inference.sampler import Sampling
 from newllm.model import build_model
 from newllm.model.recall.reference import in_sets
+from newllm.model.spec import SPECS
+from tests.untrained import count_something
 
 ONE_SLOT = Path(__file__).parent.parent / "compatibility/one_slot"
 SAMPLINGS = [Sampling(0), Sampling(1.0, 0.95, seed=3), Sampling(1.2, 1.0, None, 1.3)]
@@ -92,14 +94,22 @@ def test_a_conversation_of_then_knows_what_was_said() -> None:
         assert {*had} <= {*has, 0}
 
 
-@pytest.mark.parametrize("architecture", ["original", "gru", "lstm", "mingru", "transformer"])
+@pytest.mark.parametrize(
+    ("architecture", "recall_slots", "counts"),
+    [
+        *((name, 0, 0) for name in SPECS),
+        *((name, 64, 20_000) for name, spec in SPECS.items() if spec.has_recall),
+    ],
+)
 def test_every_architecture_has_sessions(
-    architecture, renderer, tiny_model_settings, tmp_path
+    architecture, recall_slots, counts, renderer, tiny_model_settings, tmp_path
 ) -> None:
     torch.manual_seed(0)
-    widths = {"context_dim": 16, "embed_dim": 16, "hidden_dim": 16}
-    settings = tiny_model_settings(architecture=architecture, **widths)
+    changes = {"context_dim": 16, "embed_dim": 16, "hidden_dim": 16, "counts": counts}
+    changes["recall_slots"] = recall_slots
+    settings = tiny_model_settings(architecture=architecture, **changes)
     model = build_model(settings, renderer.tokenizer.vocab_size).eval().requires_grad_(False)
+    count_something(model)
     session = ChatSession(make_decoder(model), renderer, Sampling(seed=1))
     session.say("hello", 5)
     session.save(tmp_path / "a.session")
@@ -109,25 +119,17 @@ def test_every_architecture_has_sessions(
 
 
 def test_a_turn_from_a_saved_state_equals_reading_everything(
-    model, renderer, tmp_path, monkeypatch
+    model, renderer, tmp_path, read
 ) -> None:
-    read: list[int] = []
-
-    class Recording(Stream):
-        def read(self, ids) -> None:
-            read.extend(ids)
-            super().read(ids)
-
-    monkeypatch.setattr("newllm.chat.session.Stream", Recording)
     session = ChatSession(make_decoder(model), renderer, Sampling(seed=2))
     session.say("hello", 30)
     session.save(tmp_path / "a.session")
     loaded = ChatSession.load(tmp_path / "a.session", make_decoder(model), renderer).dialogue
     ids = loaded.prompt(renderer, "a question of many tokens?")
     decoder = make_decoder(model)
-    stream, again = Stream(decoder, loaded.next_turn.snapshot), Stream(decoder)
+    stream, again = Stream(decoder, loaded.next_turn.snapshot), read.again(decoder)
     stream.read(ids)
-    again.read(read + ids)
+    again.read(ids)
     assert again.tokens_read == stream.tokens_read > 30
     assert again.logits is not None
     assert stream.logits is not None
@@ -249,11 +251,14 @@ def test_edited_values_are_refused(model, renderer, change) -> None:
 
 
 def test_numbers_that_no_state_has_are_refused(model, renderer) -> None:
-    content = bytearray(content_of(model, renderer)[:-32])
-    content[-4:] = b"\x00\x00\xc0\x7f"  # NaN
-    sealed = bytes(content) + hashlib.sha256(content).digest()
-    with pytest.raises(UserError, match="damaged or edited"):
-        session_file.decode(sealed, model, renderer, "x")
+    content = content_of(model, renderer)[:-32]
+    end = len(content)
+    for part in reversed(model.initial_state(1).values()):
+        bad = bytearray(content)
+        bad[end - 4 : end] = b"\xff" * 4  # NaN, or -1
+        end -= part.numel() * part.element_size()
+        with pytest.raises(UserError, match="damaged or edited"):
+            session_file.decode(bytes(bad) + hashlib.sha256(bad).digest(), model, renderer, "x")
 
 
 def test_other_files_and_models_are_refused(model, renderer, tiny_model_settings, tmp_path) -> None:

@@ -16,6 +16,7 @@ from newllm.chat.session import BestOf, ChatSession
 from newllm.chat.terminal import Terminal, _line_editor, converse
 from newllm.inference.decoder import Snapshot, make_decoder
 from newllm.inference.sampler import Sampler, Sampling
+from newllm.model import build_model
 
 
 @pytest.fixture
@@ -99,11 +100,35 @@ def test_system_stats_export(terminal, capsys) -> None:
     (stats,) = run(terminal, capsys, "/stats")
     assert "tokens read" in stats
     assert "tokens/s" in stats
+    recall = (terminal.session.dialogue.next_turn.snapshot.state or {})["recall"]
+    filled, slots = int((recall > 0).sum()), recall.numel()
+    assert 0 < filled < slots == 4 * 64
+    assert f"; recall holds {filled:,} of {slots:,} runs, and " in stats
     run(terminal, capsys, "/export talk.jsonl")
     with open("talk.jsonl", encoding="utf-8") as file:
         assert json.load(file)["messages"] == terminal.session.transcript
     run(terminal, capsys, "/reset")
     assert run(terminal, capsys, "/system") == ["Be brief."]
+
+
+def test_stats_count_what_came_out_of_recall(model, renderer, capsys) -> None:
+    """Of a model that always copies what a context of two tokens or more proposes."""
+    model.recall.bias.data[1:] += 1000
+    session = ChatSession(make_decoder(model), renderer, Sampling(temperature=0))
+    terminal = Terminal(session, 12, 12)
+    first = run(terminal, capsys, "hello")
+    assert run(terminal, capsys, "hello") == first
+    (stats,) = run(terminal, capsys, "/stats")
+    assert stats.endswith(" and 12 tokens of the last answer came out of it")
+
+
+def test_stats_of_a_model_without_recall_say_nothing_of_it(
+    renderer, capsys, tiny_model_settings
+) -> None:
+    model = build_model(tiny_model_settings(), renderer.tokenizer.vocab_size).eval()
+    terminal = Terminal(ChatSession(make_decoder(model), renderer, Sampling(seed=1)), 4, 4)
+    (stats,) = run(terminal, capsys, "hello", "/stats")
+    assert stats.endswith("tokens/s in the last turn")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from newllm.curriculum import practise as practice
 from newllm.curriculum.practise import Practice, practise
 from newllm.errors import Stopped, UserError
 from newllm.inference.greedy import Answer
+from newllm.results.stages import read_practice
 from newllm.train import checkpoint
 from newllm.train.run import train
 from newllm.train.trainer import Trainer
@@ -56,7 +56,8 @@ def test_right_answers_are_kept_and_trained_on(plan, tmp_path, half_right, capsy
     assert [done["kept"] for done in record["rounds"]] == [0, 6, 3, 3]
     rows = (tmp_path / "practice_round3" / "train.jsonl").read_text().splitlines()
     assert len(rows) == 12
-    assert json.loads((tmp_path / "practice.practice.json").read_text()) == record
+    stored = read_practice(tmp_path / "practice.practice.json")
+    assert stored == (record["plan"], record["rounds"])
     assert "Practised: 50.0% -> 50.0% right of 4 unseen problems" in capsys.readouterr().out
     with pytest.raises(UserError, match="of an earlier practice; go on with --resume"):
         practise(dataclasses.replace(plan, out=str(tmp_path)))

@@ -34,9 +34,9 @@ def graphs(folder: Path) -> dict[str, Any]:
     return {name: open_graph(folder / f"{name}.onnx") for name in GRAPHS}
 
 
-def state(model: Any, lanes: int) -> dict[str, np.ndarray]:
-    """Of lanes that have read something."""
-    _, read_state = model(random_ids(model.vocab_size, lanes, 5))
+def state(model: Any, sequences: int) -> dict[str, np.ndarray]:
+    """Of sequences that have read something."""
+    _, read_state = model(random_ids(model.vocab_size, sequences, 5))
     return {name: part.detach().numpy() for name, part in read_state.items()}
 
 

@@ -14,7 +14,8 @@ from newllm.config import ModelSettings
 from newllm.errors import UserError
 from newllm.model import LanguageModel, build_model, count_parameters
 from newllm.model.baselines.mingru import min_gru
-from newllm.model.baselines.rnn import GatedBlock, Segments
+from newllm.model.baselines.rnn import GatedBlock
+from newllm.model.baselines.segments import Segments
 from newllm.model.baselines.transformer import WINDOW
 from newllm.model.kernels import Noise
 from newllm.model.shape import PAIR_SHARE, matched_widths

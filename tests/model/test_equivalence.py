@@ -22,7 +22,8 @@ VOCAB = 50
 ARCHITECTURES = [
     "context", "context, pairs", "context, pairs, recall", "context, counts",
     "context, pairs, recall, counts", "original", "gru", "gru, recall", "lstm",
-    "mingru", "mingru, recall", "mingru, counts", "transformer", "transformer, recall",
+    "lstm, recall", "mingru", "mingru, recall", "mingru, counts", "transformer",
+    "transformer, recall",
 ]  # fmt: skip
 CONTEXT_DIM = {"gru": 24, "lstm": 24, "transformer": 48}
 """The stream is 24 wide, and a GRU's state must be; three heads make mistakes visible."""

@@ -16,6 +16,7 @@ from newllm.config import ModelSettings
 from newllm.model import ContextLM, State, build_model
 from newllm.model.context.decode import ContextSlots, can_step
 from newllm.model.quantize import RoundedLM, int8_rows, rounded
+from tests.untrained import count_something
 
 VOCAB = 130
 
@@ -23,12 +24,13 @@ VOCAB = 130
 def make_model(context_dim: int = 48, **changes: Any) -> ContextLM:
     """Widths that are no whole number of vectors, weights far from the initial ones."""
     shape: dict[str, Any] = {"num_layers": 2, "embed_dim": 40, "hidden_dim": 72, "pair_rows": 50}
-    shape |= changes
+    shape |= {"recall_slots": 64, "counts": 20_000, **changes}
     torch.manual_seed(0)
     model = ContextLM(ModelSettings(context_dim=context_dim, **shape), VOCAB)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
+    count_something(model)
     return model.eval()
 
 
@@ -70,13 +72,17 @@ def test_equals_the_module(layers: int, slots: int) -> None:
             states[side_by_side.add(begin)] = begin
 
 
+@pytest.mark.parametrize("recall_slots", [0, 64])
+@pytest.mark.parametrize("counts", [0, 20_000])
 @pytest.mark.parametrize("pair_rows", [0, 64])
 @pytest.mark.parametrize("context_dim", [64, 48])  # groups of 64 and of 16 channels
-def test_equals_the_module_for_other_shapes(context_dim: int, pair_rows: int) -> None:
-    model = make_model(context_dim, pair_rows=pair_rows)
+def test_equals_the_module_for_other_shapes(
+    context_dim: int, pair_rows: int, counts: int, recall_slots: int
+) -> None:
+    model = make_model(context_dim, pair_rows=pair_rows, counts=counts, recall_slots=recall_slots)
     slots, state = ContextSlots(model), None
     slot = slots.add()
-    for token in range(20):
+    for token in (*range(7), *range(13)):
         expected, state = read(model, [token], state)
         assert_close(slots.step([slot], [token])[0], expected)
 

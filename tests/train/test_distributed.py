@@ -166,12 +166,12 @@ def test_a_process_that_is_stopped(
 ) -> None:
     """One signal and one number that is not one, both in process 1, are a matter of all.
 
-    Of five lanes one process has two, the other three.
+    Of five sequences one process has two, the other three.
     """
-    lanes, data, hurt = "--batch-size=5", shared_dolly_folder, tmp_path / "hurt"
-    code, output = launch(jobs, data, tmp_path / "calm", lanes, POISON="3")
+    size, data, hurt = "--batch-size=5", shared_dolly_folder, tmp_path / "hurt"
+    code, output = launch(jobs, data, tmp_path / "calm", size, POISON="3")
     assert code == 0, output
-    code, output = launch(jobs, data, hurt, lanes, HURT="15:SIGTERM", POISON="3")
+    code, output = launch(jobs, data, hurt, size, HURT="15:SIGTERM", POISON="3")
     assert code != 0
     assert output.count("Stopped; to go on: start the 2 processes again") == 1
     assert "exitcode  : 143" in output, output  # the launcher may kill the other one meanwhile

@@ -14,7 +14,7 @@ import numba
 import torch
 from torch import Tensor
 
-from newllm.model.baselines.rnn import Segments
+from newllm.model.baselines.segments import Segments
 from newllm.model.kernels.numerics import (
     ONE,
     as_array,
