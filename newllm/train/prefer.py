@@ -44,6 +44,7 @@ from newllm.evaluate.refusals import refusal_share
 from newllm.files import write_text
 from newllm.model import LanguageModel, State
 from newllm.model.kernels import Noise
+from newllm.model.residual import placed
 from newllm.model.sampled_softmax import SampledVocabulary
 from newllm.results.records import Metrics
 from newllm.train import checkpoint
@@ -351,7 +352,7 @@ class PreferenceTrainer(Trainer):
             first += len(part.ids)
             nothing = torch.zeros_like(part.ids, dtype=torch.bool)
             targets, compared = part.targets.to(self.device), part.compared.to(self.device)
-            state = self._placed(self.model.initial_state(len(part.ids)))
+            state = placed(self.model, self.model.initial_state(len(part.ids)), self.device)
             count = len(part.ids) // 2
             with self._autocast:
                 hidden, _ = self.model(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from newllm.config import ModelSettings
+from newllm.device import send_together
 from newllm.model.residual import Block, ResidualLM, State, runs_on_numba
 
 
@@ -87,6 +88,11 @@ class Segments(NamedTuple):
             carries=(begin % time == 0) & ~resets.flatten()[begin],
             final=torch.where(in_sequence > 0, final, -1),
         )
+
+    def to(self, device: torch.device) -> Segments:
+        """The same with tensors on a device."""
+        tensors = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor)}
+        return self._replace(**send_together(tensors, device))
 
     def first_states(self, carried: Tensor) -> Tensor:
         """State before each segment, [S, C], from those the sequences carry, [B, C]."""
@@ -192,6 +198,12 @@ class _GatedLM(ResidualLM[Segments]):
         self, ids: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None
     ) -> Segments:
         return Segments.cut(reset, lengths, ids.shape)
+
+    def _boundaries_sent(
+        self, ids: Tensor, reset: Tensor | None, lengths: Tensor | None, device: torch.device
+    ) -> Segments:
+        """How many segments there are, and how long, a GPU would be asked."""
+        return Segments.cut(reset, lengths, ids.shape).to(device)
 
 
 class GruLM(_GatedLM):
