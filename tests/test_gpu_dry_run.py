@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 
 import pytest
 import torch
 
-from tools.gpu_dry_run import CASES, WRITING, count_step, count_steps, count_writing
+from tools.gpu_dry_run import (
+    CASES,
+    WRITING,
+    count_evaluation,
+    count_step,
+    count_steps,
+    count_writing,
+)
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton has no wheels for this system"
@@ -46,6 +54,38 @@ def test_a_step_waits_for_nothing_and_launches_little(case: str) -> None:
     assert captured.asked == counts.asked[1:-1]
     assert not captured.waits
     assert not {"copy to the GPU", "copy to the host"} & captured.operations.keys()
+
+
+ARCHITECTURES = {
+    "context": 151, "mingru": 687, "gru": 138, "lstm": 167, "transformer": 551, "original": 1060,
+}  # fmt: skip
+"""Most launches of a step; of `original`, whose loop launches for each token, with rows of 16
+tokens."""
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_no_architecture_waits_in_any_precision(architecture: str, precision: str) -> None:
+    torch.use_deterministic_algorithms(False)
+    flags, capability, dropout = CASES[f"{architecture}, {precision}"]
+    if architecture == "original":
+        flags = {**flags, "max_seq_length": 16}
+    counts = count_step("hh_rlhf", flags, capability, dropout)
+    assert not counts.waits
+    assert counts.launches <= ARCHITECTURES[architecture]
+
+
+def test_an_evaluation_waits_for_its_first_state_and_at_its_end() -> None:
+    """Never for a batch, with recall and counts; the first state has three parts made of tokens."""
+    torch.use_deterministic_algorithms(False)
+    waits = count_evaluation(CASES["4 x 256, recall and counts"][0]).waits
+    kinds: collections.Counter[str] = collections.Counter()
+    for where, times in waits.items():
+        kinds[where.rpartition(":")[0]] += times
+    assert kinds == {
+        "copy to the host in model/residual.py": 3,
+        "copy to the host in evaluate/metrics.py": 1,
+    }
 
 
 @pytest.mark.parametrize("case", WRITING)

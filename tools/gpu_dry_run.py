@@ -7,7 +7,8 @@ they are on a GPU: nothing is computed there, and every operation is seen. Tenso
 real. It needs neither a GPU nor a CUDA build of torch. Counted are
 
 - launches: operations that write something, most of them one kernel; `KERNELS` says which take
-  more. A Triton kernel is one, a copy too.
+  more. A Triton kernel is one, a copy too, and a whole GRU or LSTM of cuDNN, however many it takes.
+  Autocast does not see tensors without content: casts by it are not counted.
 - waits: where the host needs a number from the GPU, or a copy for which it waits.
 - bytes that operations other than matrix products read and write.
 
@@ -214,6 +215,29 @@ def _usual(x: torch.Tensor) -> Any:
     return True if x.dtype == torch.bool else 1.0 if x.is_floating_point() else 1
 
 
+class _FakeRnn(torch.autograd.Function):
+    """A GRU or LSTM of cuDNN: a launch each way, in the type that autocast wants."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, note: Callable[[str], None], rows: torch.Tensor, *given: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """`given` are the states [1, S, C], as many as there are, and four weights."""
+        *states, _, weight_h, _, _ = given
+        dtype = rows.dtype
+        if torch.is_autocast_enabled("cuda"):
+            dtype = torch.get_autocast_dtype("cuda")
+        ctx.note, ctx.like = note, (rows, *given)
+        note("cudnn.rnn")
+        out = rows.new_empty(len(rows), weight_h.shape[1], dtype=dtype)
+        return out, *(torch.empty_like(state, dtype=dtype) for state in states)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        ctx.note("cudnn.rnn.backward")
+        return None, *(torch.empty_like(x) for x in ctx.like)
+
+
 class _Event:
     """Of a stream that does nothing."""
 
@@ -253,6 +277,10 @@ def fake_gpu(capability: tuple[int, int]) -> Iterator[_Counting]:
     def launch_context(kernel: Any, channels: int, tensors: Any, time: int) -> None:
         counting.launched(kernel, tensors)
 
+    def rnn(rows: Any, _: Any, states: Any, weights: Any, *options: Any) -> tuple[Any, ...]:
+        states = states if isinstance(states, tuple) else (states,)
+        return _FakeRnn.apply(lambda name: counting.note(name, (), {}), rows, *states, *weights)
+
     nothing: Any = lambda *_, **__: None  # noqa: E731
     replaced = [
         (torch.cuda, "_lazy_init", nothing), (torch.cuda, "set_device", nothing),
@@ -268,6 +296,7 @@ def fake_gpu(capability: tuple[int, int]) -> Iterator[_Counting]:
         (torch.cuda, "is_current_stream_capturing", lambda: counting.capturing),
         (cuda_graph.Surroundings, "warm_up", lambda _, step: step()),
         (cuda_graph.Surroundings, "capture", lambda _, step: counting.capture(step)),
+        (torch._VF, "gru", rnn), (torch._VF, "lstm", rnn),
         (context_gpu, "_launch", launch_context), (stream_gpu, "launch", launch),
     ]  # fmt: skip
     device.fast_bf16.cache_clear()
@@ -356,6 +385,26 @@ def count_writing(flags: dict[str, Any], texts: int) -> list[Counts]:
         return _five(counting, lambda step: decoder.step(slots, [step] * texts))
 
 
+def count_evaluation(flags: dict[str, Any], dataset: str = "hh_rlhf") -> Counts:
+    """Of the built-in validation rows, scored from the first batch to the last."""
+    from newllm.evaluate.metrics import evaluate
+    from newllm.model import build_model
+
+    settings = resolve(dataset, {"data": "sample", "device": "cuda", **flags})
+    data, counts = _prepared(settings)
+    model = build_model(settings.model_settings(), settings.vocab_size)
+    if counts is not None and (model_counts := getattr(model, "counts", None)):
+        model_counts.set_tables(counts.tables[:1])
+    # In inference mode operations that are made of others are not taken apart before they are seen.
+    seen = mock.patch.object(torch, "inference_mode", torch.no_grad)
+    with fake_gpu((9, 0)) as counting, seen, counting:
+        device = torch.device("cuda", 0)
+        model.to(device)
+        counting.counts = Counts()
+        evaluate(model, data.splits["validation"], data.tokenizer, device)
+        return counting.counts
+
+
 def _writing(flags: dict[str, Any]) -> Counts:
     return third(count_writing(flags, 64))
 
@@ -400,8 +449,15 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, int], float]] = {
     "4 x 256, recall": ({**BPE, "counts": 0}, (9, 0), 0.0),
     "4 x 256, recall and counts": (BPE, (9, 0), 0.0),
     "12 x 1024": ({**TWELVE, **BARE}, (9, 0), 0.0),
-    "mingru, 4 x 256": ({**BPE, **BARE, "architecture": "mingru"}, (9, 0), 0.0),
-    "transformer, 4 x 256": ({**BPE, **BARE, "architecture": "transformer"}, (9, 0), 0.0),
+    **{
+        f"{architecture}, {precision}": (
+            {**BPE, **BARE, "architecture": architecture, "precision": precision},
+            (7, 5) if precision == "fp16" else (9, 0),
+            0.0,
+        )
+        for architecture in ("context", "mingru", "gru", "lstm", "transformer", "original")
+        for precision in ("bf16", "fp16", "fp32")
+    },
 }
 """Flags, compute capability and dropout of each case; 32 rows of 128 tokens unless said."""
 WRITING: dict[str, dict[str, Any]] = {
@@ -410,6 +466,11 @@ WRITING: dict[str, dict[str, Any]] = {
     "writing, 4 x 256, recall and counts": BPE,
 }
 """Flags of models that write a token of 64 texts."""
+EVALUATIONS: dict[str, dict[str, Any]] = {
+    "evaluation, 4 x 256": {**BPE, **BARE},
+    "evaluation, 4 x 256, recall and counts": BPE,
+}
+"""Flags of models that score the built-in validation rows, in three batches."""
 
 
 @click.command()
@@ -422,6 +483,7 @@ def command(names: tuple[str, ...], operations: bool, as_json: bool) -> None:
     runs: dict[str, Callable[[], Counts]] = {
         **{name: partial(count_step, "hh_rlhf", *case) for name, case in CASES.items()},
         **{name: partial(_writing, flags) for name, flags in WRITING.items()},
+        **{name: partial(count_evaluation, flags) for name, flags in EVALUATIONS.items()},
     }
     for name, count in runs.items():
         if names and not name.startswith(names):

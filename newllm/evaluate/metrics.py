@@ -20,7 +20,8 @@ from newllm.data.tokenizers import Tokenizer, Word1000
 from newllm.device import send
 from newllm.model import LanguageModel
 from newllm.model.loss import chunk_rows
-from newllm.model.residual import Hidden, ResidualLM
+from newllm.model.residual import Hidden, ResidualLM, placed
+from newllm.model.trunk import TrunkOutput
 from newllm.results.records import Metrics
 
 EVALUATION_ROW = 256
@@ -87,7 +88,7 @@ def _evaluate(
     sums = Sums()
     part = slice(batch_size) if processes is None else processes.sequences(batch_size)
     loader = EpochLoader(split, EVALUATION_ROW, batch_size, part=part, assistant=True)
-    state = model.initial_state(loader.batch_size)
+    state = placed(model, model.initial_state(loader.batch_size), device)
     unk = tokenizer.unk if isinstance(tokenizer, Word1000) else None
     where = torch.device("cpu") if model.TOKENS_ON_CPU else device
     totals = torch.zeros(len(_SUMMED), dtype=torch.float64, device=device)
@@ -96,7 +97,9 @@ def _evaluate(
         assert batch.assistant is not None
         hidden, state = model(send(batch.ids, where), state, send(batch.reset, where))
         scored = (batch.targets != IGNORED).nonzero(as_tuple=True)
-        said = hidden[tuple(send(index, device) for index in scored)]
+        # The index stays on the CPU for what memories found, which is there.
+        at = scored if isinstance(hidden, TrunkOutput) else tuple(send(x, device) for x in scored)
+        said = hidden[at]
         targets, assistant = batch.targets[scored], batch.assistant[scored]
         sums.tokens += len(targets)
         sums.assistant_tokens += int(assistant.sum())

@@ -394,9 +394,11 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         """
         facts, behind = self.look_up(ids, state, reset, lengths, tables)
         matches, known = facts.get("matches"), facts.get("contexts")
-        if ids.device != self.embedding.weight.device:
-            facts = sent(self.for_gpu(facts), self.embedding.weight.device)
-        hidden, after = self.read(facts, state, noise, lengths)
+        boundaries, device = None, self.embedding.weight.device
+        if ids.device != device:
+            facts = sent(self.for_gpu(facts), device)
+            boundaries = self._boundaries_sent(ids, reset, lengths, device)
+        hidden, after = self.read(facts, state, noise, lengths, boundaries)
         return hidden, matches, known, {**after, **behind}
 
     def look_up(
@@ -439,7 +441,12 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         return kept | (spread(facts["matches"]) if "matches" in facts else {})
 
     def read(
-        self, facts: Facts, state: State, noise: Noise | None = None, lengths: Tensor | None = None
+        self,
+        facts: Facts,
+        state: State,
+        noise: Noise | None = None,
+        lengths: Tensor | None = None,
+        boundaries: BoundariesT | None = None,
     ) -> tuple[Tensor, State]:
         """All of a pass that is computed with weights; on a GPU it asks the host for nothing.
 
@@ -448,6 +455,7 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
             state: of it, only what is not made of tokens alone.
             noise: see :meth:`forward`.
             lengths: as there.
+            boundaries: where documents start and sequences end; made here if not given.
 
         Returns:
             hidden [B, T, D], and that part of the state behind the tokens.
@@ -455,9 +463,10 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         embedded = self._embed(facts)
         if self.recall is not None:
             embedded = embedded + self.recall.added(facts, self.embedding.weight)
-        shaped = facts["token_rows"]
-        shaped = shaped[0] if shaped.dtype == torch.int32 else shaped
-        boundaries = self._boundaries(shaped, state, facts.get("reset"), lengths)
+        if boundaries is None:
+            shaped = facts["token_rows"]
+            shaped = shaped[0] if shaped.dtype == torch.int32 else shaped
+            boundaries = self._boundaries(shaped, state, facts.get("reset"), lengths)
         hidden, after = self._run(embedded, state, boundaries, noise)
         return hidden, {**after, **self._carried_on(state, boundaries)}
 
@@ -475,6 +484,12 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
     ) -> BoundariesT:
         """Where documents start and sequences end, as the blocks want it."""
         raise NotImplementedError
+
+    def _boundaries_sent(
+        self, ids: Tensor, reset: Tensor | None, lengths: Tensor | None, device: torch.device
+    ) -> BoundariesT | None:
+        """The same on `device`, of tokens that are on the CPU, where it is better made there."""
+        return None
 
     def _carried_on(self, state: State, boundaries: BoundariesT) -> State:
         """What the state has besides the parts that all blocks carry, after these tokens."""
@@ -659,6 +674,12 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
             mixing = self.counts.mixed(hidden, facts)
         weight, targets = self.embedding.weight, facts["targets"]
         return nats_of(hidden, weight, None, targets, copying, mixing, sample)
+
+
+def placed(model: nn.Module, state: State, device: torch.device) -> State:
+    """A state where a model on `device` uses it: what is made of tokens alone, on the CPU."""
+    of_tokens = model.OF_TOKENS if isinstance(model, ResidualLM) else frozenset()
+    return {name: part.to("cpu" if name in of_tokens else device) for name, part in state.items()}
 
 
 def _nats(

@@ -42,6 +42,7 @@ from newllm.evaluate.preferences import (
 from newllm.evaluate.refusals import refusal_share
 from newllm.model import LanguageModel, State
 from newllm.model.kernels import Noise
+from newllm.model.residual import placed
 from newllm.model.sampled_softmax import SampledVocabulary
 from newllm.results.records import Metrics
 from newllm.results.stages import write_preferences
@@ -350,7 +351,7 @@ class PreferenceTrainer(Trainer):
             first += len(part.ids)
             nothing = torch.zeros_like(part.ids, dtype=torch.bool)
             targets, compared = part.targets.to(self.device), part.compared.to(self.device)
-            state = self._placed(self.model.initial_state(len(part.ids)))
+            state = placed(self.model, self.model.initial_state(len(part.ids)), self.device)
             count = len(part.ids) // 2
             with self._autocast:
                 hidden, _ = self.model(

@@ -32,7 +32,7 @@ from newllm.evaluate.metrics import EVALUATION_BATCH_SIZE, evaluate
 from newllm.model import LanguageModel, OwnBlock, State, build_model
 from newllm.model.kernels import HalfCopies, Noise, ready
 from newllm.model.recall.reference import in_sets
-from newllm.model.residual import ResidualLM
+from newllm.model.residual import ResidualLM, placed
 from newllm.model.sampled_softmax import SampledVocabulary, mark_targets
 from newllm.model.spec import find_spec
 from newllm.results.records import EpochRecord, Metrics
@@ -203,15 +203,7 @@ class Trainer:
         """Rows computed at once; found when training starts, and part of the run from then on."""
 
     def _fresh_state(self) -> State:
-        return self._placed(self.model.initial_state(len(self._sequences)))
-
-    def _placed(self, state: State) -> State:
-        """A state where it is used: what is made of tokens alone, by the CPU."""
-        of_tokens = self.model.OF_TOKENS if isinstance(self.model, ResidualLM) else frozenset()
-        return {
-            name: part.to("cpu" if name in of_tokens else self.device)
-            for name, part in state.items()
-        }
+        return placed(self.model, self.model.initial_state(len(self._sequences)), self.device)
 
     @property
     def parameters(self) -> int:
@@ -816,7 +808,8 @@ class Trainer:
         carried = stored["carried_state"]
         if "recall" in carried:
             carried = {**carried, "recall": in_sets(carried["recall"])}
-        self.state = self._placed({name: part[:, own] for name, part in carried.items()})
+        carried = {name: part[:, own] for name, part in carried.items()}
+        self.state = placed(self.model, carried, self.device)
         generators = [stored["generators"], *stored.get("other_generators", [])]
         if self.processes.rank < len(generators):
             set_generators(generators[self.processes.rank], self.device)

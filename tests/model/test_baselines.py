@@ -16,7 +16,7 @@ from newllm.model import LanguageModel, build_model, count_parameters
 from newllm.model.baselines.mingru import min_gru
 from newllm.model.baselines.rnn import GatedBlock
 from newllm.model.baselines.segments import Segments
-from newllm.model.baselines.transformer import WINDOW
+from newllm.model.baselines.transformer import WINDOW, View
 from newllm.model.kernels import Noise
 from newllm.model.shape import PAIR_SHARE, matched_widths
 from newllm.settings import resolve
@@ -123,6 +123,27 @@ def test_a_token_sees_the_window_and_no_more() -> None:
         assert changed[place : place + WINDOW + 1].all()
         assert not changed[:place].any()
         assert not changed[place + WINDOW + 1 :].any()
+
+
+def test_what_a_gpu_does_not_ask_for_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads all carried columns, those too that no sequence can see."""
+    model = make_model("transformer")
+    ids, reset = batch(3, 20)
+    make = View.make.__func__  # type: ignore[attr-defined]
+
+    def read() -> tuple[Tensor, dict[str, Tensor]]:
+        _, state = model(ids[:, :9], reset=reset[:, :9])
+        return model(ids[:, 9:], state, reset[:, 9:])
+
+    def asking_for_nothing(cls: type[View], *given: Any) -> View:
+        view = make(cls, *given)
+        return view._replace(past=WINDOW, first=view.first + WINDOW - view.past)
+
+    expected, after = read()
+    monkeypatch.setattr(View, "make", classmethod(asking_for_nothing))
+    found, state = read()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(state, after)
 
 
 @pytest.mark.parametrize("kernel", ["numba", "reference"])

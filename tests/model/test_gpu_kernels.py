@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
+import re
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -163,37 +165,100 @@ def test_model(interpreter, tiny_model_settings) -> None:
     assert_equal(fast, _loss_and_gradients(tiny_model_settings(), "reference"), 1e-5)
 
 
-@needs_triton
-@pytest.mark.parametrize(("capability", "dtype"), [(75, "fp16"), (90, "bf16"), (90, "fp32")])
-@pytest.mark.parametrize("name", ["_forward", "_backward"])
-@pytest.mark.parametrize("all_given", [False, True], ids=["fewest arguments", "all arguments"])
-def test_compiles_for_gpus(
-    capability: int, dtype: str, name: str, all_given: bool, tmp_path: Path, monkeypatch
-) -> None:
-    """The interpreter does not check types; the compiler, which needs no GPU, does."""
+MOST_REGISTERS = 128
+"""Of a thread: with more, fewer than 512 threads of an SM's 65,536 registers run at once."""
+
+Compiled = Callable[..., "Resources"]
+
+
+class Resources(NamedTuple):
+    """What each thread of a compiled kernel takes."""
+
+    registers: int
+    spilled: int
+    """Bytes of memory that stand in for registers."""
+    shared: int
+    """Bytes that Triton asked for the exchange between warps."""
+
+
+@pytest.fixture
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiled:
+    """Compiles a kernel for a GPU, which takes none; says what it takes."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+    def compile_for(
+        capability: int,
+        kernel: Any,
+        types: dict[str, str],
+        constants: dict[str, Any],
+        **options: int,
+    ) -> Resources:
+        made = triton.compile(
+            ASTSource(kernel, types, constants),
+            target=GPUTarget("cuda", capability, 32),
+            options=options,
+        )
+        assert f".target sm_{capability}" in made.asm["ptx"]
+        binary = tmp_path / "kernel.cubin"
+        binary.write_bytes(made.asm["cubin"])
+        said = subprocess.check_output([tool, "-res-usage", binary], text=True)
+        used = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+        return Resources(used["REG"], used["STACK"] + used["LOCAL"], made.metadata.shared)
+
+    return compile_for
+
+
+def _types(kernel: Any, dtype: str, constants: dict[str, Any]) -> dict[str, str]:
+    """Of the arguments of a kernel of `context_read`, where this is the type of the stream."""
+    types = dict.fromkeys(kernel.arg_names, "*fp32")
+    types |= {"time": "i32", "reset": "*i1", "lengths": "*i64"}
+    types |= dict.fromkeys({"projected", "read", "d_read", "d_projected"} & set(types), f"*{dtype}")
+    return types | dict.fromkeys(constants, "constexpr")
+
+
+CONSTANTS = {"EPSILON": 1e-5, "CHANNELS": 256, "GROUP": 64}
+GPUS = [(75, "fp16"), (80, "bf16"), (89, "bf16"), (90, "bf16")]
+"""T4, A100, L4, H100 and H200, and the type of their products."""
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("capability", "dtype", "all_given"),
+    [*((*gpu, True) for gpu in GPUS), (75, "fp16", False), (90, "fp32", False)],
+)
+@pytest.mark.parametrize("name", ["_forward", "_backward"])
+def test_compiles_for_gpus(
+    compiled: Compiled, capability: int, dtype: str, all_given: bool, name: str
+) -> None:
+    """The interpreter does not check types; the compiler, which needs no GPU, does."""
     from newllm.model.context import gpu as gpu_context
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel = getattr(gpu_context, name)
-    constants: dict[str, Any] = {"EPSILON": 1e-5, "CHANNELS": 256, "GROUP": 64}
+    kernel, constants = getattr(gpu_context, name), dict(CONSTANTS)
     if not all_given:
         constants |= {"reset": None, "lengths": None}
         unused = {"contexts"} if name == "_forward" else {"d_last_context", "d_last_tail"}
         constants |= dict.fromkeys(unused)
-    types = dict.fromkeys(kernel.arg_names, "*fp32")
-    types |= {"time": "i32", "reset": "*i1", "lengths": "*i64"}
-    types |= dict.fromkeys({"projected", "read", "d_read", "d_projected"} & set(types), f"*{dtype}")
-    types |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(kernel, types, constants)
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 1}
-    )
-    assert f".target sm_{capability}" in compiled.asm["ptx"]
-    assert compiled.metadata.shared == 0  # a single warp exchanges everything in registers
+    used = compiled(capability, kernel, _types(kernel, dtype, constants), constants, num_warps=1)
+    assert used.registers <= MOST_REGISTERS
+    assert used.spilled == 0
+    assert used.shared == 0  # a single warp exchanges everything in registers
+
+
+@needs_triton
+def test_a_spill_is_seen(compiled: Compiled) -> None:
+    """What the limits are for: a kernel that is given too few registers."""
+    from newllm.model.context import gpu as gpu_context
+
+    kernel = gpu_context._backward
+    types = _types(kernel, "bf16", CONSTANTS)
+    used = compiled(80, kernel, types, CONSTANTS, num_warps=1, maxnreg=40)
+    assert used.registers <= 40
+    assert used.spilled > 0
 
 
 @pytest.mark.parametrize("installed", [True, False])

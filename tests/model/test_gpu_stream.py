@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_gpu_kernels import GPUS, MOST_REGISTERS, Compiled, needs_triton
+from test_gpu_kernels import compiled as compiled
 from test_gpu_kernels import interpreter as interpreter
-from test_gpu_kernels import needs_triton
 from test_kernels import assert_equal, outputs_and_gradients
 from torch import Tensor
 
@@ -270,55 +270,47 @@ FLOATS, INTS = "*fp32", {"targets": "*i64", "entries": "*i64", "keys": "*i32"}
 INTS |= dict.fromkeys(("index", "order", "row", "times"), "*i32")
 SCALARS = dict.fromkeys(("site", "first", "rows", "size", "count"), "i32")
 SCALARS |= {"decay": "fp32"}
-KERNELS: list[tuple[str, set[str], dict[str, Any]]] = [
-    ("_add_norm_forward", {"branch", "normed"},
+KERNELS: list[tuple[str, int, set[str], dict[str, Any]]] = [
+    ("_add_norm_forward", 2, {"branch", "normed"},
      {"EPSILON": 1e-5, "WIDTH": 384, "BLOCK": 512, "DROP_BELOW": 26, "SCALE": 1.1}),
-    ("_add_norm_forward", {"branch", "normed"},
+    ("_add_norm_forward", 1, {"branch", "normed"},
      {"EPSILON": 1e-5, "WIDTH": 256, "BLOCK": 256, "DROP_BELOW": 0, "SCALE": 1.0, "stream": None,
       "keys": None}),
-    ("_add_norm_backward", {"d_branch", "d_normed"},
+    ("_add_norm_backward", 2, {"d_branch", "d_normed"},
      {"WIDTH": 384, "BLOCK": 512, "DROP_BELOW": 26, "SCALE": 1.1}),
-    ("_add_norm_backward", {"d_branch", "d_normed"},
+    ("_add_norm_backward", 1, {"d_branch", "d_normed"},
      {"WIDTH": 256, "BLOCK": 256, "DROP_BELOW": 0, "SCALE": 1.0, "d_total": None, "d_stream": None,
       "keys": None}),
-    ("_squared_relu_forward", {"x", "y"}, {"BLOCK": 1024}),
-    ("_squared_relu_backward", {"x", "d_y", "d_x"}, {"BLOCK": 1024}),
-    ("_nats", {"logits"}, {"IGNORED": IGNORED, "LEAST": 1e-37, "VOCAB": 4096, "BLOCK": 4096,
+    ("_squared_relu_forward", 4, {"x", "y"}, {"BLOCK": 1024}),
+    ("_squared_relu_backward", 4, {"x", "d_y", "d_x"}, {"BLOCK": 1024}),
+    ("_nats", 8, {"logits"}, {"IGNORED": IGNORED, "LEAST": 1e-37, "VOCAB": 4096, "BLOCK": 4096,
                            "GRADIENTS": True}),
-    ("_nats", {"logits"}, {"IGNORED": IGNORED, "LEAST": 1e-37, "VOCAB": 1000, "BLOCK": 1024,
+    ("_nats", 4, {"logits"}, {"IGNORED": IGNORED, "LEAST": 1e-37, "VOCAB": 1000, "BLOCK": 1024,
                            "GRADIENTS": True, "entries": None, "scores": None, "counted": None,
                            "left": None, "d_scores": None, "d_counted": None, "d_left": None}),
-    ("_gather", set(), {"WIDTH": 256, "BLOCK": 256}),
-    ("_gather_backward", set(), {"WIDTH": 256, "BLOCK": 256, "ROWS": 16}),
-    ("_judge", set(), {"CLIP": 1.0, "BLOCK": 128}),
-    ("_blend", set(), {"KEEP": 0.7, "ROWS": 256, "COLUMNS": 768, "TILE": 32}),
-    ("_move", {"stack"}, {"ROWS": 250, "COLUMNS": 700, "TILE": 32}),
+    ("_gather", 1, set(), {"WIDTH": 256, "BLOCK": 256}),
+    ("_gather_backward", 8, set(), {"WIDTH": 256, "BLOCK": 256, "ROWS": 16}),
+    ("_judge", 1, set(), {"CLIP": 1.0, "BLOCK": 128}),
+    ("_blend", 4, set(), {"KEEP": 0.7, "ROWS": 256, "COLUMNS": 768, "TILE": 32}),
+    ("_move", 4, {"stack"}, {"ROWS": 250, "COLUMNS": 700, "TILE": 32}),
 ]  # fmt: skip
-"""Name, which arguments are in half precision, constants."""
+"""Name, warps, which arguments are in half precision, constants: as they are launched."""
 
 
-@pytest.mark.parametrize(("capability", "half"), [(75, "fp16"), (90, "bf16")])
-@pytest.mark.parametrize(("name", "halves", "constants"), KERNELS)
+@pytest.mark.parametrize(("capability", "half"), GPUS)
+@pytest.mark.parametrize(("name", "warps", "halves", "constants"), KERNELS)
 def test_compiles_for_gpus(
-    capability: int, half: str, name: str, halves: set[str], constants: dict[str, Any],
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    compiled: Compiled, capability: int, half: str, name: str, warps: int, halves: set[str],
+    constants: dict[str, Any],
 ) -> None:  # fmt: skip
     """The interpreter does not check types; the compiler, which needs no GPU, does."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from newllm.model.kernels import gpu
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(gpu, name)
     named = (
         INTS | SCALARS | dict.fromkeys(halves, f"*{half}") | dict.fromkeys(constants, "constexpr")
     )
     types = {argument: named.get(argument, FLOATS) for argument in kernel.arg_names}
-    compiled = triton.compile(
-        ASTSource(kernel, types, constants),
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": 8},
-    )
-    assert f".target sm_{capability}" in compiled.asm["ptx"]
+    used = compiled(capability, kernel, types, constants, num_warps=warps)
+    assert used.registers <= MOST_REGISTERS
+    assert used.spilled == 0

@@ -113,6 +113,12 @@ class _GatedLM(ResidualLM[Segments]):
     ) -> Segments:
         return Segments.cut(reset, lengths, ids.shape)
 
+    def _boundaries_sent(
+        self, ids: Tensor, reset: Tensor | None, lengths: Tensor | None, device: torch.device
+    ) -> Segments:
+        """How many segments there are, and how long, a GPU would be asked."""
+        return Segments.cut(reset, lengths, ids.shape).to(device)
+
 
 class GruLM(_GatedLM):
     """A stack of GRUs; the state is {"hidden": [L, B, C]}."""

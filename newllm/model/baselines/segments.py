@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from newllm.device import send_together
+
 
 class Segments(NamedTuple):
     """A batch cut before every reset into S segments, which a GRU or an LSTM runs side by side, and
@@ -78,6 +80,11 @@ class Segments(NamedTuple):
             carries=(begin % time == 0) & ~resets.flatten()[begin],
             final=torch.where(in_sequence > 0, final, -1),
         )
+
+    def to(self, device: torch.device) -> Segments:
+        """The same with tensors on a device."""
+        tensors = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor)}
+        return self._replace(**send_together(tensors, device))
 
     def first_states(self, carried: Tensor) -> Tensor:
         """State before each segment, [S, C], from those the sequences carry, [B, C]."""

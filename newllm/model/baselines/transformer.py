@@ -40,7 +40,7 @@ class View(NamedTuple):
     """What each token of a call can see. Columns are the `past` carried tokens, then the T own."""
 
     past: int
-    """Carried tokens that some sequence can see."""
+    """Carried tokens that some sequence can see; on a GPU, which would have to be asked, all."""
     first: Tensor
     """First column that each token sees; the last one is its own; [B, T]."""
     lengths: Tensor | None
@@ -57,7 +57,7 @@ class View(NamedTuple):
         if reset is not None:
             start = torch.cat([start[:, :1], torch.where(reset, steps, -WINDOW)], dim=1)
             start = start.cummax(dim=1).values
-        past = int(-start[:, 1].min())
+        past = WINDOW if seen.device.type == "cuda" else int(-start[:, 1].min())
         first = torch.maximum(start[:, 1:], steps - WINDOW) + past
         ends = torch.full_like(seen, time) if lengths is None else lengths
         last_start = start.gather(1, ends[:, None])[:, 0]
