@@ -1,4 +1,4 @@
-"""What the C library does with freed memory; tensors that travel together."""
+"""What the C library does with freed memory; tensors that travel together; which device writes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from newllm import device
+from newllm.cli import talk
 from newllm.device import Layout
 
 glibc = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
@@ -82,3 +84,24 @@ def test_tensors_in_one_buffer_are_what_they_were() -> None:
         assert found[name].dtype == x.dtype
         assert found[name].storage_offset() * x.element_size() % 16 == 0
     assert Layout.of({}).size == 0
+
+
+def test_the_speed_of_products_is_that_of_the_best_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that says how long each product took: 2 x 4,096 x 384 x 768 FLOP in 0.25 s."""
+    ticks = iter([0.0, 0.5, 1.0, 1.25, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    monkeypatch.setattr(device.time, "perf_counter", lambda: next(ticks))
+    speed = device.product_speed(torch.device("cpu"), torch.float32)
+    assert speed == 2 * 4096 * 384 * 768 / 0.25
+
+
+@pytest.mark.parametrize(("asked", "cuda", "where"), [
+    (None, True, "cpu"), ("auto", True, "cpu"), ("auto", False, "cpu"), ("cuda", True, "cuda"),
+])  # fmt: skip
+def test_text_is_written_on_the_cpu_unless_a_gpu_is_asked_for(
+    asked: str | None, cuda: bool, where: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert talk._writing_device(asked) == where
+    said = capsys.readouterr().err
+    assert ("Writing on the CPU" in said) == (cuda and asked != "cuda")
+    assert len(said.splitlines()) <= 1

@@ -1,6 +1,7 @@
-"""What a step of training, or of writing many texts, asks of a GPU, counted without one.
+"""What a step of training, of writing many texts, or an evaluation asks of a GPU, counted without
+one.
 
-    python -m tools.gpu_dry_run [--layers 4] [--old]
+    python -m tools.gpu_dry_run [NAME ...] [--operations]
 
 The real step of a trainer or decoder runs on tensors without content (torch's meta device) that say
 they are on a GPU: nothing is computed there, and every operation is seen. Tensors on the CPU are
