@@ -115,7 +115,7 @@ class ModelSettings(_Settings):
         default=0,
         ge=0,
         le=2**24,
-        description="rows of the table of token pairs (context; with bpe by itself); 0: no table",
+        description="rows of the table of token pairs (context, bpe); 0: no table",
     )
     recall_slots: int = Field(
         default=0,

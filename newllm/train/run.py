@@ -478,14 +478,24 @@ def shape_of(path: str, architecture: str | None = None) -> dict[str, Any]:
     return stored.model_dump(include=inherited)
 
 
-def named_rows(option: str, entry: str, anywhere: bool = False) -> tuple[Dataset, str]:
-    """The data set and the path of DATASET=PATH; `anywhere`: the path may be missing.
+def named_rows(
+    option: str, entry: str, anywhere: bool = False, own: str | None = None
+) -> tuple[Dataset, str]:
+    """The data set and the path of DATASET=PATH.
+
+    Args:
+        option: whose value it is.
+        entry: the value.
+        anywhere: whether the path may be missing.
+        own: the data set that is trained on, which cannot be named.
 
     Raises:
-        UserError: an unknown data set, or no path.
+        UserError: an unknown data set, the run's own, or no path.
     """
     dataset, _, path = entry.partition("=")
     level = find_dataset(dataset.replace("-", "_"))
+    if level.name == own:
+        raise UserError(f"{option} {entry}: that is the data set of this run")
     if not path and not anywhere:
         raise UserError(f"{option} {entry}: say where its rows are: {level.name}=PATH")
     return level, path
@@ -499,9 +509,8 @@ def prepare_rehearsal(settings: Settings, tokenizer: Tokenizer) -> dict[str, Enc
     """
     rehearsed = {}
     for entry in settings.rehearse:
-        level, path = named_rows("--rehearse", entry, settings.data in ("hub", "sample"))
-        if level.name == settings.dataset:
-            raise UserError(f"--rehearse {entry}: that is the data set of this run")
+        anywhere = settings.data in ("hub", "sample")
+        level, path = named_rows("--rehearse", entry, anywhere, own=settings.dataset)
         encoding = Encoding(
             level.name, tokenizer.kind, tokenizer.vocab_size, settings.max_seq_length
         )
