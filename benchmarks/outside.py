@@ -8,9 +8,9 @@ fit the minutes, at each of the rates; its checkpoint is scored on our validatio
 its block size, each token but the first of a row with half a block before it at least. So is
 torch's own GRU, one layer with a tied embedding, trained at each of the rates as nanoGPT is: AdamW,
 the same batches, a warm-up and a cosine down to a tenth. Beside them `newllm train` in the same
-minutes, with and without recall and counts. llama2.c is compiled with
-its `make runfast` for this machine and writes with a random model of as many parameters as ours,
-in turns with our trained one. One core.
+minutes, with and without recall and counts. llama2.c is compiled with its `make runfast` for this
+machine and writes with a random model of as many parameters as ours, in turns with our trained one.
+One core.
 """
 
 from __future__ import annotations

@@ -102,9 +102,9 @@ class _SelfContained(JITCodeLibrary):
     """Machine code that calls nothing but its own copies of what it is made of.
 
     numba compiles the body of a `prange` by itself, and then a copy of it as a part of its kernel,
-    where it is optimised once more and may add in another order. Both have one name: the process
-    that compiles runs the first, one that finds the kernel on the disk has but the copy, and their
-    sums differ in the last bit. Names of the copy's own make both run the copy.
+    where it is optimised once more and may add in another order. Both are one linker symbol: the
+    process that compiles runs the first, one that loads the kernel from the cache has only the
+    copy, and their sums differ in the last bit. With internal linkage both run the copy.
     """
 
     def _optimize_final_module(self) -> None:
