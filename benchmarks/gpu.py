@@ -53,8 +53,9 @@ from newllm.model.kernels import Noise, make_lookup, triton_is_installed
 from newllm.model.residual import ResidualLM
 from newllm.planning.speed import DEVICES
 from newllm.planning.work import work_of
-from newllm.results.runs import RunFiles
+from newllm.results.runs import RunFiles, read_lines
 from newllm.settings import resolve
+from newllm.train import checkpoint
 
 LIMIT = 540.0
 """Seconds of all stages together."""
@@ -480,22 +481,57 @@ def peers(bench: Bench) -> Iterator[Row]:
 
 
 def commands(bench: Bench) -> Iterator[Row]:
-    """The published command on the built-in rows: its loss falls."""
-    name, device = "gpu", "cpu" if bench.dry else "cuda"
-    words = ["train", "dolly", "--data", "sample", "--device", device, "--name", name]
-    words += ["--out", str(bench.out / "runs"), "--epochs", "2" if bench.dry else "4"]
+    """The published commands on the built-in rows: the loss falls, a run that was stopped ends with
+    the same weights, and both are scored and answer."""
+    runs = bench.out / "runs"
+    device = "cpu" if bench.dry else "cuda"
+    epochs = 6 if bench.dry else 4
+    train = ["train", "dolly", "--data", "sample", "--device", device, "--out", str(runs),
+             "--epochs", str(epochs)]  # fmt: skip
     if bench.dry:
-        words += "--max-samples 40 --vocab-size 300 --context-dim 16 --batch-size 4".split()
-    hidden = {"TRITON_INTERPRET"}
-    env = {name: value for name, value in os.environ.items() if name not in hidden}
+        train += "--max-samples 40 --vocab-size 300 --context-dim 16 --batch-size 4".split()
+    whole, stopped = (RunFiles(runs, name) for name in ("gpu", "gpu_stopped"))
+
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "newllm", *words], check=True, env=env)
+    _newllm(*train, "--name", whole.name)
     yield row("newllm train dolly --data sample", time.perf_counter() - started, "s")
-    text = RunFiles(bench.out / "runs", name).metrics.read_text(encoding="utf-8")
-    losses = [json.loads(line)["train_loss"] for line in text.splitlines()]
+    losses = [line["train_loss"] for line in read_lines(whole.metrics, {"train_loss"})]
     yield row("loss of the first epoch", losses[0], "nats")
     falls = "below the first" if losses[-1] < losses[0] else "NOT BELOW THE FIRST"
     yield row("loss of the last epoch", losses[-1], "nats", falls)
+
+    process = subprocess.Popen(_words(*train, "--name", stopped.name), env=_env())
+    while process.poll() is None and not stopped.best.exists():
+        time.sleep(0.01)
+    process.terminate()
+    process.wait()
+    before = len(read_lines(stopped.metrics, {"train_loss"}))
+    _newllm(*train, "--name", stopped.name, "--resume")
+    one, other = (checkpoint.load(files.final)["model"] for files in (whole, stopped))
+    error = max(gpu_checks.difference(x, other[name]) for name, x in one.items())
+    what = f"stopped after {before} of {epochs} epochs and resumed"
+    yield row(what, error, "largest difference", "at most 0", error == 0)
+
+    started = time.perf_counter()
+    _newllm("eval", str(whole.best), "--data", "sample", "--device", device)
+    yield row("newllm eval", time.perf_counter() - started, "s")
+    started = time.perf_counter()
+    _newllm("generate", str(whole.best), "--prompt", "What is the capital of France?")
+    yield row("newllm generate", time.perf_counter() - started, "s")
+
+
+def _newllm(*words: str) -> None:
+    """Give a command; its last words are the error's where it fails."""
+    subprocess.run(_words(*words), check=True, env=_env())
+
+
+def _words(*words: str) -> list[str]:
+    return [sys.executable, "-m", "newllm", *words]
+
+
+def _env() -> dict[str, str]:
+    """Without what makes the kernels run in the interpreter."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
 def writing(bench: Bench) -> Iterator[Row]:

@@ -15,6 +15,7 @@ from tools.gpu_dry_run import (
     count_step,
     count_steps,
     count_writing,
+    estimates,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -134,3 +135,9 @@ def test_a_wait_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.use_deterministic_algorithms(False)
     counts = count_step("hh_rlhf", {**CASES["4 x 256"][0], "num_layers": 1})
     assert sum(counts.waits.values()) == 1
+
+
+def test_estimates_follow_the_counts() -> None:
+    told = estimates("1 x 256, word1000")
+    assert told["launches (dropout)"] == "78 (78) -> 3"
+    assert all(" -> " in told[gpu] for gpu in ("T4", "L4", "A100", "H200"))

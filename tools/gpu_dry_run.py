@@ -16,7 +16,9 @@ real. It needs neither a GPU nor a CUDA build of torch. Counted are
 The step after is captured as a CUDA graph would be, and the next one is its replay: how many
 launches are left is counted, too, and what the captured step asked for in which order.
 
-No times: they need a GPU.
+Times need a GPU. What --estimates prints is arithmetic, by the rules that the version before the
+Triton kernels was estimated by: half of a GPU's speed of products, its memory's bandwidth for the
+bytes, 0.12 ms a layer for the recurrence of 128 tokens, 5 us of the host a launch, 15 us a wait.
 """
 
 from __future__ import annotations
@@ -38,9 +40,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from benchmarks.measure import markdown_table
 from newllm.config import Settings
 from newllm.data.loader import Batch
 from newllm.data.prepare import Encoded
+from newllm.planning.speed import DEVICES
+from newllm.planning.work import work_of
 from newllm.settings import resolve
 
 KERNELS = {
@@ -474,12 +479,49 @@ EVALUATIONS: dict[str, dict[str, Any]] = {
 """Flags of models that score the built-in validation rows, in three batches."""
 
 
+GPUS = {"T4": "t4", "L4": "l4", "A100": "a100", "H200": "h200"}
+ESTIMATED = ("1 x 256, word1000", "4 x 256, word1000", "4 x 256", "12 x 1024")
+
+
+def estimates(case: str) -> dict[str, str]:
+    """A row of a table: a step launched one by one and, after the arrow, as a graph."""
+    flags, _, _ = CASES[case]
+    counts, dropped = (count_step("hh_rlhf", flags, dropout=p) for p in (0.0, 0.1))
+    settings = resolve("hh_rlhf", {"data": "sample", **flags})
+    if settings.tokenizer == "word1000":
+        settings = settings.model_copy(update={"vocab_size": 1003})
+    tokens = settings.batch_size * settings.max_seq_length
+    work = work_of(settings)
+    flops = tokens * work.flops_per_token + work.update_flops
+    told = {
+        "": case,
+        "launches (dropout)": f"{counts.launches} ({dropped.launches}) -> {counts.of_replay}",
+        "MB elementwise (dropout)": f"{counts.bytes / 1e6:,.0f} ({dropped.bytes / 1e6:,.0f})",
+    }
+    for name, gpu in GPUS.items():
+        known = DEVICES[gpu]
+        device = counts.bytes / known.bandwidth + flops / (known.flops / 2)
+        device += 0.12e-3 * settings.num_layers
+        host = 5e-6 * counts.launches + 15e-6 * sum(counts.waits.values())
+        launched, replayed = max(device, host), max(device, 5e-6 * counts.of_replay)
+        share = 100 * flops / replayed / known.flops
+        told[name] = (
+            f"{1e3 * launched:.1f} -> {1e3 * replayed:.1f}, {tokens / replayed / 1e3:,.0f}k, "
+            f"{share:.0f}%"
+        )
+    return told
+
+
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--operations", is_flag=True, help="Also every operation, most launched first.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def command(names: tuple[str, ...], operations: bool, as_json: bool) -> None:
+@click.option("--estimates", "estimated", is_flag=True, help="A table of what GPUs may take.")
+def command(names: tuple[str, ...], operations: bool, as_json: bool, estimated: bool) -> None:
     """Count a step of the cases whose names begin like NAMES (default: all)."""
+    if estimated:
+        click.echo(markdown_table([estimates(case) for case in ESTIMATED]))
+        return
     found = {}
     runs: dict[str, Callable[[], Counts]] = {
         **{name: partial(count_step, "hh_rlhf", *case) for name, case in CASES.items()},

@@ -321,6 +321,34 @@ def test_the_loop_of_gpus_skips_steps_that_are_not_finite(flags, monkeypatch, ca
         train("dolly", {**flags, "epochs": 50})
 
 
+@pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "loop of gpus"])
+@pytest.mark.parametrize("spoilt", ["gradient", "loss"])
+def test_states_survive_gradients_that_overflow(spoilt, gpu, flags, monkeypatch) -> None:
+    """As those of fp16 do until their scale is found: the states behind a finite loss are good."""
+    if gpu:
+        as_on_a_gpu(monkeypatch)
+    computed, counted = Trainer._accumulate, Trainer._count_skipped
+    kept: list[bool] = []
+
+    def spoil(self: Trainer, *given: Any) -> Any:
+        nats, state = computed(self, *given)
+        if self.progress.total_steps == 3:
+            next(self.model.parameters()).grad.fill_(torch.inf)  # type: ignore[union-attr]
+            nats = nats * torch.nan if spoilt == "loss" else nats
+        return nats, state
+
+    def count(self: Trainer, *given: Any) -> None:
+        before = {name: part.clone() for name, part in self.state.items()}
+        counted(self, *given)
+        kept.append(all(torch.equal(part, before[name]) for name, part in self.state.items()))
+        assert any(part.any() for part in before.values())
+
+    monkeypatch.setattr(Trainer, "_accumulate", spoil)
+    monkeypatch.setattr(Trainer, "_count_skipped", count)
+    train("dolly", flags)
+    assert kept == [spoilt == "gradient"]
+
+
 def test_divergence_ends_with_one_line(flags, monkeypatch) -> None:
     monkeypatch.setattr(loop, "all_finite", lambda *_: False)
     with pytest.raises(UserError, match=f"{MAX_NONFINITE_STEPS} steps in a row"):
