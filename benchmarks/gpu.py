@@ -46,7 +46,7 @@ from benchmarks.trials import ROOT
 from newllm.cuda_graph import WARM_UP
 from newllm.device import fast_bf16, product_speed
 from newllm.errors import UserError
-from newllm.inference.decoder import Decoder, FusedDecoder, make_decoder
+from newllm.inference.decoder import Decoder, FusedDecoder, ModuleDecoder, make_decoder
 from newllm.inference.graphed import GraphedSlots
 from newllm.model import build_model
 from newllm.model.kernels import Noise, make_lookup, triton_is_installed
@@ -542,7 +542,7 @@ def writing(bench: Bench) -> Iterator[Row]:
     assert isinstance(model, ResidualLM)
     cpu = torch.device("cpu")
     ways: tuple[tuple[torch.device, str, Callable[[], Decoder]], ...] = (
-        (bench.device, "launched", lambda: Decoder(model, batched=True)),
+        (bench.device, "launched", lambda: ModuleDecoder(model, batched=True)),
         (bench.device, "by a graph", lambda: FusedDecoder(model, GraphedSlots(model))),
         (cpu, "fused", lambda: make_decoder(model)),
     )

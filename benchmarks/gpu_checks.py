@@ -23,7 +23,7 @@ from newllm.data.loader import IGNORED
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.datasets import find_dataset
-from newllm.inference.decoder import Decoder, FusedDecoder
+from newllm.inference.decoder import FusedDecoder, ModuleDecoder
 from newllm.inference.graphed import GraphedSlots
 from newllm.model import build_model, kernels
 from newllm.model.context import reference as context_reference
@@ -196,7 +196,7 @@ def _update_checks(device: torch.device) -> Iterator[Check]:
         gradient, momentum, weight = torch.arange(5.0) * value, torch.ones(5), torch.zeros(5)
         found = []
         for run, where in ((gpu, device), (reference, torch.device("cpu"))):
-            verdict = run.judge(
+            check = run.check_step(
                 torch.tensor(5.0, device=where),
                 norms.to(where),
                 torch.tensor(4.0, device=where),
@@ -204,12 +204,12 @@ def _update_checks(device: torch.device) -> Iterator[Check]:
             )
             g, m, w = (x.to(where, copy=True) for x in (gradient, momentum, weight))
             places, rates = reference.Places(((1, 1, 2, 2, 2), (0, 1, 1, 1, 1))), m.new_ones(2)
-            stack = run.blend(g, m, places, verdict.found_inf, verdict.grad_scale, 0.7)
+            stack = run.blend(g, m, places, check.found_inf, check.grad_scale, 0.7)
             rate = torch.tensor(0.1, device=where)
-            run.move_(w, stack, places, rates, verdict.found_inf, rate, 0.5)
-            found.append([verdict.said, verdict.found_inf, stack, m, w])
+            run.move_(w, stack, places, rates, check.found_inf, rate, 0.5)
+            found.append([check.outcome, check.found_inf, stack, m, w])
         error = max(difference(a, b) for a, b in zip(*found, strict=True))
-        yield Check(f"judge, blend and move_, {about}", error, TOLERANCES[torch.float32])
+        yield Check(f"check_step, blend and move_, {about}", error, TOLERANCES[torch.float32])
 
 
 def large_check(device: torch.device, numbers: int = 2**31) -> Check:
@@ -429,7 +429,7 @@ def serving_check(device: torch.device) -> Check:
         model.eval().requires_grad_(False).to(where)
         plain = mock.patch.object(kernels, "active_kernel", return_value="reference")
         with kernels_of(device) if found else plain:
-            decoder = Decoder(model, batched=True)
+            decoder = ModuleDecoder(model, batched=True)
             slots = [decoder.add() for _ in range(3)]
             decoder.read(slots, [[5, 6, 7], [8, 9], [10, 11, 12, 13]])
             scores = [decoder.step(slots, [20 + n, 30 + n, 40]) for n in range(3)]
@@ -455,7 +455,7 @@ def writing_check(device: torch.device) -> Check:
         plain = mock.patch.object(kernels, "active_kernel", return_value="reference")
         with kernels_of(device) if found else plain:
             slots = GraphedSlots(model, 4) if found else None
-            decoder = Decoder(model) if slots is None else FusedDecoder(model, slots)
+            decoder = ModuleDecoder(model) if slots is None else FusedDecoder(model, slots)
             texts = [decoder.add() for _ in range(3)]
             decoder.read(texts, [[5, 6, 7], [8, 9], [10, 11, 12, 13]])
             decoder.begin_answer(texts[1])

@@ -22,7 +22,8 @@ from benchmarks.models import find_model, model_options
 from newllm.data.tokenizers import BPE
 from newllm.device import pick_precision
 from newllm.inference.decoder import Stream, make_decoder, write_tokens
-from newllm.inference.sampler import Sampler, Sampling
+from newllm.inference.sampler import Sampler
+from newllm.inference.sampling import Sampling
 from newllm.model import LanguageModel
 from newllm.model.context.decode import can_step
 from newllm.model.quantize import RoundedLM

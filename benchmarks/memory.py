@@ -19,7 +19,8 @@ from benchmarks.models import find_model, model_options
 from newllm.chat.dialogue import state_bytes
 from newllm.data.tokenizers import BPE
 from newllm.inference.decoder import Stream, make_decoder, write_tokens
-from newllm.inference.sampler import Sampler, Sampling
+from newllm.inference.sampler import Sampler
+from newllm.inference.sampling import Sampling
 from newllm.model import LanguageModel
 from newllm.train.memory import resident_bytes
 

@@ -40,7 +40,7 @@ from newllm.config import Settings
 from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.shards import EncodedSplit
 from newllm.data.sources import open_chosen
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.results.summary import load_summary
 from newllm.settings import resolve
 

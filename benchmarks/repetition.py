@@ -21,7 +21,8 @@ from newllm.data.tokenizers import never_written
 from newllm.datasets import find_dataset
 from newllm.errors import UserError
 from newllm.inference.decoder import Stream, write_tokens
-from newllm.inference.sampler import Sampler, Sampling
+from newllm.inference.sampler import Sampler
+from newllm.inference.sampling import Sampling
 from newllm.trained import TrainedModel
 
 TEMPERATURES, PENALTIES = (0.0, 0.7, 1.0), (1.0, 1.1, 1.3)

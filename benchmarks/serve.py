@@ -33,7 +33,7 @@ import numpy as np
 
 from benchmarks.measure import Report, Row, progress, report_options, rounds
 from newllm.errors import UserError
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.train.memory import resident_bytes
 from newllm.trained import TrainedModel
 

@@ -5,12 +5,14 @@
 Each row is a training of the same few steps on the built-in rows of Dolly: in one process, in two
 that hold the whole model each, their gradients summed after the backward pass or during it, and in
 two that share it (FSDP2). `held` are the bytes of parameters and optimizer state in a process,
-`grown` what its memory has grown by since before there was a model, after the last step. Losses are
-compared with those of one process.
+`grown` what its resident memory has grown by since before there was a model, after the last step; a
+small model has been trained the same way by then, so that imports and machine code are not in it.
+Losses are compared with those of one process.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import statistics
@@ -29,7 +31,7 @@ from newllm.data.prepare import Encoded, Encoding, prepare_training
 from newllm.data.sources import open_chosen
 from newllm.device import give_back_freed_memory
 from newllm.settings import resolve
-from newllm.train.distributed import process_group
+from newllm.train.distributed import Processes, process_group
 from newllm.train.log import EpochLog
 from newllm.train.memory import resident_bytes
 from newllm.train.sharding import own_part
@@ -57,22 +59,13 @@ def measured(way: str, params: int, steps: int, tokens: int) -> dict[str, Any] |
     """Of this process and those beside it; None but in the main one."""
     torch.set_num_threads(1)
     settings, data = prepared(params, tokens, way)
+    small = settings.model_copy(update={"context_dim": 32, "embed_dim": 32, "hidden_dim": 32})
     with process_group() as processes:
+        _trained(way, small, data, 2, processes)
+        gc.collect()
+        give_back_freed_memory()
         before = resident_bytes()
-        trainer = Trainer(
-            settings, data, EpochLog(), lambda _: None, lambda _, __: None,
-            torch.device("cpu"), processes=processes,
-        )  # fmt: skip
-        trainer.micro_batch = 2
-        trainer._begin()
-        if way == "after" and trainer._sums is not None:
-            trainer._sums.expect_last = lambda: None  # type: ignore[method-assign]
-        loader = trainer._loader(0)
-        losses, seconds = [], []
-        for step in range(steps):
-            started = time.perf_counter()
-            losses.append(trainer._step(loader.batch(step), 1.0))
-            seconds.append(time.perf_counter() - started)
+        trainer, losses, seconds = _trained(way, settings, data, steps, processes)
         give_back_freed_memory()
         state = [part for o in trainer.optimizers for s in o.state.values() for part in s.values()]
         held = [own_part(tensor) for tensor in (*trainer.model.parameters(), *state)]
@@ -87,6 +80,27 @@ def measured(way: str, params: int, steps: int, tokens: int) -> dict[str, Any] |
             "parameters": trainer.parameters, "everyone": everyone, "losses": losses,
             "seconds": statistics.median(seconds[1:]),
         }  # fmt: skip
+
+
+def _trained(
+    way: str, settings: Settings, data: Encoded, steps: int, processes: Processes
+) -> tuple[Trainer, list[float], list[float]]:
+    """The trainer after so many steps, their nats and their seconds."""
+    trainer = Trainer(
+        settings, data, EpochLog(), lambda _: None, lambda _, __: None,
+        torch.device("cpu"), processes=processes,
+    )  # fmt: skip
+    trainer.micro_batch = 2
+    trainer._begin()
+    if way == "after" and trainer._sums is not None:
+        trainer._sums.expect_last = lambda: None  # type: ignore[method-assign]
+    loader = trainer._loader(0)
+    losses, seconds = [], []
+    for step in range(steps):
+        started = time.perf_counter()
+        losses.append(trainer._step(loader.batch(step), 1.0))
+        seconds.append(time.perf_counter() - started)
+    return trainer, losses, seconds
 
 
 @click.command()

@@ -63,7 +63,7 @@ def stepper(
         128,
         ROWS,
         (0, 0),
-        not find_spec(settings.architecture).one_document_per_row,
+        find_spec(settings.architecture).one_document_per_row,
     )
     batches = [loader.batch(step) for step in range(min(8, len(loader)))]
     upcoming = cycle(batches)
@@ -83,7 +83,7 @@ def published_stepper(settings: Settings, data: Encoded) -> tuple[Callable[[], N
     """The same for the published time loop, fp32."""
     model = PublishedLoop(settings.model_settings(), data.tokenizer.vocab_size)
     optimizers = make_optimizers(model, settings)
-    loader = EpochLoader(data.splits["train"], 128, ROWS, (0, 0), shared=False)
+    loader = EpochLoader(data.splits["train"], 128, ROWS, (0, 0), one_document_per_row=True)
     batches = [loader.batch(step) for step in range(min(8, len(loader)))]
     upcoming = cycle(batches)
 

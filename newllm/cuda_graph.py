@@ -78,9 +78,9 @@ class GraphedStep:
         if which not in self._graphs and self._wanted and self._taken[which] >= WARM_UP:
             self._capture(which, partial(step, sent))
         if which in self._graphs:
-            said, replay = self._graphs[which]
+            outcome, replay = self._graphs[which]
             replay()
-            return said
+            return outcome
         self._taken[which] += 1
         return self._around.warm_up(partial(step, sent)) if self._wanted else step(sent)
 
@@ -123,9 +123,9 @@ class Surroundings:
         main, side = torch.cuda.current_stream(self._device), self._stream()
         side.wait_stream(main)
         with torch.cuda.stream(side):
-            said = step()
+            outcome = step()
         main.wait_stream(side)
-        return said
+        return outcome
 
     def capture(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
         """Record what a step asks of the GPU, without computing it.
@@ -147,5 +147,5 @@ class Surroundings:
                 capture_error_mode="thread_local",  # a server has a thread for each model
             ),
         ):
-            said = step()
-        return said, recorded.replay
+            outcome = step()
+        return outcome, recorded.replay

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from newllm.chat.dialogue import knows_system
-from newllm.chat.session import MAX_NEW_TOKENS, BestOf, ChatSession
+from newllm.chat.session import BestOf, ChatSession
 from newllm.chat.session_file import model_fingerprint
 from newllm.config import Settings, parse
 from newllm.data.prepare import Encoded, Encoding, find_encoded, prepare_evaluation
@@ -27,7 +27,7 @@ from newllm.evaluate.ngram import ngram_baseline
 from newllm.evaluate.skills import SKILL_ROWS, skill_check
 from newllm.inference.decoder import Decoder, make_decoder
 from newllm.inference.reward import reward_file, rewards
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import MAX_NEW_TOKENS, Sampling
 from newllm.model import LanguageModel, State, build_model
 from newllm.model.own_block import block_of_checkpoint
 from newllm.model.quantize import WeightFormat, with_weights

@@ -14,7 +14,8 @@ from newllm.data.tokenizers import replace_surrogates
 from newllm.datasets.conversations import Conversation, Message
 from newllm.errors import UserError
 from newllm.inference.decoder import START, Snapshot
-from newllm.inference.sampler import RngState, Sampling
+from newllm.inference.sampler import RngState
+from newllm.inference.sampling import Sampling
 from newllm.model import LanguageModel, State
 
 UNDO_TURNS, UNDO_BYTES = 16, 2**20

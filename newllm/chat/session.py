@@ -16,11 +16,9 @@ from newllm.errors import UserError
 from newllm.files import write_bytes, write_text
 from newllm.inference.answer_text import AnswerText
 from newllm.inference.decoder import Decoder, Stream, write_tokens
-from newllm.inference.sampler import Sampler, Sampling
+from newllm.inference.sampler import Sampler
+from newllm.inference.sampling import MAX_NEW_TOKENS, Sampling
 from newllm.model import LanguageModel, State
-
-MAX_NEW_TOKENS = 256
-"""Length of an answer at most, where nothing else is said."""
 
 
 @dataclass(frozen=True)

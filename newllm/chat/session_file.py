@@ -39,7 +39,7 @@ from newllm.data.render import Renderer
 from newllm.datasets.conversations import Conversation, Message
 from newllm.errors import UserError
 from newllm.inference.decoder import Snapshot
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.model import LanguageModel, State
 from newllm.model.recall.reference import in_sets, possible_slots
 

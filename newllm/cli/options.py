@@ -25,6 +25,7 @@ from newllm.config import (
     parse_size,
 )
 from newllm.datasets import DATASETS
+from newllm.inference.sampling import MAX_NEW_TOKENS, Sampling
 from newllm.model.spec import COUNTS, RECALL_SLOTS, SPECS
 from newllm.settings import resolve
 
@@ -231,17 +232,19 @@ architecture_option = click.option(
 )
 
 
+_USUAL = Sampling()
+
 sampling_options = _together(
-    click.option("--max-new-tokens", default=256, show_default=True,
+    click.option("--max-new-tokens", default=MAX_NEW_TOKENS, show_default=True,
                  type=click.IntRange(min=1), help="Tokens written at most."),
     click.option("--min-new-tokens", default=0, type=click.IntRange(min=0),
                  help="Tokens before the answer may end."),
-    click.option("--temperature", default=0.7, show_default=True,
+    click.option("--temperature", default=_USUAL.temperature, show_default=True,
                  type=click.FloatRange(min=0), help="0: always the likeliest token."),
-    click.option("--top-p", default=0.9, show_default=True,
+    click.option("--top-p", default=_USUAL.top_p, show_default=True,
                  type=click.FloatRange(min=0, max=1, min_open=True),
                  help="Sample from the likeliest tokens of this total probability."),
-    click.option("--repetition-penalty", default=1.1, show_default=True,
+    click.option("--repetition-penalty", default=_USUAL.repetition_penalty, show_default=True,
                  type=click.FloatRange(min=1),
                  help="Divide the scores of the 64 tokens written last by it."),
     click.option("--seed", default=None, type=click.IntRange(min=0), help="Same seed, same text."),

@@ -11,6 +11,9 @@ from newllm.cli.help_pages import Command
 from newllm.cli.options import SeveralWords, file_argument, setting_options
 from newllm.config import option_name
 from newllm.errors import UserError
+from newllm.results.stages import Practice
+
+_USUAL = Practice("")
 
 _OF_A_HEAD = {
     "file", "method", "data", "columns", "splits", "subset", "max_samples", "seed", "device",
@@ -81,43 +84,42 @@ def prefer(
 @click.command(cls=Command)
 @file_argument
 @click.option(
-    "--task", type=click.Choice(["arithmetic", "code", "math"]), default="arithmetic",
+    "--task", type=click.Choice(["arithmetic", "code", "math"]), default=_USUAL.task,
     show_default=True, help="What is asked; code runs shut in, math needs the extra eval.",
 )  # fmt: skip
-@click.option("--grade", type=click.IntRange(1, 4), default=1, show_default=True,
+@click.option("--grade", type=click.IntRange(1, 4), default=_USUAL.grade, show_default=True,
               help="How difficult: 1 sums of two digits, 2 differences too, 3 of three digits, "
               "4 products; of code: steps.")  # fmt: skip
 @setting_options("data", default="hub; of math alone")
-@click.option("--shown", type=click.IntRange(0), default=300, show_default=True,
+@click.option("--shown", type=click.IntRange(0), default=_USUAL.shown, show_default=True,
               help="Solved problems that are shown first.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(1), default=8, show_default=True,
+@click.option("--rounds", type=click.IntRange(1), default=_USUAL.rounds, show_default=True,
               help="Rounds of practice at most.")  # fmt: skip
-@click.option("--problems", type=click.IntRange(1), default=1000, show_default=True,
+@click.option("--problems", type=click.IntRange(1), default=_USUAL.problems, show_default=True,
               help="New problems a round.")  # fmt: skip
-@click.option("--samples", type=click.IntRange(1), default=2, show_default=True,
+@click.option("--samples", type=click.IntRange(1), default=_USUAL.samples, show_default=True,
               help="Answers to each.")  # fmt: skip
-@click.option("--temperature", type=click.FloatRange(0), default=0.7, show_default=True,
-              help="How freely answers are drawn.")  # fmt: skip
-@click.option("--goal", type=click.FloatRange(0, 1), default=0.95, show_default=True,
+@click.option("--temperature", type=click.FloatRange(0), default=_USUAL.temperature,
+              show_default=True, help="How freely answers are drawn.")  # fmt: skip
+@click.option("--goal", type=click.FloatRange(0, 1), default=_USUAL.goal, show_default=True,
               help="Share of right answers at which practice ends.")  # fmt: skip
 @click.option(
     "--replay",
     metavar="DATASET=PATH",
     help="Rows mixed in against forgetting.  [default: those FILE was trained on]",
 )
-@click.option("--replay-share", type=click.FloatRange(0, 0.9), default=0.1, show_default=True,
-              help="Share of the tokens that is replay.")  # fmt: skip
-@setting_options("learning_rate", default="0.002")
-@setting_options("batch_size", default="8")
+@click.option("--replay-share", type=click.FloatRange(0, 0.9), default=_USUAL.replay_share,
+              show_default=True, help="Share of the tokens that is replay.")  # fmt: skip
+@setting_options("learning_rate", default=f"{_USUAL.learning_rate:g}")
+@setting_options("batch_size", default=str(_USUAL.batch_size))
 @setting_options("seed", "device", "out")
-@click.option("--name", default="practice", show_default=True, help="Name of the practice.")
+@click.option("--name", default=_USUAL.name, show_default=True, help="Name of the practice.")
 @click.option("--resume", is_flag=True, help="Go on where the practice of this name stopped.")
 def practise(file: str, resume: bool, **given: Any) -> None:
     """Let checkpoint FILE answer problems, and learn from what a checker finds right.
 
     Example: newllm practise best.pt --task arithmetic --grade 1
     """
-    from newllm.curriculum.practise import Practice
     from newllm.curriculum.practise import practise as run
 
     run(Practice(file, **{n: value for n, value in given.items() if value is not None}), resume)

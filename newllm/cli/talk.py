@@ -49,7 +49,7 @@ def generate(
 
     Example: newllm generate best.pt --prompt "What is the capital of France?"
     """
-    from newllm.inference.sampler import Sampling
+    from newllm.inference.sampling import Sampling
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, _writing_device(device), weights, architecture)
@@ -90,7 +90,7 @@ def chat(
     Example: newllm chat checkpoints/best_new_llm_dolly_layers1_bpe.pt --temperature 0.5
     """
     from newllm.chat.terminal import converse
-    from newllm.inference.sampler import Sampling
+    from newllm.inference.sampling import Sampling
     from newllm.trained import TrainedModel
 
     model = TrainedModel.load(file, _writing_device(device), weights, architecture)

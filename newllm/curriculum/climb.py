@@ -26,7 +26,7 @@ from newllm.results.climb import NAME, TOKENIZER, ClimbConfig, LevelResult, read
 from newllm.results.records import EpochRecord, Metrics
 from newllm.results.runs import RunFiles
 from newllm.results.stages import read_preferences
-from newllm.results.summary import Summary, load_summary
+from newllm.results.summary import load_summary
 from newllm.settings import resolve
 from newllm.train.distributed import refuse_several
 from newllm.train.prefer import prefer
@@ -187,7 +187,7 @@ class LevelRun:
             best = train(dataset, flags, resume=resume, advise=False)
             summary = load_summary(files.summary)
             minutes += summary.minutes
-            status = _status(summary)
+            status = summary.verdict.outcome
             if status != "not cleared" or not self.config.until_cleared or rounds == MAX_ROUNDS:
                 break
             rounds += 1
@@ -306,11 +306,3 @@ def _recommended(
     parts = have["pair_rows"] > 0, have["recall_slots"] > 0
     hidden = default_widths(sizes["num_layers"], sizes["context_dim"], *parts)["hidden_dim"]
     return {**sizes, "hidden_dim": given.get("hidden_dim", hidden)}
-
-
-def _status(summary: Summary) -> str:
-    """cleared, not cleared or not judged, by the mark in bits per byte."""
-    mark = summary.verdict.bpb_mark
-    if mark is None:
-        return "not judged"
-    return "cleared" if mark.cleared else "not cleared"

@@ -13,9 +13,9 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from newllm.config import parse
 from newllm.curriculum.exercises import (
@@ -34,7 +34,7 @@ from newllm.errors import UserError, require_packages
 from newllm.evaluate.sandbox import require_sandbox
 from newllm.inference.greedy import Answer, greedy_answers, sampled_answers
 from newllm.results.runs import RunFiles, read_lines, write_lines
-from newllm.results.stages import read_practice, write_practice
+from newllm.results.stages import Practice, read_practice, write_practice
 from newllm.train import checkpoint
 from newllm.train.distributed import refuse_several
 from newllm.train.run import named_rows, train
@@ -45,51 +45,19 @@ _SHOWN_EPOCHS, _ROUND_EPOCHS = 20, 3
 _VALIDATION_ROWS = 50
 
 
-@dataclass(frozen=True)
-class Practice:
-    """What is practised, and how."""
+def problems_of(plan: Practice, grade: int) -> Task:
+    """The problems of a grade.
 
-    file: str
-    """The checkpoint that practice begins with."""
-    task: Literal["arithmetic", "code", "math"] = "arithmetic"
-    grade: int = 1
-    data: str = "hub"
-    """Where MATH's rows are."""
-    shown: int = 300
-    """Solved problems that are shown first."""
-    rounds: int = 8
-    problems: int = 1000
-    """New problems a round."""
-    samples: int = 2
-    """Answers to each."""
-    temperature: float = 0.7
-    goal: float = 0.95
-    """Share of right answers at which practice ends."""
-    tested: int = 200
-    """Unseen problems that the model is tested with, the same every time."""
-    replay: str | None = None
-    """Rows of before that are mixed in, as DATASET=PATH; None: of the data set of `file`."""
-    replay_share: float = 0.1
-    learning_rate: float = 0.002
-    batch_size: int = 8
-    seed: int = 0
-    out: str = "checkpoints"
-    name: str = "practice"
-    device: str = "auto"
-
-    def problems_of(self, grade: int) -> Task:
-        """The problems of a grade.
-
-        Raises:
-            UserError: rows, a package or a protection is missing.
-        """
-        if self.task == "math":
-            require_packages("--task math", "math_verify", extra="eval")
-            return MathRows(open_source(find_dataset("math"), self.data))
-        if self.task == "code":
-            require_sandbox()
-            return programs(grade)
-        return arithmetic(grade)
+    Raises:
+        UserError: rows, a package or a protection is missing.
+    """
+    if plan.task == "math":
+        require_packages("--task math", "math_verify", extra="eval")
+        return MathRows(open_source(find_dataset("math"), plan.data))
+    if plan.task == "code":
+        require_sandbox()
+        return programs(grade)
+    return arithmetic(grade)
 
 
 def practise(
@@ -130,9 +98,9 @@ class _Practising:
     ) -> None:
         self.plan, self.folder, self.note, self.resume = plan, folder, note, resume
         self.path = folder / f"{plan.name}.practice.json"
-        self.task = plan.problems_of(plan.grade)
+        self.task = problems_of(plan, plan.grade)
         graded = plan.task != "math" and plan.grade < max(GRADES)
-        self.above = plan.problems_of(plan.grade + 1) if graded else None
+        self.above = problems_of(plan, plan.grade + 1) if graded else None
         self.rounds = self._begin()
 
     def _begin(self) -> list[dict[str, Any]]:

@@ -49,14 +49,14 @@ class Batch:
         )
 
     def micro_batches(
-        self, rows: int, apart: bool = False
+        self, rows: int, one_document_per_row: bool = False
     ) -> Iterator[tuple[slice | Tensor, Batch]]:
         """So many sequences at a time: which they are, and that part of the batch.
 
-        Where documents are `apart`, no two of them share a sequence: those of like length go
+        Where `one_document_per_row`, no two documents share a sequence: those of like length go
         together, and no further than the longest, as the rest of the columns is padding.
         """
-        if not apart:
+        if not one_document_per_row:
             for start in range(0, len(self.ids), rows):
                 sequences = slice(start, start + rows)
                 yield sequences, self.select(sequences)
@@ -84,7 +84,7 @@ class EpochLoader:
         row_length: int,
         batch_size: int,
         shuffle_seed: tuple[int, int] | None = None,
-        shared: bool = True,
+        one_document_per_row: bool = False,
         part: slice = slice(None),
         tables: np.ndarray | None = None,
         assistant: bool = False,
@@ -92,7 +92,7 @@ class EpochLoader:
         self.split, self.part, self.tables, self.assistant = split, part, tables, assistant
         self.batch_size = len(range(batch_size)[part])  # of this process
         self.plan: Plan = plan_epoch(
-            split.lengths - 1, row_length, batch_size, shuffle_seed, shared
+            split.lengths - 1, row_length, batch_size, shuffle_seed, one_document_per_row
         )
 
     def __len__(self) -> int:
@@ -110,30 +110,27 @@ class EpochLoader:
         reset = np.zeros(shape, bool)
         assistant = np.zeros(shape, bool) if self.assistant else None
         tables = None if self.tables is None else np.zeros(shape, np.uint8)
-        here = self.plan.segments(step, self.part)
-        lengths = here.stop - here.start
+        segments = self.plan.segments(step, self.part)
+        lengths = segments.stop - segments.start
         if len(lengths):
-            ends = np.cumsum(lengths)
-            sequence = here.sequence - range(self.plan.batch_size)[self.part].start
-            first = sequence * self.plan.row_length + here.column
-            count = np.arange(ends[-1])
-            place = np.repeat(first - ends + lengths, lengths) + count
+            sequence = segments.sequence - range(self.plan.batch_size)[self.part].start
+            first = sequence * shape[1] + segments.column
+            place, input_ = _places(first, lengths)
             # One more token than positions: inputs and their successors overlap by all but one.
-            read = here.document, here.start, here.stop + 1
-            tokens = self.split.parts(*read)
-            input_ = np.repeat(np.arange(len(ends)), lengths) + count
+            span = segments.document, segments.start, segments.stop + 1
+            tokens = self.split.parts(*span)
             ids.reshape(-1)[place], targets.reshape(-1)[place] = tokens[input_], tokens[input_ + 1]
             if assistant is not None or self.split.masked:
-                marks = self.split.parts(*read, assistant=True)[input_ + 1]
+                marks = self.split.parts(*span, marks=True)[input_ + 1]
                 if assistant is not None:
                     assistant.reshape(-1)[place] = marks == ANSWERED
                 targets.reshape(-1)[place[marks == MASKED]] = IGNORED
             if tables is not None and self.tables is not None:
-                tables.reshape(-1)[place] = np.repeat(self.tables[here.document], lengths)
+                tables.reshape(-1)[place] = np.repeat(self.tables[segments.document], lengths)
             starts = reset.reshape(-1)
-            starts[first[here.start == 0]] = True
+            starts[first[segments.start == 0]] = True
             # Padding after the last document starts from nothing.
-            end = here.column + lengths
+            end = segments.column + lengths
             last = np.append(sequence[1:] != sequence[:-1], True) & (end < shape[1])
             starts[(first + lengths)[last]] = True
         return Batch(
@@ -153,7 +150,26 @@ class EpochLoader:
         if not self.split.masked:
             return int((everywhere.stop - everywhere.start).sum())
         read = everywhere.document, everywhere.start + 1, everywhere.stop + 1
-        return int((self.split.parts(*read, assistant=True) != MASKED).sum())
+        return int((self.split.parts(*read, marks=True) != MASKED).sum())
+
+
+def _places(first: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the tokens of segments go, and where they are: all tokens of a batch at once.
+
+    Segments of 2 and 1 positions that begin at 0 and 5 of the flat batch are read as 3 and 2
+    tokens, a b c and x y: places 0, 1 and 5 take a, b and x, which are inputs 0, 1 and 3.
+
+    Args:
+        first: place of each segment's first position in the flat batch, [S].
+        lengths: positions of each, [S].
+
+    Returns:
+        of each position its place, and the place of its input among the tokens read.
+    """
+    ends = np.cumsum(lengths)
+    count = np.arange(ends[-1])
+    place = np.repeat(first - ends + lengths, lengths) + count
+    return place, np.repeat(np.arange(len(ends)), lengths) + count
 
 
 def read_ahead(batches: Iterator[Batch], count: int = 2) -> Iterator[Batch]:
@@ -233,17 +249,17 @@ class Mixture:
         return np.concatenate(of_each)[first[self._split] + self._document]
 
     def parts(
-        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, marks: bool = False
     ) -> np.ndarray:
         """See :class:`newllm.data.shards.Documents`."""
         lengths = stops - starts
-        read = np.empty(lengths.sum(), np.uint8 if assistant else np.uint16)
-        part = np.repeat(np.arange(len(lengths)), lengths)
+        read = np.empty(lengths.sum(), np.uint8 if marks else np.uint16)
+        segment = np.repeat(np.arange(len(lengths)), lengths)
         of_split = self._split[documents]
         for number in np.unique(of_split).tolist():
             own = of_split == number
             where = self._document[documents[own]], starts[own], stops[own]
-            read[own[part]] = self._splits[number].parts(*where, assistant=assistant)
+            read[own[segment]] = self._splits[number].parts(*where, marks=marks)
         return read
 
 

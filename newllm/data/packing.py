@@ -86,11 +86,13 @@ class Plan:
         return Segments(np.repeat(sequences, count), document, start, stop, column)
 
 
-def pack(positions: np.ndarray, order: np.ndarray, row_length: int, shared: bool) -> Chains:
+def pack(
+    positions: np.ndarray, order: np.ndarray, row_length: int, one_document_per_row: bool
+) -> Chains:
     """Place documents, in the order given ([D]), into chains of rows of `row_length` positions.
 
     `positions` [D] are the scored ones of each document; every document that has one is in exactly
-    one chain. Several documents share a row only where `shared`.
+    one chain. Several documents share a row unless `one_document_per_row`.
     """
     order = order[positions[order] > 0]
     chain_of = np.empty(len(order), np.int32)
@@ -110,7 +112,7 @@ def pack(positions: np.ndarray, order: np.ndarray, row_length: int, shared: bool
                 chain, left = chains, -length % row_length
                 chains += 1
             chosen.append(chain)
-            if shared and left:
+            if left and not one_document_per_row:
                 by_room[left].append(chain)
                 rooms |= 1 << left
         chain_of[begin : begin + len(chosen)] = chosen
@@ -126,7 +128,7 @@ def plan_epoch(
     row_length: int,
     batch_size: int,
     shuffle_seed: tuple[int, int] | None,
-    shared: bool = True,
+    one_document_per_row: bool = False,
 ) -> Plan:
     """Lay out one epoch.
 
@@ -135,12 +137,12 @@ def plan_epoch(
         row_length: positions a row holds.
         batch_size: sequences in a batch.
         shuffle_seed: (seed, epoch) that decides the order; None keeps the documents' order.
-        shared: whether several documents may share a row.
+        one_document_per_row: whether no two documents share a row.
     """
     documents = np.arange(len(positions), dtype=np.int32)
     rng = None if shuffle_seed is None else np.random.default_rng(shuffle_seed)
     order = documents if rng is None else rng.permutation(documents)
-    chains = pack(positions, order, row_length, shared)
+    chains = pack(positions, order, row_length, one_document_per_row)
     longest_first = np.argsort(-chains.rows, kind="stable").astype(np.int32)
     sequence_of, heights = _spread(chains.rows[longest_first], batch_size)
     by_sequence = np.split(

@@ -51,11 +51,11 @@ class Documents(Protocol):
     """Whether there are tokens that are not scored."""
 
     def parts(
-        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, marks: bool = False
     ) -> np.ndarray:
         """Tokens starts..stops of documents, [S] each, one part after the other: uint16 [N].
 
-        With `assistant`: their marks, `ANSWERED`, `MASKED` or 0, uint8 [N].
+        With `marks`: their marks instead, `ANSWERED`, `MASKED` or 0, uint8 [N].
         """
         ...
 
@@ -91,12 +91,12 @@ class EncodedSplit:
         return self._slice(self._assistant, document, start, stop)
 
     def parts(
-        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, marks: bool = False
     ) -> np.ndarray:
         """See :class:`Documents`."""
         shards = self._first_document.searchsorted(documents, side="right") - 1
         first = self._offsets[documents] + starts
-        files = self._assistant if assistant else self._tokens
+        files = self._assistant if marks else self._tokens
         return files.read_all(shards.tolist(), first.tolist(), (stops - starts).tolist())
 
     def all_tokens(self) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,8 @@ from newllm import __version__
 TRAINING_ALONE = frozenset(
     {
         "_without",
-        "aims",
+        "facts_for_loss",
+        "facts_for_mixing",
         "late_decaying",
         "loss",
         "matrices",
@@ -25,7 +26,6 @@ TRAINING_ALONE = frozenset(
         "mixing",
         "mixing_matrices",
         "nats",
-        "of_mixing",
         "without_counts",
         "without_memories",
     }

@@ -21,6 +21,7 @@ from newllm.export.card import model_card
 from newllm.export.folder import new_folder
 from newllm.export.hf_tokenizer import SPECIAL, chat_template, from_fast, require_bpe, to_fast
 from newllm.files import write_text
+from newllm.inference.sampling import MAX_NEW_TOKENS
 from newllm.model import ContextLM
 from newllm.model.spec import find_spec
 from newllm.results.runs import RunFiles
@@ -150,7 +151,11 @@ def _config(model: TrainedModel, tokenizer: BPE) -> dict[str, Any]:
 def _generation(tokenizer: BPE) -> dict[str, Any]:
     """Answers end with the turn; what no answer holds is never written."""
     special = {"pad_token_id": PAD, "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end}
-    return {**special, "suppress_tokens": never_written(tokenizer), "max_new_tokens": 256}
+    return {
+        **special,
+        "suppress_tokens": never_written(tokenizer),
+        "max_new_tokens": MAX_NEW_TOKENS,
+    }
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -28,7 +28,8 @@ from lm_eval.api.registry import register_model
 from newllm.data.tokenizers import never_written
 from newllm.export.hf_tokenizer import MARK, SPECIAL, require_bpe, to_fast
 from newllm.inference.decoder import Stream, read_chunks, write_tokens
-from newllm.inference.sampler import Sampler, Sampling
+from newllm.inference.sampler import Sampler
+from newllm.inference.sampling import Sampling
 from newllm.trained import TrainedModel
 
 READ_TOKENS = 256

@@ -7,6 +7,7 @@ with the module too. `make_decoder` decides which, once.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -26,23 +27,18 @@ PROMPT_TOKENS = 4096
 """Prompt tokens read at a time, where nothing else is said: bounds the memory of long prompts."""
 
 
-class Decoder:
+class Decoder(ABC):
     """Texts read and written side by side, each in a slot: its state, carried from token to token.
 
-    This class takes every step with the module. The states of its slots are the tensors that the
-    module returned, which nothing changes afterwards.
+    Prompts are read by the module; how a step is taken and where states are kept is what the two
+    kinds differ in.
     """
 
-    def __init__(self, model: LanguageModel, batched: bool = False) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         """No slots yet; see :func:`make_decoder`."""
         self.model = model
-        self._batched = batched
-        self._states: dict[int, tuple[State, int]] = {}
-        """Of each slot: the state of the texts it was last read with, and its number among them."""
-        self._looked_up: dict[int, Tensor] = {}
-        """Of each slot that answers: the tables of recall as they stood before, [K, 1, S, WAYS]."""
-        self._numbers = count()
 
+    @abstractmethod
     def empty_copy(self, texts: int = 1) -> Decoder:
         """A decoder of the same weights (shared, not packed again) that has no slots yet.
 
@@ -50,8 +46,8 @@ class Decoder:
         there are no more than `texts` slots, what is computed for one does not depend, to the bit,
         on how many others there are.
         """
-        return Decoder(self.model, self._batched)
 
+    @abstractmethod
     def add(self, state: State | None = None) -> int:
         """Open a slot and return its number.
 
@@ -59,39 +55,42 @@ class Decoder:
             state: of one text (1 in dimension 1 of each part), on any device; not changed. None
                 for the start of a text.
         """
-        slot = next(self._numbers)
-        self.set_state(slot, state)
-        return slot
 
+    @abstractmethod
     def remove(self, slot: int) -> None:
         """Close a slot; its number may be given to another."""
-        del self._states[slot]
-        self._looked_up.pop(slot, None)
 
+    @abstractmethod
     def state(self, slot: int) -> State:
         """The state of a slot, for :meth:`add`; it stays as it is when the slot reads on."""
-        return _row(*self._states[slot])
 
+    @abstractmethod
     def set_state(self, slot: int, state: State | None) -> None:
         """Go on from another state (None: from the start of a text)."""
-        device = next(self.model.parameters()).device
-        state = state or self.model.initial_state(1)
-        self._states[slot] = {name: part.to(device) for name, part in state.items()}, 0
-        self._looked_up.pop(slot, None)
 
+    @abstractmethod
     def begin_answer(self, slot: int) -> None:
         """What a slot reads by steps from here on is its own answer: recall copies nothing of it.
 
         A model that looks into its own words repeats them (docs/LOG.md). They are entered all the
         same, and found from :meth:`end_answer` on.
         """
-        state = self.state(slot)
-        if "recall" in state:
-            self._looked_up[slot] = state["recall"]
 
+    @abstractmethod
     def end_answer(self, slot: int) -> None:
         """The answer has ended, however it did."""
-        self._looked_up.pop(slot, None)
+
+    @abstractmethod
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+        """Read one token in each of these slots (a selection, in any order).
+
+        Returns:
+            scores of every next token, fp32 [len(slots), V]; the next step may overwrite them.
+        """
+
+    @abstractmethod
+    def _match(self, slot: int) -> int:
+        """What recall finds behind the last tokens of a slot, as it is stored."""
 
     def recalled(self, slot: int) -> int | None:
         """The token that followed the last two or more tokens of a slot where they stood before.
@@ -101,24 +100,7 @@ class Decoder:
         match = self._match(slot) if self.model.settings.recall_slots else 0
         return match % TIMES_UNIT if match // ORDER_UNIT > 0 else None
 
-    def _match(self, slot: int) -> int:
-        state = self.state(slot)
-        tables = self._looked_up.get(slot, state["recall"])
-        return longest_match(*(part[:, 0].numpy(force=True) for part in (tables, state["recent"])))
-
-    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
-        """Read one token in each of these slots (a selection, in any order).
-
-        Returns:
-            scores of every next token, fp32 [len(slots), V]; the next step may overwrite them.
-        """
-        ids = [[token] for token in tokens]
-        answering = sum(slot in self._looked_up for slot in slots)
-        if len(slots) == 1 or (self._batched and answering in (0, len(slots))):
-            return self._read(slots, ids, 1, answering > 0)
-        parts = [self.step([slot], [token]) for slot, token in zip(slots, tokens, strict=True)]
-        return np.concatenate(parts)
-
+    @torch.inference_mode()
     def read(
         self, slots: Sequence[int], texts: Sequence[Sequence[int]], chunk: int = PROMPT_TOKENS
     ) -> np.ndarray:
@@ -132,7 +114,9 @@ class Decoder:
         Returns:
             scores of every next token, fp32 [len(slots), V].
         """
-        return self._read(slots, texts, chunk, answering=False)
+        logits, state = self._read(texts, self._join(slots), chunk)
+        self._split(slots, state)
+        return logits
 
     @torch.inference_mode()
     def read_scored(self, slot: int, ids: Sequence[int]) -> np.ndarray:
@@ -146,15 +130,12 @@ class Decoder:
         self._split((slot,), state)
         return self.model.logits(hidden[0]).float().numpy(force=True)
 
-    @torch.inference_mode()
     def _read(
-        self, slots: Sequence[int], texts: Sequence[Sequence[int]], chunk: int, answering: bool
-    ) -> np.ndarray:
+        self, texts: Sequence[Sequence[int]], state: State, chunk: int
+    ) -> tuple[np.ndarray, State]:
+        """The scores after texts that go on from a state, and the state after them."""
         lengths = [len(text) for text in texts]
-        logits = np.empty((len(slots), self.model.vocab_size), np.float32)
-        state = self._join(slots)
-        if answering:
-            state = {**state, "looked_up": torch.cat([self._looked_up[s] for s in slots], dim=1)}
+        logits = np.empty((len(texts), self.model.vocab_size), np.float32)
         for part, hidden, after in read_chunks(self.model, texts, state, chunk):
             state = after
             ended = [row for row, length in enumerate(lengths) if part.start < length <= part.stop]
@@ -163,29 +144,99 @@ class Decoder:
             elif ended:
                 last = hidden[ended, [lengths[row] - 1 - part.start for row in ended]]
                 logits[ended] = self.model.logits(last).float().numpy(force=True)
+        return logits, state
+
+    def _join(self, slots: Sequence[int]) -> State:
+        """The states of these slots as one."""
+        return _joined([self.state(slot) for slot in slots])
+
+    def _split(self, slots: Sequence[int], state: State) -> None:
+        """Give each of these slots its part of a state."""
+        for row, slot in enumerate(slots):
+            self.set_state(slot, _row(state, row))
+
+
+class ModuleDecoder(Decoder):
+    """Takes every step with the module. The states of its slots are the tensors that the module
+    returned, which nothing changes afterwards.
+    """
+
+    def __init__(self, model: LanguageModel, batched: bool = False) -> None:
+        super().__init__(model)
+        self._batched = batched
+        self._states: dict[int, tuple[State, int]] = {}
+        """Of each slot: the state of the texts it was last read with, and its number among them."""
+        self._looked_up: dict[int, Tensor] = {}
+        """Of each slot that answers: the tables of recall as they stood before, [K, 1, S, WAYS]."""
+        self._numbers = count()
+
+    def empty_copy(self, texts: int = 1) -> Decoder:
+        return ModuleDecoder(self.model, self._batched)
+
+    def add(self, state: State | None = None) -> int:
+        slot = next(self._numbers)
+        self.set_state(slot, state)
+        return slot
+
+    def remove(self, slot: int) -> None:
+        del self._states[slot]
+        self._looked_up.pop(slot, None)
+
+    def state(self, slot: int) -> State:
+        return _row(*self._states[slot])
+
+    def set_state(self, slot: int, state: State | None) -> None:
+        device = next(self.model.parameters()).device
+        state = state or self.model.initial_state(1)
+        self._states[slot] = {name: part.to(device) for name, part in state.items()}, 0
+        self._looked_up.pop(slot, None)
+
+    def begin_answer(self, slot: int) -> None:
+        state = self.state(slot)
+        if "recall" in state:
+            self._looked_up[slot] = state["recall"]
+
+    def end_answer(self, slot: int) -> None:
+        self._looked_up.pop(slot, None)
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+        answering = [self._looked_up[slot] for slot in slots if slot in self._looked_up]
+        # A call of the module has one table to look into: all of its texts answer, or none.
+        if len(slots) > 1 and not (self._batched and len(answering) in (0, len(slots))):
+            parts = [self.step([slot], [token]) for slot, token in zip(slots, tokens, strict=True)]
+            return np.concatenate(parts)
+        state = self._join(slots)
+        if answering:
+            state = {**state, "looked_up": torch.cat(answering, dim=1)}
+        logits, state = self._read([[token] for token in tokens], state, 1)
         state.pop("looked_up", None)
         self._split(slots, state)
         return logits
 
+    def _match(self, slot: int) -> int:
+        state = self.state(slot)
+        tables = self._looked_up.get(slot, state["recall"])
+        return longest_match(*(part[:, 0].numpy(force=True) for part in (tables, state["recent"])))
+
     def _join(self, slots: Sequence[int]) -> State:
-        """The states of these slots as one, without a copy where they were last read together."""
+        """Without a copy where they were last read together."""
         first, _ = self._states[slots[0]]
         rows = [row for state, row in map(self._states.__getitem__, slots) if state is first]
         if len(rows) < len(slots):
-            return _joined([self.state(slot) for slot in slots])
+            return super()._join(slots)
         if rows == list(range(next(iter(first.values())).shape[1])):
             return first
         return {name: part[:, rows] for name, part in first.items()}
 
     def _split(self, slots: Sequence[int], state: State) -> None:
-        """Give each of these slots its part of a state."""
         for row, slot in enumerate(slots):
             self._states[slot] = state, row
 
 
 class FusedDecoder(Decoder):
-    """The same, with the steps of all slots through the whole stack as one: a call of a numba
-    kernel (`ContextSlots`), or a CUDA graph (`GraphedSlots`).
+    """Takes the steps of all slots through the whole stack as one: a call of a numba kernel
+    (`ContextSlots`), or a CUDA graph (`GraphedSlots`).
 
     What a slot computes does not depend, to the bit, on which others take a step with it.
     """
@@ -215,18 +266,11 @@ class FusedDecoder(Decoder):
     def end_answer(self, slot: int) -> None:
         self._slots.set_answering(slot, False)
 
-    def _match(self, slot: int) -> int:
-        return self._slots.match(slot)
-
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         return self._slots.step(slots, tokens)
 
-    def _join(self, slots: Sequence[int]) -> State:
-        return _joined([self.state(slot) for slot in slots])
-
-    def _split(self, slots: Sequence[int], state: State) -> None:
-        for row, slot in enumerate(slots):
-            self.set_state(slot, _row(state, row))
+    def _match(self, slot: int) -> int:
+        return self._slots.match(slot)
 
 
 def _joined(states: Sequence[State]) -> State:
@@ -260,7 +304,7 @@ def make_decoder(model: LanguageModel, batched: bool = False) -> Decoder:
         return FusedDecoder(model, ContextSlots(model))
     if can_capture(model):
         return FusedDecoder(model, GraphedSlots(model))
-    return Decoder(model, batched)
+    return ModuleDecoder(model, batched)
 
 
 def read_chunks(

@@ -34,6 +34,9 @@ PREFILL_TOKENS = 256
 INTERIM_SECONDS = 0.5
 """How often an answer on its way tells where it stands, to those who keep that."""
 
+_LATELY = 16
+"""Ends of jobs after which an old pace counts for a third."""
+
 _PICTURE_NUMBERS = 64
 """Numbers of each layer in a picture of the state."""
 
@@ -43,7 +46,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class TokenLogprob:
     """How likely the model found a token that was taken, and the likeliest ones (natural logs)."""
 
     token: int
@@ -66,7 +69,7 @@ class Piece:
     """What came of one token."""
 
     text: str
-    chosen: Chosen | None = None
+    chosen: TokenLogprob | None = None
     recalled: bool = False
     """Whether recall proposed the token; only looked at where pictures are asked for."""
     picture: Picture | None = None
@@ -108,7 +111,7 @@ class Job:
     """Tell what the state looks like."""
     prompt_logprobs: bool = False
     """Tell the log-probabilities of the prompt's tokens as well, `top_logprobs` being set."""
-    keep: bool = False
+    wants_interim: bool = False
     """Tell twice a second where the answer stands."""
     cancelled: bool = field(default=False, init=False)
     """Set by whoever asked, from any thread: the answer ends where it is."""
@@ -116,7 +119,7 @@ class Job:
     """Called, by the function that the engine notifies, when something below has changed."""
     pieces: deque[Piece] = field(default_factory=deque, init=False)
     """What was written and not yet taken by whoever asked."""
-    prompt: list[Chosen | None] = field(default_factory=list, init=False)
+    prompt: list[TokenLogprob | None] = field(default_factory=list, init=False)
     """How likely the tokens of `ids` were; None for one that nothing stands before."""
     interim: Interim | None = field(default=None, init=False)
     """Where the answer stood a moment ago."""
@@ -181,7 +184,7 @@ class Engine:
             queue: jobs that wait besides, in the order in which they came.
         """
         self._decoder, self._end, self._max_jobs, self._notify = decoder, end, max_jobs, notify
-        self.room = max_jobs + queue
+        self.capacity = max_jobs + queue
         """Jobs that are accepted at the same time."""
         self.seconds_per_job = 0.0
         """Between the ends of two jobs while there is work, of late."""
@@ -216,7 +219,7 @@ class Engine:
     def submit(self, *jobs: Job) -> bool:
         """Accept some jobs, or none of them: False if there are too many already."""
         with self._lock:
-            if self._count + len(jobs) > self.room:
+            if self._count + len(jobs) > self.capacity:
                 return False
             self._count += len(jobs)
         for job in jobs:
@@ -326,7 +329,7 @@ class Engine:
 
     def _write(self) -> None:
         """Draw a token of every answer, and read it."""
-        drawn: list[tuple[_Running, int, Chosen | None, bool]] = []
+        drawn: list[tuple[_Running, int, TokenLogprob | None, bool]] = []
         for running in list(self._writing):
             job = running.job
             assert running.logits is not None
@@ -352,7 +355,7 @@ class Engine:
             self._take_token(running, token, chosen, recalled)
 
     def _take_token(
-        self, running: _Running, token: int, chosen: Chosen | None, recalled: bool
+        self, running: _Running, token: int, chosen: TokenLogprob | None, recalled: bool
     ) -> None:
         job = running.job
         job.written += 1
@@ -371,7 +374,7 @@ class Engine:
             self._read_again(running)
         elif job.written >= job.max_tokens:
             self._end_writing(running, "length")
-        elif job.keep and time.monotonic() - running.told >= INTERIM_SECONDS:
+        elif job.wants_interim and time.monotonic() - running.told >= INTERIM_SECONDS:
             running.told = time.monotonic()
             snapshot = running.snapshot(self._decoder)
             if snapshot.is_finite:
@@ -405,7 +408,7 @@ class Engine:
             job.pieces.append(Piece(rest))
         job.snapshot, job.reason = snapshot, reason
         now = time.monotonic()
-        self.seconds_per_job += (now - self._last_end - self.seconds_per_job) / 16
+        self.seconds_per_job += (now - self._last_end - self.seconds_per_job) / _LATELY
         self._last_end = now
         with self._lock:
             self._count -= 1
@@ -427,23 +430,24 @@ def _score(job: Job, stream: Stream, ids: Sequence[int]) -> None:
         ids[len(ids) - len(rows) :], told.tolist(), top.values.tolist(), top.indices.tolist(),
         strict=True,
     ):  # fmt: skip
-        job.prompt.append(Chosen(token, own, list(zip(tokens, values, strict=True))))
+        job.prompt.append(TokenLogprob(token, own, list(zip(tokens, values, strict=True))))
 
 
-def _how_likely(logits: np.ndarray, token: int, count: int) -> Chosen:
+def _how_likely(logits: np.ndarray, token: int, count: int) -> TokenLogprob:
     """The model's own opinion: no temperature, nothing forbidden."""
     scores = logits.astype(np.float64)
     scores -= scores.max()
     scores -= np.log(np.exp(scores).sum())
     top = likeliest(scores, count)
-    return Chosen(
+    return TokenLogprob(
         token, float(scores[token]), list(zip(top.tolist(), scores[top].tolist(), strict=True))
     )
 
 
 def state_picture(state: State) -> Picture:
     """A small picture of a state."""
-    vectors: Any = next(iter(state.values()))[:, 0].flatten(1).float().numpy(force=True)
+    first = next(iter(state.values()))  # what the blocks carry stands before what tokens left
+    vectors: Any = first[:, 0].flatten(1).float().numpy(force=True)
     step = max(1, -(-vectors.shape[1] // _PICTURE_NUMBERS))
     context = [[round(float(value), 3) for value in row[::step]] for row in vectors]
     if "recall" not in state:

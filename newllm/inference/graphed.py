@@ -26,7 +26,7 @@ from newllm.model import LanguageModel, State, kernels
 from newllm.model.context.decode import Slots, kernel_module
 from newllm.model.counts.layer import PlacedCounts
 from newllm.model.counts.table import MOST_CONTEXT, CountTable, StoredTable
-from newllm.model.recall.layer import of_copying
+from newllm.model.recall.layer import facts_for_copying
 from newllm.model.residual import ResidualLM
 
 log = logging.getLogger("newllm.inference")
@@ -77,9 +77,9 @@ class GraphedSlots(Slots):
     @torch.inference_mode()
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         self._check(slots, tokens)
-        said = self._graph.take(self._look_up(slots, tokens), None, self._step)
+        written = self._graph.take(self._look_up(slots, tokens), None, self._step)
         scores = self._scores[: max(slots, default=-1) + 1]
-        scores.copy_(said[: len(scores)], non_blocking=True)
+        scores.copy_(written[: len(scores)], non_blocking=True)
         if _on_gpu(self._device):
             torch.cuda.synchronize(self._device)
         return scores.numpy()[list(slots)]
@@ -107,10 +107,11 @@ class GraphedSlots(Slots):
         hidden, after = model.read(model.for_gpu(facts), self._rows, None, lengths)
         for name, part in {**after, **behind}.items():
             self._rows[name].copy_(part)
-        said = of_copying(matches) if model.recall is not None else {}
-        said |= self._counts.of_logits(sent["contexts"]) if self._counts is not None else {}
+        memories = facts_for_copying(matches) if model.recall is not None else {}
+        if self._counts is not None:
+            memories |= self._counts.facts_for_logits(sent["contexts"])
         scores = F.linear(hidden[:, 0], model.embedding.weight)
-        return model.mix_in(scores, hidden[:, 0], said).float()
+        return model.mix_in(scores, hidden[:, 0], memories).float()
 
     @torch.inference_mode()
     def _grow(self, capacity: int) -> None:

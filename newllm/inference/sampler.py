@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from newllm.inference.sampling import Sampling
 
 PENALTY_WINDOW = 64
 """The repetition penalty is on so many tokens, the last ones of the answer."""
@@ -17,29 +18,6 @@ _LARGEST = 1e30
 
 RngState = dict[str, int]
 """State of numpy's PCG64 generator, from which a sampler takes its random numbers."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen."""
-
-    temperature: float = 0.7
-    """0 takes the likeliest token; higher values even out the probabilities."""
-    top_p: float = 0.9
-    """Sample from the likeliest tokens that together have this probability (arXiv:1904.09751)."""
-    seed: int | None = None
-    """None: another text every time."""
-    repetition_penalty: float = 1.1
-    """Scores of the answer's last tokens are divided by it, >= 1; 1 leaves them as they are."""
-    top_k: int = 0
-    """Only so many of the likeliest tokens are drawn (arXiv:1805.04833); 0: any."""
-    min_p: float = 0.0
-    """Only tokens of at least this fraction of the likeliest one's probability are drawn, 0..1
-    (arXiv:2407.01082)."""
-    frequency_penalty: float = 0.0
-    """Taken off a token's score for each time that the answer has it."""
-    presence_penalty: float = 0.0
-    """Taken off a token's score once the answer has it."""
 
 
 class Sampler:

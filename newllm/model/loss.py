@@ -139,15 +139,15 @@ class _SumOfNats(torch.autograd.Function):
                     copying = entries[part], scores[part]
                 if counted is not None and left is not None:
                     mixing = counted[part], left[part]
-                said = nats_gradient_(logits, targets[part], copying, mixing)
-                nats = _plus(nats, said.nats.sum(), torch.float32)
+                gradients = nats_gradient_(logits, targets[part], copying, mixing)
+                nats = _plus(nats, gradients.nats.sum(), torch.float32)
                 if not with_grad:
                     continue
                 if bias is not None and ctx.needs_input_grad[2]:
                     d_bias = _plus(d_bias, logits.sum(dim=0), bias.dtype)
                 d_weight = _plus(d_weight, wide_product(logits.t(), rows), torch.float32)
                 d_hidden = (logits @ matrix).to(hidden.dtype)
-                chunks.append((d_hidden, said.d_counted, said.d_left, said.d_scores))
+                chunks.append((d_hidden, gradients.d_counted, gradients.d_left, gradients.d_scores))
         joined = [_joined(parts) for parts in zip(*chunks, strict=True)] or [None] * 4
         d_hidden, d_counted, d_left, d_scores = joined
         ctx.grads = d_hidden, d_weight, d_bias, d_counted, d_left, d_scores

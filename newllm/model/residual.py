@@ -37,7 +37,7 @@ from newllm.model.kernels import (
 from newllm.model.kernels.reference import let_copy_
 from newllm.model.loss import compute_dtype, nats_of
 from newllm.model.recall import recall
-from newllm.model.recall.layer import RecallLayer, of_copying, spread
+from newllm.model.recall.layer import RecallLayer, facts_for_copying, spread
 from newllm.model.recall.reference import LONGEST, OPEN, ORDERS, WAYS
 from newllm.model.sampled_softmax import SampledVocabulary
 from newllm.model.trunk import TokenScores, TrunkOutput
@@ -360,24 +360,24 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
             unknown = torch.full((*ids.shape, MOST_CONTEXT), -1, dtype=torch.int32)
             return self._output(hidden, nothing, unknown), state
         if valid is None or bool(valid.all()):
-            *said, last = self._read(ids, state, reset, None, noise, tables)
-            return self._output(*said), last
+            *read, last = self._read(ids, state, reset, None, noise, tables)
+            return self._output(*read), last
         order, lengths = real_tokens_first(valid)  # what follows them is ignored
         ids_in_order, reset, tables = (
             None if part is None else part.gather(1, order.to(part.device))
             for part in (ids, reset, tables)
         )
         assert ids_in_order is not None
-        *said, last = self._read(ids_in_order, state, reset, lengths, noise, tables)
+        *read, last = self._read(ids_in_order, state, reset, lengths, noise, tables)
 
         def back(x: Tensor | None) -> Tensor | None:
             return None if x is None else put_back(x, order, valid)
 
-        hidden, matches, known = said
-        known = None if known is None else known + 1  # 0, as padding will be, is none
-        known = back(known)
-        known = None if known is None else known - 1
-        return self._output(back(hidden), back(matches), known), last
+        hidden, matches, contexts = read
+        contexts = None if contexts is None else contexts + 1  # 0, as padding will be, is none
+        contexts = back(contexts)
+        contexts = None if contexts is None else contexts - 1
+        return self._output(back(hidden), back(matches), contexts), last
 
     def _read(
         self,
@@ -393,13 +393,13 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         Hidden, matches of recall, contexts of the counts, and the state after them.
         """
         facts, behind = self.look_up(ids, state, reset, lengths, tables)
-        matches, known = facts.get("matches"), facts.get("contexts")
+        matches, contexts = facts.get("matches"), facts.get("contexts")
         boundaries, device = None, self.embedding.weight.device
         if ids.device != device:
             facts = sent(self.for_gpu(facts), device)
             boundaries = self._boundaries_sent(ids, reset, lengths, device)
         hidden, after = self.read(facts, state, noise, lengths, boundaries)
-        return hidden, matches, known, {**after, **behind}
+        return hidden, matches, contexts, {**after, **behind}
 
     def look_up(
         self,
@@ -471,13 +471,13 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         return hidden, {**after, **self._carried_on(state, boundaries)}
 
     def _output(
-        self, hidden: Tensor | None, matches: Tensor | None, known: Tensor | None
+        self, hidden: Tensor | None, matches: Tensor | None, contexts: Tensor | None
     ) -> Hidden:
         assert hidden is not None
         if self.recall is None and self.counts is None:
             return hidden
         recalled = None if self.recall is None else matches
-        return TrunkOutput(hidden, recalled, None if self.counts is None else known)
+        return TrunkOutput(hidden, recalled, None if self.counts is None else contexts)
 
     def _boundaries(
         self, ids: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None
@@ -549,36 +549,36 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
 
     def logits(self, hidden: Hidden) -> Tensor:
         """Scores of every next token, [..., D] -> [..., V]; the matrix is the embedding's."""
-        said = hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)
-        return self.with_memories(F.linear(said.hidden, self.embedding.weight), said)
+        output = hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)
+        return self.with_memories(F.linear(output.hidden, self.embedding.weight), output)
 
-    def with_memories(self, logits: Tensor, said: TrunkOutput) -> Tensor:
+    def with_memories(self, logits: Tensor, output: TrunkOutput) -> Tensor:
         """Logits [..., V] of the head, after the counts and then recall have had their say."""
-        if said.matches is None and said.contexts is None:
+        if output.matches is None and output.contexts is None:
             return logits
-        flat, said = logits.reshape(-1, logits.shape[-1]), said.flat()
-        facts = self.of_logits(said.matches, said.contexts, said.device)
-        return self.mix_in(flat, said.hidden, facts).view(logits.shape)
+        flat, output = logits.reshape(-1, logits.shape[-1]), output.flat()
+        facts = self.facts_for_logits(output.matches, output.contexts, output.device)
+        return self.mix_in(flat, output.hidden, facts).view(logits.shape)
 
-    def of_logits(
-        self, matches: Tensor | None, known: Tensor | None, device: torch.device
+    def facts_for_logits(
+        self, matches: Tensor | None, contexts: Tensor | None, device: torch.device
     ) -> Facts:
         """What the memories have to say of N positions, besides weights and numbers, on a device.
 
         Args:
-            matches: "matches" of :meth:`look_up`, [N].
-            known: "contexts", [N, K].
+            matches: of recall that :meth:`look_up` found, [N].
+            contexts: those of the counts that :meth:`look_up` found, [N, K].
             device: where the hidden states are.
         """
         facts: Facts = {}
         if self.recall is not None and matches is not None:
-            facts |= sent(of_copying(matches), device)
-        if self.counts is not None and known is not None:
-            facts |= sent(self.counts.of_logits(known), device)
+            facts |= sent(facts_for_copying(matches), device)
+        if self.counts is not None and contexts is not None:
+            facts |= sent(self.counts.facts_for_logits(contexts), device)
         return facts
 
     def mix_in(self, logits: Tensor, hidden: Tensor, facts: Facts) -> Tensor:
-        """Logits [N, V] of the head, of hidden [N, D], after what :meth:`of_logits` gave."""
+        """Logits [N, V] of the head, of hidden [N, D], after what :meth:`facts_for_logits` gave."""
         changed, above = logits.clone(), torch.zeros((), device=logits.device)
         if self.counts is not None and "unknown" in facts:
             total = logits.logsumexp(dim=1)
@@ -588,26 +588,26 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
             let_copy_(changed, candidates, scores + above)
         return changed
 
-    def _copying(self, said: TrunkOutput) -> tuple[Tensor, Tensor] | None:
+    def _copying(self, output: TrunkOutput) -> tuple[Tensor, Tensor] | None:
         """Candidates and scores of copying, [..., 1] both; None without recall."""
-        if self.recall is None or said.matches is None:
+        if self.recall is None or output.matches is None:
             return None
-        return self.recall.copying(said.hidden, said.matches)
+        return self.recall.copying(output.hidden, output.matches)
 
     def token_scores(self, hidden: Hidden, targets: Tensor) -> TokenScores:
         """How N positions [N, D] predict their targets [N], in one pass over their logits."""
-        said = hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)
-        logits = F.linear(said.hidden, self.embedding.weight).float()
-        copying, without_counts = self._copying(said), None
-        if self.counts is None or said.contexts is None:
+        output = hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)
+        logits = F.linear(output.hidden, self.embedding.weight).float()
+        copying, without_counts = self._copying(output), None
+        if self.counts is None or output.contexts is None:
             if copying is not None:
                 let_copy_(logits, *copying)
             nats = F.cross_entropy(logits, targets, reduction="none")
         else:
             before = logits.logsumexp(dim=1)
             without_counts = _nats(logits, before, copying, targets)
-            facts = sent(self.counts.of_logits(said.contexts), said.device)
-            total = self.counts.mix_(logits, before, said.hidden, facts)
+            facts = sent(self.counts.facts_for_logits(output.contexts), output.device)
+            total = self.counts.mix_(logits, before, output.hidden, facts)
             copying = copying and (copying[0], copying[1] + (total - before)[:, None])
             nats = _nats(logits, total, copying, targets)
             if copying is not None:
@@ -641,36 +641,38 @@ class ResidualLM(nn.Module, Generic[BoundariesT]):
         self, hidden: Hidden, targets: Tensor, sample: SampledVocabulary | None = None
     ) -> Tensor:
         """Sum of nats over the scored targets; see :func:`newllm.model.loss.nats_of`."""
-        said = (hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)).flat()
+        output = (hidden if isinstance(hidden, TrunkOutput) else TrunkOutput(hidden)).flat()
         targets = targets.flatten()
-        if said.device.type == "cpu":  # a GPU takes all: to know which ones it would wait
+        if output.device.type == "cpu":  # a GPU takes all: to know which ones it would wait
             scored = targets != IGNORED
             if not bool(scored.all()):
-                said, targets = said[scored], targets[scored]
-        aims = self.aims(targets, said.matches, said.contexts)
-        return self.nats(said.hidden, sent(aims, said.device), sample)
+                output, targets = output[scored], targets[scored]
+        facts = self.facts_for_loss(targets, output.matches, output.contexts)
+        return self.nats(output.hidden, sent(facts, output.device), sample)
 
-    def aims(self, targets: Tensor, matches: Tensor | None, known: Tensor | None) -> Facts:
+    def facts_for_loss(
+        self, targets: Tensor, matches: Tensor | None, contexts: Tensor | None
+    ) -> Facts:
         """What the loss of N positions needs besides weights and numbers.
 
         Args:
             targets: [N]; `IGNORED` is not scored.
-            matches: "matches" of :meth:`look_up`, [N].
-            known: "contexts", [N, K].
+            matches: of recall that :meth:`look_up` found, [N].
+            contexts: those of the counts that :meth:`look_up` found, [N, K].
         """
         facts = {"targets": targets}
         if self.recall is not None and matches is not None:
-            facts |= of_copying(matches)
-        if self.counts is not None and known is not None:
-            facts |= self.counts.of_mixing(known, targets)
+            facts |= facts_for_copying(matches)
+        if self.counts is not None and contexts is not None:
+            facts |= self.counts.facts_for_mixing(contexts, targets)
         return facts
 
     def nats(self, hidden: Tensor, facts: Facts, sample: SampledVocabulary | None = None) -> Tensor:
-        """Sum of nats, as :meth:`loss`, of hidden [N, D] and what :meth:`aims` gave."""
+        """Sum of nats, as :meth:`loss`, of hidden [N, D] and what :meth:`facts_for_loss` gave."""
         copying, mixing = None, None
         if self.recall is not None and "copied_rows" in facts:
             copying = self.recall.scores(hidden, facts)
-        if self.counts is not None and "said" in facts:
+        if self.counts is not None and "target_probability" in facts:
             mixing = self.counts.mixed(hidden, facts)
         weight, targets = self.embedding.weight, facts["targets"]
         return nats_of(hidden, weight, None, targets, copying, mixing, sample)

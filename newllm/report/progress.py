@@ -23,6 +23,12 @@ Status = Literal[
     "cleared", "trained, not cleared", "trained, not judged", "training", "ready", "planned"
 ]
 
+_OF_OUTCOME: dict[str, Status] = {
+    "cleared": "cleared",
+    "not cleared": "trained, not cleared",
+    "not judged": "trained, not judged",
+}
+
 PROTOCOLS = ("word1000", "bpe")
 
 
@@ -213,17 +219,8 @@ def _row_of(
         )
     talk = chat_command(str(run.files.best), run.settings.architecture)
     command = advice[0].command if advice else talk
-    return Row(level, _standing(run.summary.verdict), tokenizer, run, others, advice, command)
-
-
-def _standing(verdict: Verdict) -> Status:
-    """By the published mark, else by the mark in bits per byte."""
-    cleared = {"cleared": True, "not cleared": False, "not judged": None}[verdict.status]
-    if cleared is None and verdict.bpb_mark is not None:
-        cleared = verdict.bpb_mark.cleared
-    if cleared is None:
-        return "trained, not judged"
-    return "cleared" if cleared else "trained, not cleared"
+    status = _OF_OUTCOME[run.summary.verdict.outcome]
+    return Row(level, status, tokenizer, run, others, advice, command)
 
 
 def _without_run(level: Dataset, trained: set[tuple[str, str]], folder: Path) -> Row:

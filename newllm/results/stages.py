@@ -1,4 +1,4 @@
-"""What `newllm prefer` and `newllm practise` leave to be read, beside what every run does.
+"""What is practised, and what `newllm prefer` and `newllm practise` leave to be read.
 
 Earlier versions wrote neither format nor version into these files: they are of version 1.
 """
@@ -7,14 +7,48 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from newllm.errors import UserError
 from newllm.files import write_text
 
 VERSION = 1
 _PREFERENCES, _PRACTICE = "new-llm preferences", "new-llm practice"
+
+
+@dataclass(frozen=True)
+class Practice:
+    """What is practised, and how."""
+
+    file: str
+    """The checkpoint that practice begins with."""
+    task: Literal["arithmetic", "code", "math"] = "arithmetic"
+    grade: int = 1
+    data: str = "hub"
+    """Where MATH's rows are."""
+    shown: int = 300
+    """Solved problems that are shown first."""
+    rounds: int = 8
+    problems: int = 1000
+    """New problems a round."""
+    samples: int = 2
+    """Answers to each."""
+    temperature: float = 0.7
+    goal: float = 0.95
+    """Share of right answers at which practice ends."""
+    tested: int = 200
+    """Unseen problems that the model is tested with, the same every time."""
+    replay: str | None = None
+    """Rows of before that are mixed in, as DATASET=PATH; None: of the data set of `file`."""
+    replay_share: float = 0.1
+    learning_rate: float = 0.002
+    batch_size: int = 8
+    seed: int = 0
+    out: str = "checkpoints"
+    name: str = "practice"
+    device: str = "auto"
 
 
 def write_preferences(path: Path, verdict: Mapping[str, Any]) -> None:

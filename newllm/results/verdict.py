@@ -48,6 +48,13 @@ class Verdict:
     """The verdict by the mark in bits per byte, measured in equal time on the same rows; None where
     there is none."""
 
+    @property
+    def outcome(self) -> Status:
+        """By the published mark, else by the mark in bits per byte."""
+        if self.status != "not judged" or self.bpb_mark is None:
+            return self.status
+        return "cleared" if self.bpb_mark.cleared else "not cleared"
+
 
 @dataclass(frozen=True)
 class NextStep:

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from newllm.data.tokenizers import Tokenizer
-from newllm.inference.engine import Chosen, Piece
+from newllm.inference.engine import Piece, TokenLogprob
 from newllm.serve.service import Reply
 
 Replies = Sequence[Reply]
@@ -128,7 +128,7 @@ class OpenAIForm:
             return {"message": {"role": "assistant", "content": text, "refusal": None}, **rest}
         return {"delta": {"content": text}, **rest}
 
-    def _chat_logprobs(self, tokens: list[Chosen]) -> dict[str, Any]:
+    def _chat_logprobs(self, tokens: list[TokenLogprob]) -> dict[str, Any]:
         def one(token: int, logprob: float) -> dict[str, Any]:
             name = self._name(token)
             return {"token": name, "logprob": logprob, "bytes": list(self.tokenizer.piece(token))}
@@ -140,7 +140,11 @@ class OpenAIForm:
         return {"content": content, "refusal": None}
 
     def _text_logprobs(
-        self, ids: Sequence[int], scored: Sequence[Chosen | None], reply: Reply, from_start: bool
+        self,
+        ids: Sequence[int],
+        scored: Sequence[TokenLogprob | None],
+        reply: Reply,
+        from_start: bool,
     ) -> dict[str, Any]:
         offsets, at = [], 0
         for token in ids:

@@ -18,7 +18,7 @@ from newllm.datasets.conversations import Conversation
 from newllm.errors import UserError
 from newllm.inference.decoder import START
 from newllm.inference.engine import Job
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.serve.answers import OpenAIForm, Replies, respond, usage
 from newllm.serve.page_files import PageFile, page_headers, read_page
 from newllm.serve.protect import read_body

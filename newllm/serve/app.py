@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from newllm.device import trim_freed_memory
 from newllm.errors import Stopped
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.serve.api import Api
 from newllm.serve.connections import allow_connections, bind, make_server
 from newllm.serve.openapi import document

@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import JSONResponse, Response
 
 from newllm.datasets.conversations import Conversation
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 
 _MOST_STOPS = 4
 MOST_ANSWERS = 128

@@ -22,12 +22,12 @@ from prometheus_client import (
 )
 
 from newllm.chat.dialogue import model_state_bytes
-from newllm.chat.session import MAX_NEW_TOKENS
 from newllm.data.tokenizers import never_written
 from newllm.inference.answer_text import AnswerText
 from newllm.inference.decoder import Snapshot
 from newllm.inference.engine import Engine, Interim, Job, Piece
-from newllm.inference.sampler import RngState, Sampler, Sampling
+from newllm.inference.sampler import RngState, Sampler
+from newllm.inference.sampling import MAX_NEW_TOKENS, Sampling
 from newllm.serve.schemas import AnswerRequest, ApiError, shutting_down
 from newllm.serve.store import PrefixCache, SessionStore
 from newllm.trained import TrainedModel
@@ -332,7 +332,7 @@ class Service:
                 top_logprobs,
                 pictures,
                 prompt_logprobs,
-                keep=interim is not None,
+                wants_interim=interim is not None,
             )
             for sampling in samplings
         ]
@@ -348,9 +348,9 @@ class Service:
 
     def check_room(self, served: Served, count: int) -> None:
         """Raises ApiError where so many answers have never room at the same time."""
-        room = served.engine.room
-        if count > room:
-            message = f"{count} answers; this server has room for {room} at once"
+        capacity = served.engine.capacity
+        if count > capacity:
+            message = f"{count} answers; this server has room for {capacity} at once"
             raise ApiError(400, message, "invalid_value", "n")
 
     def _wait(self, served: Served) -> int:

@@ -13,7 +13,7 @@ from newllm.chat import session_file
 from newllm.chat.dialogue import Dialogue
 from newllm.errors import UserError
 from newllm.inference.engine import Interim, Job
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.serve.answers import respond
 from newllm.serve.api import body_as, check_system, form
 from newllm.serve.protect import read_body

@@ -19,8 +19,8 @@ from newllm.config import ModelSettings, Settings
 from newllm.device import fast_bf16, send
 from newllm.model import LanguageModel
 from newllm.model.growth import old_entries
-from newllm.model.kernels import Places, blend, judge, move_
-from newllm.model.kernels.reference import Verdict
+from newllm.model.kernels import Places, blend, check_step, move_
+from newllm.model.kernels.reference import StepCheck
 from newllm.model.residual import ResidualLM
 from newllm.model.spec import find_spec
 
@@ -345,28 +345,28 @@ def step_if_finite(
         the step's nats, and 1 where it was taken, else 0: [2].
     """
     norms = torch.stack(_torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
-    verdict = judge(nats, norms, scaler._scale if scaler.is_enabled() else None, clip)
-    before(verdict.said[1])
+    check = check_step(nats, norms, scaler._scale if scaler.is_enabled() else None, clip)
+    before(check.outcome[1])
     own = iter(rates.unbind())
     for optimizer in optimizers:
-        with _for_one_step(optimizer, verdict, own):
+        with _for_one_step(optimizer, check, own):
             optimizer.step()
-    update_scale(scaler, verdict.found_inf)
-    return verdict.said
+    update_scale(scaler, check.found_inf)
+    return check.outcome
 
 
 @contextlib.contextmanager
 def _for_one_step(
-    optimizer: torch.optim.Optimizer, verdict: Verdict, rates: Iterator[Tensor]
+    optimizer: torch.optim.Optimizer, check: StepCheck, rates: Iterator[Tensor]
 ) -> Iterator[None]:
-    """Give an optimizer the verdict and the rates as tensors on the GPU, for one step.
+    """Give an optimizer the check and the rates as tensors on the GPU, for one step.
 
     Its groups have plain numbers again afterwards, which files hold.
     """
     untyped: Any = optimizer
     before = [dict(group) for group in optimizer.param_groups]
-    untyped.found_inf, untyped.grad_scale = verdict.found_inf, verdict.grad_scale
-    on_gpu = verdict.found_inf.device.type == "cuda"
+    untyped.found_inf, untyped.grad_scale = check.found_inf, check.grad_scale
+    on_gpu = check.found_inf.device.type == "cuda"
     capturing = on_gpu and torch.cuda.is_current_stream_capturing()
     for group in optimizer.param_groups:
         group |= {"lr": next(rates), "capturable": capturing}

@@ -38,7 +38,7 @@ from newllm.errors import Stopped, UserError
 from newllm.evaluate.ngram import ngram_baseline
 from newllm.files import write_text
 from newllm.inference.decoder import make_decoder
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.model import LanguageModel, OwnBlock
 from newllm.model.kernels import active_kernel
 from newllm.model.own_block import block_of_checkpoint, load_given

@@ -69,12 +69,12 @@ def set_dropout(model: LanguageModel, epoch: int) -> None:
     model.set_dropout(settings.dropout if drops else 0.0)
 
 
-def pairs_decay(epoch: int) -> bool:
+def decays_pairs(epoch: int) -> bool:
     """Whether the bigram hash embedding decays when so many epochs are finished."""
     return epoch >= EPOCHS_UNREGULARISED
 
 
-def pair_decay(settings: Settings, rate_factor: float) -> float:
+def pair_decay_amount(settings: Settings, rate_factor: float) -> float:
     """What a step at the schedule's `rate_factor` takes of the bigram hash embedding, 0..1."""
     return min(1.0, settings.learning_rate * VECTOR_RATE * rate_factor * PAIR_DECAY)
 

@@ -52,7 +52,13 @@ from newllm.train.optimizers import (
     step_if_finite,
     update_scale,
 )
-from newllm.train.schedule import Schedule, decay_pairs, pair_decay, pairs_decay, set_dropout
+from newllm.train.schedule import (
+    Schedule,
+    decay_pairs,
+    decays_pairs,
+    pair_decay_amount,
+    set_dropout,
+)
 from newllm.train.signals import StopRequest
 
 _torch: Any = torch
@@ -168,7 +174,7 @@ class Trainer:
         )
         # Small gradients are zero in fp16, unless the loss is scaled up. Else it does nothing.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        # Of torch's own generator: the initial weights, alike in all processes, and then the
+        # torch's own generator draws the initial weights, alike in all processes, and then the
         # dropout of `original`, which differs between them.
         torch.manual_seed(settings.seed)
         self._block = block
@@ -328,7 +334,7 @@ class Trainer:
             self.settings.max_seq_length,
             self.settings.batch_size,
             (self.settings.seed, epoch),
-            shared=not self._one_document_per_row,
+            one_document_per_row=self._one_document_per_row,
             part=slice(self._sequences.start, self._sequences.stop),
             tables=tables,
         )
@@ -367,13 +373,13 @@ class Trainer:
             self._set_rates(rate_factor)  # as files hold them: the step itself has tensors
         if self._graph is not None:
             graph = self._graph
-            said, self.state = self._fitting(
+            outcome, self.state = self._fitting(
                 lambda rows: self._take_whole_step(graph, batch, rate_factor, rows)
             )
         else:
-            said = self._update_of(batch, rate_factor)
+            outcome = self._update_of(batch, rate_factor)
         at = self.progress
-        before, self._unread = self._unread, _Outcome(said, batch.scored, at.epoch, at.step)
+        before, self._unread = self._unread, _Outcome(outcome, batch.scored, at.epoch, at.step)
         if not self._on_gpu:
             return self._read_outcome()
         return 0.0 if before is None else self._account(before)
@@ -494,21 +500,21 @@ class Trainer:
             assert isinstance(which, slice)
             state = {name: x[:, which] for name, x in self.state.items() if name in model.OF_TOKENS}
             facts, after = model.look_up(part.ids, state, part.reset, tables=part.tables)
-            matches, known = (
+            matches, contexts = (
                 None if name not in facts else facts[name].flatten(0, 1)
                 for name in ("matches", "contexts")
             )
-            aims = model.aims(part.targets.flatten(), matches, known)
-            for name, fact in ready({**model.for_gpu(facts), **aims}).items():
+            for_loss = model.facts_for_loss(part.targets.flatten(), matches, contexts)
+            for name, fact in ready({**model.for_gpu(facts), **for_loss}).items():
                 tensors[len(order), name] = fact
             order.append(which)
             behind.append(after)
         for name, part in self._carried.items():
             if self.state[name] is not part:  # a run or an epoch begins, or a number was not finite
                 part.copy_(self.state[name])
-        kind = model.dropout, self._spec.clip_norm(epoch), pairs_decay(epoch)
-        said = graph.take(tensors, kind, partial(self._whole_step, order))
-        return said, {**self._carried, **self._together(order, behind)}
+        kind = model.dropout, self._spec.clip_norm(epoch), decays_pairs(epoch)
+        outcome = graph.take(tensors, kind, partial(self._whole_step, order))
+        return outcome, {**self._carried, **self._together(order, behind)}
 
     def _whole_step(self, order: Sequence[slice], sent: Sent) -> Tensor:
         """All of a step that is asked of a GPU, which is a function of tensors that stay in place.
@@ -536,15 +542,15 @@ class Trainer:
         numbers = sent[None, "numbers"]
         nats, behind = self._accumulate(passes, numbers[0])
         try:
-            said = self._update_on_gpu(nats, numbers)
+            outcome = self._update_on_gpu(nats, numbers)
         except torch.cuda.OutOfMemoryError:  # fewer rows at once would take a part of it twice
             raise UserError("out of memory in the optimizers' step; use a smaller model") from None
         for name, part in self._carried.items():
             part.copy_(behind[name])
-        return said
+        return outcome
 
     def _inputs(self, ids: Tensor, state: State, reset: Tensor) -> tuple[Tensor, State, Tensor]:
-        """Tokens stay on the CPU, where what is made of them alone is made."""
+        """Sent to the device, unless the model wants its tokens on the CPU."""
         if self.model.TOKENS_ON_CPU:
             return ids, state, reset
         return send(ids, self.device), state, send(reset, self.device)
@@ -573,8 +579,8 @@ class Trainer:
         return torch.tensor([float(nats), float(finite)], dtype=torch.float64)
 
     def _decay_pairs(self, rate_factor: float) -> None:
-        if pairs_decay(self.progress.epoch):
-            decay_pairs(self.model, pair_decay(self.settings, rate_factor))
+        if decays_pairs(self.progress.epoch):
+            decay_pairs(self.model, pair_decay_amount(self.settings, rate_factor))
 
     def _numbers(self, batch: Batch, rate_factor: float) -> Tensor:
         """What changes from step to step, besides tokens: on a GPU tensors, in fp32.
@@ -582,7 +588,7 @@ class Trainer:
         The share of a token in the loss, that by which the table of pairs decays, and rates.
         """
         rates = rates_at(self.optimizers, rate_factor)
-        return torch.tensor([_share(batch), pair_decay(self.settings, rate_factor), *rates])
+        return torch.tensor([_share(batch), pair_decay_amount(self.settings, rate_factor), *rates])
 
     def _update_on_gpu(self, nats: Tensor, numbers: Tensor) -> Tensor:
         """The same where only the GPU knows whether the numbers are finite, and is not asked.
@@ -594,10 +600,10 @@ class Trainer:
         epoch = self.progress.epoch
 
         def decay(taken: Tensor) -> None:
-            if pairs_decay(epoch):
+            if decays_pairs(epoch):
                 decay_pairs(self.model, numbers[1] * taken)
 
-        said = step_if_finite(
+        outcome = step_if_finite(
             self.optimizers, self.model.parameters(), nats, self._spec.clip_norm(epoch),
             self.scaler, numbers[2:], decay,
         )  # fmt: skip
@@ -605,7 +611,7 @@ class Trainer:
             self._frozen.restore()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        return said
+        return outcome
 
     def _update_parts(self, nats: Tensor, rate_factor: float) -> Tensor:
         """The same of a sharded model, on any device; the gradients are sums already."""
@@ -828,14 +834,14 @@ class Trainer:
 class _Outcome:
     """What a step was, read when it is asked for: on a GPU the copy comes on its own time."""
 
-    def __init__(self, said: Tensor, scored: int, epoch: int, step: int) -> None:
-        """`said` is its nats and whether it was taken, [2]; `scored` its targets that count."""
+    def __init__(self, outcome: Tensor, scored: int, epoch: int, step: int) -> None:
+        """`outcome` is its nats and whether it was taken, [2]; `scored` its targets that count."""
         self.scored, self.epoch, self.step = scored, epoch, step
         self._event = None
-        on_gpu = said.device.type == "cuda"
+        on_gpu = outcome.device.type == "cuda"
         # A copy: the next step may write its own into the same memory.
-        self._said = torch.empty(2, dtype=said.dtype, pin_memory=on_gpu)
-        self._said.copy_(said, non_blocking=on_gpu)
+        self._outcome = torch.empty(2, dtype=outcome.dtype, pin_memory=on_gpu)
+        self._outcome.copy_(outcome, non_blocking=on_gpu)
         if on_gpu:
             self._event = torch.cuda.Event()
             self._event.record()
@@ -844,7 +850,7 @@ class _Outcome:
         """Nats, and whether the step was taken."""
         if self._event is not None:
             self._event.synchronize()
-        nats, taken = self._said.tolist()
+        nats, taken = self._outcome.tolist()
         return nats, taken > 0
 
 

@@ -18,7 +18,8 @@ from newllm.data.tokenizers import Word1000, never_written
 from newllm.datasets import DATASETS
 from newllm.errors import UserError
 from newllm.inference.decoder import Stream, make_decoder, write_tokens
-from newllm.inference.sampler import Sampler, Sampling
+from newllm.inference.sampler import Sampler
+from newllm.inference.sampling import Sampling
 from newllm.model import build_model
 from newllm.model.recall import reference
 

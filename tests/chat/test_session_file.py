@@ -21,7 +21,7 @@ from newllm.data.tokenizers import Word1000
 from newllm.datasets import DATASETS
 from newllm.errors import UserError
 from newllm.inference.decoder import Stream, make_decoder
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.model import build_model
 from newllm.model.recall.reference import in_sets
 from newllm.model.spec import SPECS

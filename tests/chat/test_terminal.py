@@ -15,7 +15,8 @@ from prompt_toolkit.output import DummyOutput
 from newllm.chat.session import BestOf, ChatSession
 from newllm.chat.terminal import Terminal, _line_editor, converse
 from newllm.inference.decoder import Snapshot, make_decoder
-from newllm.inference.sampler import Sampler, Sampling
+from newllm.inference.sampler import Sampler
+from newllm.inference.sampling import Sampling
 from newllm.model import build_model
 
 

@@ -12,7 +12,7 @@ import torch
 from newllm.cli import cli, main
 from newllm.errors import UserError
 from newllm.inference.decoder import FusedDecoder, Stream
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.model.context.decode import ContextSlots
 from newllm.model.quantize import RoundedLM, WeightFormat
 from newllm.trained import TrainedModel

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from newllm.curriculum import practise as practice
-from newllm.curriculum.practise import Practice, practise
+from newllm.curriculum.practise import practise
 from newllm.errors import Stopped, UserError
 from newllm.inference.greedy import Answer
-from newllm.results.stages import read_practice
+from newllm.results.stages import Practice, read_practice
 from newllm.train import checkpoint
 from newllm.train.run import train
 from newllm.train.trainer import Trainer

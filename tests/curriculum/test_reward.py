@@ -16,7 +16,7 @@ from newllm.cli import cli
 from newllm.curriculum.reward import bradley_terry, fit_head, train_reward
 from newllm.errors import UserError
 from newllm.inference.reward import end_states, reward_file
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.train import checkpoint
 from newllm.train.run import train
 

@@ -29,17 +29,15 @@ def rows_of(plan: Plan, step: int) -> list[Row]:
 
 
 @given(lengths_of_documents, st.integers(1, 20), st.integers(1, 5), st.booleans(), st.booleans())
-def test_every_position_once_and_in_order(lengths, row_length, batch_size, shuffle, shared) -> None:
-    plan = plan_epoch(
-        np.array(lengths), row_length, batch_size, (0, 1) if shuffle else None, shared
-    )
+def test_every_position_once_and_in_order(lengths, row_length, batch_size, shuffle, alone) -> None:
+    plan = plan_epoch(np.array(lengths), row_length, batch_size, (0, 1) if shuffle else None, alone)
     seen: dict[int, list[tuple[int, int, int, int]]] = {}
     for step in range(plan.steps):
         rows = rows_of(plan, step)
         assert len(rows) == batch_size
         for sequence, row in enumerate(rows):
             end = 0
-            assert shared or len(row) <= 1
+            assert not alone or len(row) <= 1
             for document, start, stop, column in row:
                 assert column == end  # segments fill a row from the left, without holes
                 end += stop - start

@@ -22,16 +22,16 @@ class Made:
         self._mark = mark
 
     def parts(
-        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, marks: bool = False
     ) -> np.ndarray:
         return np.concatenate(
             [
                 np.arange(start, stop) % 2 == self._mark % 2
-                if assistant
+                if marks
                 else np.arange(start, stop) + 100 * document + 30_000 * self._mark
                 for document, start, stop in zip(documents, starts, stops, strict=True)
             ]
-        ).astype(bool if assistant else np.int64)
+        ).astype(bool if marks else np.int64)
 
 
 def first_tokens(mixture: Mixture, documents: Sequence[int]) -> np.ndarray:
@@ -66,15 +66,15 @@ def test_everything_of_the_main_split_and_the_share_of_the_others(
 def test_tokens_and_masks_are_those_of_the_document() -> None:
     splits = [Made(0, [5, 6]), Made(1, [7, 8, 9])]
     mixture = Mixture(splits[0], splits[1:], 0.5, (3, 1))
-    marks, sources = np.divmod(first_tokens(mixture, range(len(mixture.lengths))), 30_000)
+    origins, sources = np.divmod(first_tokens(mixture, range(len(mixture.lengths))), 30_000)
     documents, lengths = np.arange(len(mixture.lengths)), mixture.lengths
     for starts, stops in ((0 * lengths, lengths), (0 * lengths + 1, lengths - 2)):
-        for assistant in (False, True):
-            read = mixture.parts(documents, starts, stops, assistant)
+        for marks in (False, True):
+            read = mixture.parts(documents, starts, stops, marks)
             parts = np.split(read, np.cumsum(stops - starts)[:-1])
             for document, part in enumerate(parts):
                 source, one = sources[document] // 100, slice(document, document + 1)
-                own = splits[marks[document]].parts([source], starts[one], stops[one], assistant)
+                own = splits[origins[document]].parts([source], starts[one], stops[one], marks)
                 assert np.array_equal(part, own)
 
 

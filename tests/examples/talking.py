@@ -15,7 +15,7 @@ from playwright.sync_api import Page
 
 from newllm.chat.session import ChatSession
 from newllm.cli import main
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.trained import TrainedModel
 from tests.serve.browsing import needs_browser
 

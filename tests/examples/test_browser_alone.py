@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from newllm.chat import session_file
 from newllm.chat.session import ChatSession
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.trained import TrainedModel
 from tests.examples.talking import GREEDY, TOKENS, choose, needs_both, saved, session, shown
 from tests.export.conftest import Save

@@ -17,7 +17,7 @@ from newllm.data.tokenizers import BPE
 from newllm.export.onnx_folder import open_graph, read
 from newllm.inference.decoder import Snapshot
 from newllm.inference.engine import state_picture
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.model.recall.reference import ORDER_UNIT, TIMES_UNIT, in_sets, longest_match, recall
 from newllm.trained import TrainedModel
 from tests.examples.talking import exported, needs_both, started

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from newllm.inference.engine import state_picture
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.trained import TrainedModel
 from tests.examples.talking import GREEDY, TOKENS, choose, exported, needs_both, shown, started
 from tests.export.conftest import SHAPE, TEXTS

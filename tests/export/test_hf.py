@@ -18,7 +18,8 @@ from newllm.data.tokenizers import never_written
 from newllm.export.hf import our_logits
 from newllm.export.hf_tokenizer import MARK
 from newllm.inference.decoder import Stream, write_tokens
-from newllm.inference.sampler import Sampler, Sampling
+from newllm.inference.sampler import Sampler
+from newllm.inference.sampling import Sampling
 from newllm.model.trunk import TrunkOutput
 from newllm.trained import TrainedModel
 from tests.export.conftest import Save, random_ids

@@ -42,6 +42,6 @@ def test_it_learns_and_comes_back(
     tokenizer.save_pretrained(tmp_path / "tuned")
     import_hf(tmp_path / "tuned", tmp_path / "back.pt")
     back = TrainedModel.load(tmp_path / "back.pt", "cpu")
-    from newllm.inference.sampler import Sampling
+    from newllm.inference.sampling import Sampling
 
     assert back.chat(Sampling(temperature=0)).say("3?", 20) == "Four."

@@ -131,7 +131,7 @@ def _fork() -> None:
     import torch
 
     import newllm.serve.app  # noqa: F401 (once for all that are forked)
-    from newllm.inference.sampler import Sampling
+    from newllm.inference.sampling import Sampling
     from newllm.trained import TrainedModel
 
     torch.set_num_threads(1)

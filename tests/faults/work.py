@@ -29,9 +29,10 @@ from newllm.cli import main
 from newllm.curriculum import practise as practice
 from newllm.curriculum.climb import climb
 from newllm.errors import UserError
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.results.climb import ClimbConfig
 from newllm.results.marks import Mark, add_marks
+from newllm.results.stages import Practice
 from newllm.serve.schemas import ApiError
 from newllm.serve.store import Session, SessionStore
 from newllm.train.trainer import Trainer
@@ -100,7 +101,7 @@ def climbed(rows: str, out: str, *resume: str) -> int:
 def practised(file: str, rows: str, out: str, *resume: str) -> int:
     """A round of shown sums and one of practice, with rows of before among them."""
     replay = f"dolly={rows}/dolly"
-    plan = practice.Practice(
+    plan = Practice(
         file, shown=4, rounds=1, problems=2, samples=1, tested=2, replay=replay, out=out,
         device="cpu",
     )  # fmt: skip

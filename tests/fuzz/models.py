@@ -15,7 +15,7 @@ import torch
 
 from newllm.chat import session_file
 from newllm.data.tokenizers import BPE, load_tokenizer
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.model.counts import cpu
 from newllm.model.counts.table import MOST_CONTEXT, CountTable, StoredTable
 from newllm.report.tables import checkpoint_facts, facts_table

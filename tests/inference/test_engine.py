@@ -10,7 +10,8 @@ from newllm.data.tokenizers import BPE
 from newllm.inference.answer_text import AnswerText
 from newllm.inference.decoder import START, make_decoder
 from newllm.inference.engine import Engine, Job
-from newllm.inference.sampler import Sampler, Sampling
+from newllm.inference.sampler import Sampler
+from newllm.inference.sampling import Sampling
 from newllm.model import build_model
 
 

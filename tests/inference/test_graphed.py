@@ -18,10 +18,18 @@ from newllm.cuda_graph import WARM_UP
 from newllm.data.tokenizers import BPE
 from newllm.inference import graphed
 from newllm.inference.answer_text import AnswerText
-from newllm.inference.decoder import START, Decoder, FusedDecoder, Stream, make_decoder
+from newllm.inference.decoder import (
+    START,
+    Decoder,
+    FusedDecoder,
+    ModuleDecoder,
+    Stream,
+    make_decoder,
+)
 from newllm.inference.engine import Engine, Job
 from newllm.inference.graphed import GraphedSlots, can_capture
-from newllm.inference.sampler import Sampler, Sampling
+from newllm.inference.sampler import Sampler
+from newllm.inference.sampling import Sampling
 from newllm.model import build_model, kernels, residual
 from newllm.model.context.decode import ContextSlots
 from tests.model.test_counts import VOCAB, model_of
@@ -62,7 +70,7 @@ def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
 def test_equals_the_module_and_the_fused_step(case: str) -> None:
     """Slots open, close, read prompts, answer and are looked at while others go on; 1 to 8 rows."""
     model, random = model_of(**CASES[case]), np.random.default_rng(0)
-    decoders: list[Decoder] = [graphed_of(model), Decoder(model), make_decoder(model)]
+    decoders: list[Decoder] = [graphed_of(model), ModuleDecoder(model), make_decoder(model)]
     assert isinstance(decoders[2], FusedDecoder) == (case != "mingru")
     texts: list[list[int]] = []  # of each: its slot in every decoder
     took = 0
@@ -132,7 +140,7 @@ def test_a_row_does_not_depend_on_its_company() -> None:
 def test_a_text_goes_on_from_any_other_step() -> None:
     """What a conversation keeps is nobody's own: undone, forked and loaded, it is the same."""
     model = model_of(pair_rows=50)
-    decoders = [graphed_of(model), Decoder(model), FusedDecoder(model, ContextSlots(model))]
+    decoders = [graphed_of(model), ModuleDecoder(model), FusedDecoder(model, ContextSlots(model))]
     whole = Stream(decoders[1])
     whole.read(range(30))
     for first in decoders:
@@ -156,7 +164,7 @@ def test_a_text_goes_on_from_any_other_step() -> None:
 
 def test_a_replay_knows_nothing_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the stand-in is for: tokens that do not come with what is sent are the recorded ones."""
-    model, plain = model_of(), Decoder(model_of())
+    model, plain = model_of(), ModuleDecoder(model_of())
     decoder = graphed_of(model)
     slots: Any = decoder._slots
     step, look_up, last = slots._step, slots._look_up, {}
@@ -180,7 +188,7 @@ def test_what_cannot_be_captured_is_launched_and_said_once(monkeypatch, caplog) 
 
     monkeypatch.setattr(Replays, "capture", refuse)
     model = model_of()
-    plain, first = Decoder(model), graphed_of(model)
+    plain, first = ModuleDecoder(model), graphed_of(model)
     for decoder in (first, first.empty_copy(), first.empty_copy(4)):
         slot, other = decoder.add(), plain.add()
         for token in range(6):
@@ -252,4 +260,4 @@ def test_answers_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(together)) == 7
     for number, text in enumerate(together):
         assert written([job(number)], decoder) == [text]
-    assert written([job(number) for number in range(7)], Decoder(model)) == together
+    assert written([job(number) for number in range(7)], ModuleDecoder(model)) == together

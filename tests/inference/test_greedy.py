@@ -10,7 +10,7 @@ from newllm.data.render import ChatRenderer
 from newllm.data.tokenizers import BPE
 from newllm.inference.decoder import make_decoder
 from newllm.inference.greedy import Answer, greedy_answers
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.model import LanguageModel, build_model
 
 QUESTIONS = ["a", "some words", "some more words, and more words still " * 9, "words?", "more"]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from newllm.inference.decoder import Decoder, FusedDecoder, make_decoder
+from newllm.inference.decoder import Decoder, FusedDecoder, ModuleDecoder, make_decoder
 from newllm.model.trunk import TrunkOutput
 from tests.model.test_counts import VOCAB, ids_of, model_of
 
@@ -90,7 +90,7 @@ def test_of_the_model(architecture: str, recall: int, kernel: str) -> None:
 def test_of_a_decoders_steps(architecture: str, recall: int, usual: bool) -> None:
     """The fused step of `context`; the module's, step by step, of all."""
     model = model_of(architecture, recall_slots=recall)
-    make = make_decoder if usual else Decoder
+    make = make_decoder if usual else ModuleDecoder
     decoders = make(model), make(model.without_counts())
     assert isinstance(decoders[0], FusedDecoder) == (usual and architecture == "context")
     assert_steps_sum_to_one(*decoders, model)

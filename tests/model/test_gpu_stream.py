@@ -135,8 +135,8 @@ def test_embedding(interpreter, width: int, with_base: bool) -> None:
 def _judged(*given: Any) -> list[Tensor]:
     from newllm.model.kernels import gpu
 
-    verdict = gpu.judge(*given)
-    return [verdict.said, verdict.found_inf, verdict.grad_scale]
+    check = gpu.check_step(*given)
+    return [check.outcome, check.found_inf, check.grad_scale]
 
 
 @pytest.mark.parametrize("bad", [0.0, torch.inf, torch.nan])
@@ -147,8 +147,8 @@ def test_the_verdict_on_a_step(interpreter, bad: float, scale: float | None) -> 
     for nats, spoilt in ((5.0 + bad, norms), (5.0, norms + bad)):
         given = torch.tensor(nats), spoilt, scaled, 1.0
         said, found_inf, grad_scale = interpreter(_judged, *given)
-        expected = reference.judge(*given)
-        assert_equal([said[1:], found_inf], [expected.said[1:], expected.found_inf])
+        expected = reference.check_step(*given)
+        assert_equal([said[1:], found_inf], [expected.outcome[1:], expected.found_inf])
         torch.testing.assert_close(said[0], torch.tensor(nats), equal_nan=True)
         assert float(found_inf) == float(bad != 0)
         if bad == 0:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from newllm.config import ModelSettings
-from newllm.inference.decoder import Decoder, make_decoder
+from newllm.inference.decoder import ModuleDecoder, make_decoder
 from newllm.model import build_model
 from newllm.model.kernels.reference import let_copy_
 from newllm.model.recall import cpu, reference
@@ -285,7 +285,7 @@ def test_an_answer_does_not_look_into_itself(architecture: str) -> None:
         loose = model.logits(model(answer, state)[0])[0]
     assert not torch.allclose(expected, loose, atol=1e-3)
     assert torch.equal(after["recall"], model(answer, state)[1]["recall"])  # entered all the same
-    for decoder in (make_decoder(model), Decoder(model, batched=True)):
+    for decoder in (make_decoder(model), ModuleDecoder(model, batched=True)):
         slot, other = decoder.add(state), decoder.add(state)
         decoder.begin_answer(slot)
         for t, token in enumerate(answer[0].tolist()):
@@ -341,7 +341,7 @@ def test_answers_can_be_read_as_they_are_written(architecture: str) -> None:
 
 def test_the_proposal_is_that_of_two_tokens_or_more() -> None:
     model = model_of()
-    for decoder in (make_decoder(model), Decoder(model)):
+    for decoder in (make_decoder(model), ModuleDecoder(model)):
         slot = decoder.add()
         proposals = []
         for token in [1, 2, 3, 1, 2]:

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 import newllm.serve
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from tests.serve.serving import Running, tiny_model
 
 FOLDER = Path(newllm.serve.__file__).parent / "page"

@@ -19,7 +19,7 @@ import pytest
 
 from newllm.cli import main
 from newllm.inference.engine import Engine
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.model import ContextLM
 from newllm.serve import connections
 from tests.serve.serving import NAME, Running, Start, tiny_model

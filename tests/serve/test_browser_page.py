@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, Route, expect
 
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from tests.serve.browsing import (
     DRAWN,
     FOLDER,

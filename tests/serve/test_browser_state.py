@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from playwright.sync_api import expect
 
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.serve.app import make_app
 from newllm.serve.connections import bind, make_server
 from newllm.serve.service import Limits, Service

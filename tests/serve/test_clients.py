@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from newllm.export.lm_eval import NewLLM
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.serve.app import make_app
 from newllm.serve.openapi import document
 from tests.serve.serving import NAME, Running, Start, tiny_model

@@ -13,7 +13,7 @@ import pytest
 from newllm.chat import session_file
 from newllm.chat.dialogue import Dialogue
 from newllm.errors import UserError
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.serve import app, store
 from newllm.serve.service import Limits, Service
 from tests.serve.serving import NAME, Running, Start, tiny_model

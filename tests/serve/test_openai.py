@@ -11,7 +11,7 @@ import openai
 import pytest
 import torch
 
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from newllm.model.recall.reference import LONGEST
 from newllm.model.spec import RECALL_SLOTS
 from tests.serve.serving import NAME, Running, Start, tiny_model

@@ -12,7 +12,7 @@ import pytest
 
 from newllm.errors import UserError
 from newllm.inference.engine import state_picture
-from newllm.inference.sampler import Sampling
+from newllm.inference.sampling import Sampling
 from tests.serve.serving import Running, Start, tiny_model
 from tests.untrained import copying
 

@@ -241,12 +241,12 @@ class _Counting:
         self._first = np.cumsum(self.lengths) - self.lengths
 
     def parts(
-        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, assistant: bool = False
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, marks: bool = False
     ) -> np.ndarray:
         first = self._first[documents]
         ranges = [np.arange(*ends) for ends in zip(first + starts, first + stops, strict=True)]
         tokens = np.concatenate(ranges)
-        return tokens % 3 if assistant else tokens
+        return tokens % 3 if marks else tokens
 
 
 def test_parts_of_a_batch_are_the_batch() -> None:

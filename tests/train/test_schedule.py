@@ -10,7 +10,13 @@ from newllm.model.kernels import Noise
 from newllm.model.spec import EPOCHS_UNREGULARISED
 from newllm.settings import resolve
 from newllm.train.optimizers import VECTOR_RATE
-from newllm.train.schedule import PAIR_DECAY, decay_pairs, pair_decay, pairs_decay, set_dropout
+from newllm.train.schedule import (
+    PAIR_DECAY,
+    decay_pairs,
+    decays_pairs,
+    pair_decay_amount,
+    set_dropout,
+)
 
 
 @pytest.mark.parametrize("architecture", ["context", "gru", "original"])
@@ -36,14 +42,14 @@ def test_the_table_of_pairs_fades_from_the_third_epoch_on() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(1.0)
-    assert [pairs_decay(epoch) for epoch in range(4)] == [False, False, True, True]
-    decay_pairs(model, pair_decay(settings, 0.5))
+    assert [decays_pairs(epoch) for epoch in range(4)] == [False, False, True, True]
+    decay_pairs(model, pair_decay_amount(settings, 0.5))
     kept = 1 - 0.5 * settings.learning_rate * VECTOR_RATE * PAIR_DECAY
     for name, parameter in model.named_parameters():
         expected = kept if name == "pairs.table" else 1.0
         torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, expected))
     fast = settings.model_copy(update={"learning_rate": 1.0})  # fades to nothing, not beyond
-    decay_pairs(model, pair_decay(fast, 1.0))
+    decay_pairs(model, pair_decay_amount(fast, 1.0))
     assert not model.get_parameter("pairs.table").any()
     without = resolve("dolly", {"context_dim": 16, "tokenizer": "word1000"})
     decay_pairs(build_model(without.model_settings(), 50), 0.5)  # nothing to fade

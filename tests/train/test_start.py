@@ -92,7 +92,7 @@ def test_greedy_text_is_the_same_after_growing_and_better_after_training_on(
     grown = tmp_path / "grown.pt"
     sizes = {"num_layers": 3, "context_dim": 128, "embed_dim": 32, "hidden_dim": 40}
     grow_file(final, grown, sizes)
-    from newllm.inference.sampler import Sampling
+    from newllm.inference.sampling import Sampling
 
     greedy = Sampling(temperature=0)
     prompt = "What comes after 3?"

@@ -48,12 +48,16 @@ from newllm.model.kernels.reference import EPSILON
 
 _EPSILON = np.float32(EPSILON)
 
+_FORWARD_ROWS, _BACKWARD_ROWS = 11, 29
+"""Rows of the scratch. Some stand together because they are changed together: c and w1 .. w3 of the
+forward, w0 .. w3 and the sums of the backward."""
+
 
 @functools.cache
 def _forward_kernel(group: int) -> Any:
     size = np.float32(group)
     conv_0, conv_1, conv_2, conv_3, forget_0, open_0, scale_0, c_0, w1_0, w2_0, w3_0 = (
-        row * group for row in range(11)
+        row * group for row in range(_FORWARD_ROWS)
     )
 
     @kernel
@@ -64,7 +68,7 @@ def _forward_kernel(group: int) -> Any:
         batch, time, _, groups, n = projected.shape
         keep_contexts = contexts.shape[1] == time
         for b in numba.prange(batch):
-            scratch = np.empty((groups, 11 * group), np.float32)
+            scratch = np.empty((groups, _FORWARD_ROWS * group), np.float32)
             for h in range(groups):
                 s = scratch[h]
                 for i in range(group):
@@ -128,7 +132,7 @@ def _backward_kernel(group: int) -> Any:
     carry_0, c_0, old_0 = (row * group for row in range(15, 18))  # gradient of c_t; c_t; c_{t-1}
     dy_0, gate_0, f_0, dw_0 = (row * group for row in range(18, 22))
     sum_conv_0, sum_conv_1, sum_conv_2, sum_conv_3, sum_forget, sum_open, sum_scale = (
-        row * group for row in range(22, 29)
+        row * group for row in range(22, _BACKWARD_ROWS)
     )
 
     @kernel
@@ -140,7 +144,7 @@ def _backward_kernel(group: int) -> Any:
         batch, time, _, groups, n = projected.shape
         for b in numba.prange(batch):
             length = lengths[b]
-            scratch = np.zeros((groups, 29 * group), np.float32)
+            scratch = np.zeros((groups, _BACKWARD_ROWS * group), np.float32)
             for h in range(groups):
                 s = scratch[h]
                 for i in range(group):
@@ -166,7 +170,7 @@ def _backward_kernel(group: int) -> Any:
                 age = length - 1 - t
                 for h in range(groups):
                     s = scratch[h]
-                    for i in range(3 * n):
+                    for i in range(3 * n):  # w1 .. w3 become w0 .. w2
                         s[w0_0 + i] = s[w1_0 + i]
                     if t >= 3:
                         for i in range(n):
@@ -207,7 +211,7 @@ def _backward_kernel(group: int) -> Any:
                         dn = dy * s[scale_0 + i]
                         s[gate_0 + i] = dn * normed * gate * (ONE + g * (ONE - gate))
                         dn *= g * gate
-                        s[dy_0 + i], s[c_0 + i] = dn, normed
+                        s[dy_0 + i], s[c_0 + i] = dn, normed  # what these rows are from here on
                         mean_dn += dn
                         mean_dn_n += dn * normed
                     mean_dn /= size

@@ -37,8 +37,8 @@ def contexts(
 
 def followed(table: CountTable, contexts: Tensor, targets: Tensor) -> Tensor:
     """See :func:`newllm.model.counts.reference.followed`; the result is where `targets` are."""
-    said = _kernel().followed(table, contexts.contiguous(), targets.cpu().contiguous())
-    return said.to(targets.device)
+    probability = _kernel().followed(table, contexts.contiguous(), targets.cpu().contiguous())
+    return probability.to(targets.device)
 
 
 def _kernel() -> ModuleType:

@@ -82,20 +82,20 @@ class CountsLayer(nn.Module):
             contexts: that were found, [N, K].
             targets: ids, [N].
         """
-        return self.mixed(hidden, sent(self.of_mixing(contexts, targets), hidden.device))
+        return self.mixed(hidden, sent(self.facts_for_mixing(contexts, targets), hidden.device))
 
-    def of_mixing(self, contexts: Tensor, targets: Tensor) -> Facts:
+    def facts_for_mixing(self, contexts: Tensor, targets: Tensor) -> Facts:
         """What :meth:`mixing` is made of, besides hidden states; on the CPU."""
-        said = {"said": followed(self.table, contexts, targets.cpu())}
-        return self.of_trust(contexts) | said
+        facts = self.facts_for_trust(contexts)
+        return facts | {"target_probability": followed(self.table, contexts, targets.cpu())}
 
     def mixed(self, hidden: Tensor, facts: Facts) -> tuple[Tensor, Tensor]:
-        """:meth:`mixing` with what :meth:`of_mixing` gave."""
+        """:meth:`mixing` with what :meth:`facts_for_mixing` gave."""
         trust, kept = self._trust(hidden, facts)
-        said = trust * facts["said"]
-        counted, left = torch.zeros_like(said[:, 0]), torch.ones_like(said[:, 0])
+        trusted = trust * facts["target_probability"]
+        counted, left = torch.zeros_like(trusted[:, 0]), torch.ones_like(trusted[:, 0])
         for order in range(MOST_CONTEXT):
-            counted = said[:, order] + kept[:, order] * counted
+            counted = trusted[:, order] + kept[:, order] * counted
             left = kept[:, order] * left
         return counted, left
 
@@ -106,7 +106,7 @@ class CountsLayer(nn.Module):
             logits: [N, V].
             total: the logarithm of the sum of their exponentials, [N]; not changed.
             hidden: [N, D].
-            facts: what :meth:`of_logits`, or :class:`PlacedCounts`, says of them.
+            facts: what :meth:`facts_for_logits`, or :class:`PlacedCounts`, says of them.
 
         Returns:
             the same logarithm after it, [N].
@@ -116,36 +116,36 @@ class CountsLayer(nn.Module):
         for order in range(MOST_CONTEXT if "unknown" in facts else 0):
             total = total - kept[:, order].log()
             row, tokens = facts[f"followers_{order}"]
-            said = facts[f"said_{order}"].to(logits.dtype)
-            score = total[row] + trust[row, order].log() + said.log()
+            probability = facts[f"probability_{order}"].to(logits.dtype)
+            score = total[row] + trust[row, order].log() + probability.log()
             both = torch.logaddexp(logits[row, tokens], score)
             logits.index_put_((row, tokens), both.to(logits.dtype))
         return total
 
-    def of_logits(self, contexts: Tensor) -> Facts:
+    def facts_for_logits(self, contexts: Tensor) -> Facts:
         """What :meth:`mix_` is made of, besides hidden states; on the CPU.
 
         Besides trust, for each order all followers of the contexts [N, K] that were found: their
         rows and tokens, int64 [2, n], and probabilities, [n].
         """
-        facts = self.of_trust(contexts)
+        facts = self.facts_for_trust(contexts)
         for order in range(MOST_CONTEXT if facts else 0):
             rows, places = followers(self.table, contexts[:, order].numpy())
             both = np.stack([rows, self.table.tokens[places]]).astype(np.int64)
             facts[f"followers_{order}"] = torch.from_numpy(both)
-            facts[f"said_{order}"] = torch.from_numpy(self.table.probability[places])
+            facts[f"probability_{order}"] = torch.from_numpy(self.table.probability[places])
         return facts
 
     def trust(self, hidden: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
         """trust (0 where a context is unknown) and 1 - trust (1 - rest), [N, K] both."""
-        return self._trust(hidden, sent(self.of_trust(contexts), hidden.device))
+        return self._trust(hidden, sent(self.facts_for_trust(contexts), hidden.device))
 
-    def of_trust(self, contexts: Tensor) -> Facts:
+    def facts_for_trust(self, contexts: Tensor) -> Facts:
         """What trust is made of, besides hidden states; on the CPU, and nothing without counts."""
         if len(self.table) == 0:
             return {}
         parts = self.table.confidence, self.table.rest
-        return _of_trust(contexts, *map(torch.from_numpy, parts))
+        return _facts_for_trust(contexts, *map(torch.from_numpy, parts))
 
     def _trust(self, hidden: Tensor, facts: Facts) -> tuple[Tensor, Tensor]:
         if "unknown" not in facts:
@@ -178,21 +178,21 @@ class PlacedCounts:
         self._probability = placed(table.probability, np.float32)
         self._places = torch.arange(int(np.diff(table.first).max()), device=device)
 
-    def of_logits(self, contexts: Tensor) -> Facts:
-        """As :meth:`CountsLayer.of_logits` for contexts that are there, with followers [2, N, F]
-        and said [N, F]; those of unknown contexts count for nothing."""
-        facts = _of_trust(contexts, *self._trust)
+    def facts_for_logits(self, contexts: Tensor) -> Facts:
+        """As :meth:`CountsLayer.facts_for_logits` for contexts that are there, with followers
+        [2, N, F] and probabilities [N, F]; those of unknown contexts count for nothing."""
+        facts = _facts_for_trust(contexts, *self._trust)
         number = contexts[:, :, None].long()
         places = torch.minimum(self._first[number] + self._places, self._last[number])
-        tokens, said = self._tokens[places].long(), self._probability[places]
+        tokens, probability = self._tokens[places].long(), self._probability[places]
         rows = torch.arange(len(contexts), device=contexts.device)[:, None].expand_as(tokens[:, 0])
         for order in range(MOST_CONTEXT):
             facts[f"followers_{order}"] = torch.stack([rows, tokens[:, order]])
-            facts[f"said_{order}"] = said[:, order]
+            facts[f"probability_{order}"] = probability[:, order]
         return facts
 
 
-def _of_trust(contexts: Tensor, confidence: Tensor, rest: Tensor) -> Facts:
+def _facts_for_trust(contexts: Tensor, confidence: Tensor, rest: Tensor) -> Facts:
     """What trust in contexts [N, K] is made of, -1 for unknown ones, where the table's parts [C]
     are."""
     number = contexts.long()  # of unknown ones the last: they are not trusted

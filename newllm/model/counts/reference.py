@@ -85,12 +85,12 @@ def followed(table: CountTable, contexts: Tensor, targets: Tensor) -> Tensor:
         contexts: as found, [N, K].
         targets: ids, [N].
     """
-    said = np.zeros(contexts.shape, np.float32)
+    probability = np.zeros(contexts.shape, np.float32)
     for order in range(MOST_CONTEXT):
         rows, places = followers(table, contexts[:, order].numpy())
         hit = table.tokens[places] == targets.numpy()[rows]
-        said[rows[hit], order] = table.probability[places[hit]]
-    return torch.from_numpy(said)
+        probability[rows[hit], order] = table.probability[places[hit]]
+    return torch.from_numpy(probability)
 
 
 def followers(table: CountTable, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ from newllm.model.kernels.reference import EPSILON, Facts, Places
 
 __all__ = [
     "EPSILON", "KERNEL_VARIABLE", "Facts", "HalfCopies", "Noise", "Places", "active_kernel",
-    "add_norm", "blend", "choose", "dispatched", "embedding", "half_copy", "judge", "linear",
+    "add_norm", "blend", "check_step", "choose", "dispatched", "embedding", "half_copy", "linear",
     "make_lookup", "move_", "nats_gradient_", "norm", "norms_together", "ready", "sent",
     "squared_relu", "triton_is_installed", "wide_product",
 ]  # fmt: skip
@@ -135,7 +135,7 @@ def _gpu() -> ModuleType:
 add_norm = dispatched(reference.add_norm, by=1, numba=_cpu, triton=_gpu)
 squared_relu = dispatched(reference.squared_relu, numba=_cpu, triton=_gpu)
 nats_gradient_ = dispatched(reference.nats_gradient_, numba=_cpu, triton=_gpu)
-judge = dispatched(reference.judge, by=1, triton=_gpu)
+check_step = dispatched(reference.check_step, by=1, triton=_gpu)
 blend = dispatched(reference.blend, triton=_gpu)
 move_ = dispatched(reference.move_, triton=_gpu)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from newllm.data.loader import IGNORED
 from newllm.model.dropout import Noise, keep_scale, threshold
-from newllm.model.kernels.reference import EPSILON, LEAST, NatsGradients, Places, Verdict
+from newllm.model.kernels.reference import EPSILON, LEAST, NatsGradients, Places, StepCheck
 
 _jit: Any = triton.jit
 
@@ -453,12 +453,12 @@ def _judge(nats, norms, scale, said, found_inf, grad_scale, count, CLIP: tl.cons
     tl.store(grad_scale, tl.maximum((norm + 1e-6) / CLIP, 1.0) * loss_scale)
 
 
-def judge(nats: Tensor, norms: Tensor, scale: Tensor | None, clip: float) -> Verdict:
-    """See :func:`newllm.model.kernels.reference.judge`; one launch."""
+def check_step(nats: Tensor, norms: Tensor, scale: Tensor | None, clip: float) -> StepCheck:
+    """See :func:`newllm.model.kernels.reference.check_step`; one launch."""
     said, found_inf, grad_scale = (norms.new_empty(size) for size in ((2,), (), ()))
     tensors = nats, norms, scale, said, found_inf, grad_scale, len(norms)
     launch(_judge, 1, tensors, 1, CLIP=clip, BLOCK=128)
-    return Verdict(said, found_inf, grad_scale)
+    return StepCheck(said, found_inf, grad_scale)
 
 
 @_jit

@@ -194,10 +194,10 @@ def let_copy_(logits: Tensor, candidates: Tensor, scores: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StepCheck:
     """Whether a step may be taken, as its device alone knows; fp32 scalars there."""
 
-    said: Tensor
+    outcome: Tensor
     """The step's nats, and 1 where it may be taken, else 0: [2]."""
     found_inf: Tensor
     """1 where nats or gradients are not finite, else 0."""
@@ -205,8 +205,8 @@ class Verdict:
     """What the gradients are divided by: the loss's scale, and more where they are too long."""
 
 
-def judge(nats: Tensor, norms: Tensor, scale: Tensor | None, clip: float) -> Verdict:
-    """Judge a step by its nats and the norms of its gradients.
+def check_step(nats: Tensor, norms: Tensor, scale: Tensor | None, clip: float) -> StepCheck:
+    """Whether a step may be taken, by its nats and the norms of its gradients.
 
     Args:
         nats: of the step.
@@ -219,7 +219,7 @@ def judge(nats: Tensor, norms: Tensor, scale: Tensor | None, clip: float) -> Ver
     both = norm + nats
     found_inf = (both - both != 0).float()  # inf - inf is no number
     grad_scale = ((norm + 1e-6) / clip).clamp(min=1) * loss_scale
-    return Verdict(torch.stack([nats, 1 - found_inf]), found_inf, grad_scale)
+    return StepCheck(torch.stack([nats, 1 - found_inf]), found_inf, grad_scale)
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def blend(
         gradients: in one vector.
         momenta: of them, changed in place where `places` are.
         places: of the matrices.
-        found_inf: see :class:`Verdict`, as `grad_scale`.
+        found_inf: see :class:`StepCheck`, as `grad_scale`.
         keep: decay of the momentum.
 
     Returns:

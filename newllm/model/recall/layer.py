@@ -67,10 +67,10 @@ class RecallLayer(nn.Module):
 
     def copying(self, hidden: Tensor, matches: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates, and the score of copying them, [..., 1] both: -inf where none was found."""
-        return self.scores(hidden, sent(of_copying(matches), hidden.device))
+        return self.scores(hidden, sent(facts_for_copying(matches), hidden.device))
 
     def scores(self, hidden: Tensor, facts: Facts) -> tuple[Tensor, Tensor]:
-        """The same with what :func:`of_copying` made of the matches."""
+        """The same with what :func:`facts_for_copying` made of the matches."""
         bias = embedding(self.bias.view(-1, 1), facts["copied_rows"])
         gates = F.linear(hidden, self.gate.to(hidden.dtype))
         gates = gates.to(torch.promote_types(hidden.dtype, torch.float32))
@@ -86,7 +86,7 @@ def spread(matches: Tensor) -> Facts:
     return {"candidate_rows": candidate, "order_rows": order, "times_rows": times}
 
 
-def of_copying(matches: Tensor) -> Facts:
+def facts_for_copying(matches: Tensor) -> Facts:
     """What the scores of copying are made of, besides hidden states; like `matches`."""
     candidate, order, times = _parts(matches)
     rows = order * (MOST_TIMES + 1) + times
