@@ -31,7 +31,7 @@ test: $(VENV)/installed  ## all tests, offline (but for onnxruntime-web, fetched
 	$(BIN)/pytest -q -n auto --dist worksteal
 
 faults: $(VENV)/installed  ## kills, full disks and read-only folders at every change of a file
-	$(BIN)/pytest -q tests/faults --all-faults
+	$(BIN)/pytest -q -n auto --dist worksteal tests/faults --all-faults
 
 fuzz: $(VENV)/installed  ## coverage-guided fuzzing of every reader, FUZZ_SECONDS each
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from benchmarks import candidate_kernels
 from newllm.config import ModelSettings
+from newllm.model.block import Boundaries
 from newllm.model.context import CONV_TAPS, group_size
 from newllm.model.context.lm import LONGEST_MEMORY, SHORTEST_MEMORY, ContextBlock, ContextLM
 from newllm.model.kernels import EPSILON
-from newllm.model.residual import Boundaries
 from newllm.model.spec import SPECS
 
 KEYS, VALUES = 16, 32

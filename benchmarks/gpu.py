@@ -436,8 +436,8 @@ def _waits(step: Callable[[], object]) -> int:
 
 def peers(bench: Bench) -> Iterator[Row]:
     """Layers of other architectures of the same width, forward and backward."""
+    from newllm.model.block import Boundaries
     from newllm.model.context.lm import ContextBlock
-    from newllm.model.residual import Boundaries
 
     device, dry = bench.device, bench.dry
     dtype = torch.bfloat16 if dry or fast_bf16(device) else torch.float16

@@ -15,9 +15,10 @@ from newllm.model.baselines.mingru import MinGruLM
 from newllm.model.baselines.original import OriginalLM
 from newllm.model.baselines.rnn import GruLM, LstmLM
 from newllm.model.baselines.transformer import TransformerLM
+from newllm.model.block import Block, Boundaries, FeedForward, projection
 from newllm.model.context.lm import ContextLM
 from newllm.model.own_block import OwnBlock, OwnBlockLM, check_block
-from newllm.model.residual import Block, Boundaries, FeedForward, ResidualLM, State, projection
+from newllm.model.residual import ResidualLM, State
 
 LanguageModel = ResidualLM | OriginalLM
 

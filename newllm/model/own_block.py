@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from newllm.config import ModelSettings, is_own_block
 from newllm.errors import UserError, did_you_mean
-from newllm.model.residual import Block, Boundaries, ResidualLM, State
+from newllm.model.block import Block, Boundaries
+from newllm.model.residual import ResidualLM, State
 
 _TRIED_BATCH, _TRIED_TOKENS = 2, 3
 

@@ -459,12 +459,13 @@ class Trainer:
             self._sums.reset()
         total: Tensor | None = None
         states: list[State] = []
+        d_loss = self.scaler.scale(share)
         for _, compute in passes:
             if self._sums is not None and len(states) == len(passes) - 1:
                 self._sums.expect_last()
             with self._autocast:
                 loss, state = compute()
-            self.scaler.scale(loss).backward(share)
+            loss.backward(d_loss)
             states.append({name: tensor.detach() for name, tensor in state.items()})
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None

@@ -18,8 +18,9 @@ import torch
 
 from newllm.export import bundle as bundling
 from newllm.export.bundle import bundle
+from newllm.model.block import Block
 from newllm.model.context import reference
-from newllm.model.residual import Block, ResidualLM
+from newllm.model.residual import ResidualLM
 
 MODULE = "newllm.export.modeling_new_llm"
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings
+from newllm.model.block import Block, Boundaries, projection
 from newllm.model.context.lm import LONGEST_MEMORY, SHORTEST_MEMORY
-from newllm.model.residual import Block, Boundaries, ResidualLM, State, projection, runs_on_numba
+from newllm.model.residual import ResidualLM, State, runs_on_numba
 
 
 class MinGruBlock(Block[Boundaries]):

@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from newllm.config import ModelSettings
 from newllm.model.baselines.segments import Segments
-from newllm.model.residual import Block, ResidualLM, State, runs_on_numba
+from newllm.model.block import Block
+from newllm.model.residual import ResidualLM, State, runs_on_numba
 
 
 class GatedBlock(Block[Segments]):

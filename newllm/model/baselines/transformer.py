@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings
+from newllm.model.block import Block, projection
 from newllm.model.kernels import EPSILON
-from newllm.model.residual import Block, ResidualLM, State, projection
+from newllm.model.residual import ResidualLM, State
 
 WINDOW = 256
 """Tokens before a token that it can see."""

@@ -12,17 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from newllm.config import ModelSettings
+from newllm.model.block import Block, Boundaries, FeedForward, projection
 from newllm.model.context import CONV_TAPS, context_read, group_size
 from newllm.model.kernels import Facts, embedding
-from newllm.model.residual import (
-    EMBEDDING_STD,
-    Block,
-    Boundaries,
-    FeedForward,
-    ResidualLM,
-    State,
-    projection,
-)  # fmt: skip
+from newllm.model.residual import EMBEDDING_STD, ResidualLM, State
 
 SHORTEST_MEMORY, LONGEST_MEMORY = 1.5, 256.0
 """Time scales (tokens) over which the forget gates are spread at initialization."""
