@@ -482,7 +482,7 @@ def peers(bench: Bench) -> Iterator[Row]:
 
 def commands(bench: Bench) -> Iterator[Row]:
     """The published commands on the built-in rows: the loss falls, a run that was stopped ends with
-    the same weights, and both are scored and answer."""
+    the same weights, and the model is scored and answers."""
     runs = bench.out / "runs"
     device = "cpu" if bench.dry else "cuda"
     epochs = 6 if bench.dry else 4
@@ -521,7 +521,7 @@ def commands(bench: Bench) -> Iterator[Row]:
 
 
 def _newllm(*words: str) -> None:
-    """Give a command; its last words are the error's where it fails."""
+    """Give a command; raises where it fails."""
     subprocess.run(_words(*words), check=True, env=_env())
 
 

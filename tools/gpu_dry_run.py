@@ -44,6 +44,7 @@ from benchmarks.measure import markdown_table
 from newllm.config import Settings
 from newllm.data.loader import Batch
 from newllm.data.prepare import Encoded
+from newllm.data.tokenizers import Word1000
 from newllm.planning.speed import DEVICES
 from newllm.planning.work import work_of
 from newllm.settings import resolve
@@ -489,7 +490,7 @@ def estimates(case: str) -> dict[str, str]:
     counts, dropped = (count_step("hh_rlhf", flags, dropout=p) for p in (0.0, 0.1))
     settings = resolve("hh_rlhf", {"data": "sample", **flags})
     if settings.tokenizer == "word1000":
-        settings = settings.model_copy(update={"vocab_size": 1003})
+        settings = settings.model_copy(update={"vocab_size": Word1000.size})
     tokens = settings.batch_size * settings.max_seq_length
     work = work_of(settings)
     flops = tokens * work.flops_per_token + work.update_flops
