@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,50 @@ class Servers:
             answer = self._forking.stdout.readline()
         assert answer, "the process that forks is gone"
         return json.loads(answer)
+
+
+class Waits:
+    """How long the threads of a process waited for a processor, by Linux's count of it.
+
+    A server that is given none writes nothing either: such moments are not counted in what is
+    promised.
+    """
+
+    def __init__(self, process: int) -> None:
+        self._tasks = Path(f"/proc/{process}/task")
+        self.looks: list[tuple[float, dict[str, float]]] = []
+        """When it was looked, and the seconds that each thread had waited until then."""
+        self._look()
+
+    def watch(self, seconds: float) -> None:
+        """Go on looking for so long."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+            self._look()
+
+    def last(self, seconds: float) -> float:
+        """The moment since which the process had so many seconds, without those it waited.
+
+        Those of the thread that waited longest, between one look and the next. If it had fewer
+        since the first look: so many seconds before that one.
+        """
+        had = 0.0
+        for (begin, before), (end, after) in reversed(list(pairwise(self.looks))):
+            waited = max((now - before.get(t, 0.0) for t, now in after.items()), default=0.0)
+            ran = max(0.0, end - begin - waited)
+            if had + ran >= seconds:
+                return end - (seconds - had) * (end - begin) / ran
+            had += ran
+        return self.looks[0][0] - (seconds - had)
+
+    def _look(self) -> None:
+        waited = {}
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread has ended, or all have
+            for task in self._tasks.iterdir():
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    waited[task.name] = int((task / "schedstat").read_text().split()[1]) / 1e9
+        self.looks.append((time.monotonic(), waited))
 
 
 def _serve(asked: dict[str, Any], checkpoint: str) -> int:

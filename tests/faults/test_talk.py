@@ -1,5 +1,7 @@
 """A server killed at random moments of talk: what was said two seconds before is on disk.
 
+Two seconds in which it has a processor: see `Waits`.
+
 Told to stop (SIGTERM, SIGHUP, Ctrl-C, also twice), it loses nothing that any client has heard. The
 next server goes on from the same folder. `--all-faults` kills a thousand times, else a few.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,7 +24,7 @@ import pytest
 from newllm.datasets.conversations import Conversation, Message
 from newllm.trained import TrainedModel
 from tests.faults.talk import PROMISED, Client, Talk, Turn, transcript
-from tests.faults.talk_server import Servers
+from tests.faults.talk_server import Servers, Waits
 from tests.serve.serving import tiny_model
 from tests.untrained import save_model
 
@@ -88,13 +91,14 @@ def many_ends(
             break
         server = servers.start(folder / "sessions", folder / "output")
         talking = [client.talk(server.url) for client in clients]
-        time.sleep(chance.uniform(0, LIFE))
-        until = time.monotonic()
+        waits = Waits(server.process)
+        waits.watch(chance.uniform(0, LIFE))
+        until = waits.last(PROMISED)
         os.kill(server.process, numbers[0])
         for number in numbers[1:]:
-            time.sleep(chance.uniform(0, 1))
+            waits.watch(chance.uniform(0, 1))
             if servers.ended(server) is None:
-                until = time.monotonic()
+                until = waits.last(PROMISED)
                 os.kill(server.process, number)
         code = servers.wait(server)
         for thread in talking:
@@ -105,7 +109,8 @@ def many_ends(
         for client in clients:
             assert client.error is None, f"{where}\n{client.error!r}"
         # One that was told to stop has saved all that anyone heard, until its last moment.
-        until = time.monotonic() if code > 0 else until - PROMISED
+        if code > 0:
+            until = time.monotonic()
         faults = [f for client in clients for f in client.look(folder / "sessions", model, until)]
         assert not faults, where + "\n".join(faults)
         for file in (folder / "sessions").glob("*.session"):
@@ -114,6 +119,8 @@ def many_ends(
         assert code in expected | ({-numbers[-1]} if numbers in STRUCK else set()), where
         assert "Traceback" not in where, where
         tried(f"ends by {name}")
+        if code < 0 and waits.looks[-1][0] - until > PROMISED + 0.5:
+            tried("ends of servers that had waited for a processor for half a second or more")
     return sum(client.turns for client in clients)
 
 
@@ -135,3 +142,31 @@ def test_what_counts_as_lost() -> None:
         assert talk.fault([], until=2.0)
     assert ended.fault([], until=0.5) is None
     assert ended.fault(found("abcd"), until=5.0)
+
+
+def test_moments_without_a_processor_are_not_counted() -> None:
+    waits = Waits(os.getpid())
+    waits.looks = [(0.0, {"1": 5.0, "2": 0.0}), (4.0, {"1": 5.0, "2": 0.0})]
+    assert waits.last(2) == 2
+    waits.looks += [(6.0, {"1": 5.5, "2": 1.0, "3": 0.5})]  # it had one second of these two
+    assert waits.last(0.5) == 5
+    assert waits.last(2) == 3
+    assert waits.last(7) == -2
+    waits.looks += [(7.0, {"1": 6.5, "2": 1.0, "3": 0.5})]  # none of this one
+    assert waits.last(0.5) == 5
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="a kernel without counts")
+def test_the_seconds_a_process_waits_are_seen() -> None:
+    """Two processes that want the whole of one processor each get half of it."""
+    both = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        for process in both:
+            os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
+        waits = Waits(both[0].pid)
+        waits.watch(1)
+        assert waits.looks[-1][0] - waits.last(0.1) > 0.15
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
