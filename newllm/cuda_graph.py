@@ -14,6 +14,7 @@ moments, and what they launch is what the graph launches. A GPU that cannot capt
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
@@ -99,6 +100,10 @@ class GraphedStep:
         self._note(f"\n  Steps are not captured as a CUDA graph, and launched one by one: {why}")
 
 
+_one_capture = threading.Lock()
+"""torch captures one graph of a process at a time, and waits for the whole device before."""
+
+
 class Surroundings:
     """What captures share: the stream on which steps warm up, and the memory of the graphs.
 
@@ -137,8 +142,9 @@ class Surroundings:
             self._pool = torch.cuda.graph_pool_handle()
         recorded = torch.cuda.CUDAGraph()
         main = torch.cuda.current_stream(self._device)
-        # The outer block: where a capture ends with an error torch stays on the inner one's stream.
+        # The stream's block: where a capture ends with an error, torch stays on the inner stream.
         with (
+            _one_capture,
             torch.cuda.stream(main),
             torch.cuda.graph(
                 recorded,

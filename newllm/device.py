@@ -58,6 +58,10 @@ def fast_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of matrix products, by precision."""
+
+
 def pick_precision(setting: str, device: torch.device) -> str:
     """`fp32`, `bf16` or `fp16` for a `--precision` setting.
 
@@ -75,8 +79,8 @@ def pick_precision(setting: str, device: torch.device) -> str:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """A context in which torch computes matrix products in `precision` (fp32: as they are)."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+    half = precision != "fp32"
+    return torch.autocast(device.type, TYPES[precision] if half else None, enabled=half)
 
 
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:

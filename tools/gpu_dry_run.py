@@ -253,6 +253,14 @@ class _Event:
     def synchronize(self) -> None: ...
 
 
+class _Stream:
+    def __init__(self, counting: _Counting) -> None:
+        self._counting = counting
+
+    def synchronize(self) -> None:
+        self._counting.wait("wait for the stream")
+
+
 @contextlib.contextmanager
 def fake_gpu(capability: tuple[int, int]) -> Iterator[_Counting]:
     """A block in which torch believes in a GPU of this compute capability."""
@@ -298,6 +306,7 @@ def fake_gpu(capability: tuple[int, int]) -> Iterator[_Counting]:
         (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
         (torch.cuda, "manual_seed_all", nothing), (torch.cuda, "manual_seed", nothing),
         (torch.cuda, "Event", _Event), (torch.cuda, "synchronize", nothing),
+        (torch.cuda, "current_stream", lambda *_: _Stream(counting)),
         (torch.Tensor, "pin_memory", pin), (torch, "empty", made),
         (amp, "amp_definitely_not_available", lambda: False),
         (torch.cuda, "is_current_stream_capturing", lambda: counting.capturing),

@@ -81,7 +81,7 @@ class GraphedSlots(Slots):
         scores = self._scores[: max(slots, default=-1) + 1]
         scores.copy_(written[: len(scores)], non_blocking=True)
         if _on_gpu(self._device):
-            torch.cuda.synchronize(self._device)
+            torch.cuda.current_stream(self._device).synchronize()  # others may capture
         return scores.numpy()[list(slots)]
 
     def _look_up(self, slots: Sequence[int], tokens: Sequence[int]) -> dict[str, Tensor]:

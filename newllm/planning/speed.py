@@ -15,7 +15,14 @@ from statistics import median
 import torch
 
 from newllm.config import Settings
-from newllm.device import fast_bf16, keep_freed_memory, pick_device, product_speed
+from newllm.device import (
+    TYPES,
+    autocast,
+    keep_freed_memory,
+    pick_device,
+    pick_precision,
+    product_speed,
+)
 from newllm.errors import UserError
 from newllm.model import build_model
 from newllm.model.kernels import Noise
@@ -119,7 +126,7 @@ def measured_speed(settings: Settings) -> Speed:
     step = timed_step(settings, rows, length)
     step()  # pays for compiling
     passes, updates = zip(*(step() for _ in range(_TIMED_STEPS)), strict=True)
-    dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
+    dtype = TYPES[pick_precision("auto", device)]
     # Products inside a step can be faster than the bare ones.
     in_products = tokens * work.flops_per_token / product_speed(device, dtype)
     in_products = min(in_products, 0.9 * median(passes))
@@ -144,6 +151,7 @@ def timed_step(settings: Settings, rows: int, length: int) -> Callable[[], tuple
     All rows, of `length` tokens each, are computed at once.
     """
     device = pick_device("auto")
+    precision = pick_precision("auto", device)
     keep_freed_memory()
     torch.manual_seed(0)
     model = build_model(settings.model_settings(), settings.vocab_size).to(device)
@@ -165,7 +173,7 @@ def timed_step(settings: Settings, rows: int, length: int) -> Callable[[], tuple
 
     def step() -> tuple[float, float]:
         started = wait()
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bf16(device)):
+        with autocast(device, precision):
             hidden, _ = model(ids, state, reset, noise=Noise(0, 0))
             loss = model.loss(hidden, ids, sample) / ids.numel()
         loss.backward()

@@ -279,6 +279,18 @@ def make_optimizers(
     return optimizers
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
+    """`load_state_dict`, of a run that may have gone on another device until here.
+
+    Whether the update is fused is this device's own: a loss that is scaled needs it so.
+    """
+    groups = [
+        {**theirs, "fused": own["fused"]} if "fused" in own else theirs
+        for own, theirs in zip(optimizer.param_groups, stored["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({**stored, "param_groups": groups})
+
+
 def _muon_and_adamw(
     model: ResidualLM, settings: Settings, kind: type[Muon]
 ) -> list[torch.optim.Optimizer]:

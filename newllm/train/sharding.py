@@ -149,9 +149,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) 
     for index, parts in stored["state"].items():
         parameter = parameters[index]
         optimizer.state[parameter] = {
-            name: divided(part, parameter) if part.shape == parameter.shape else part
+            name: divided(part, parameter) if part.shape == parameter.shape
+            else part.to(parameter.device)  # the number of steps: a fused AdamW reads it there
             for name, part in parts.items()
-        }
+        }  # fmt: skip
 
 
 def divided_moments(
@@ -505,7 +506,7 @@ def load_parts(
         name, _, part = rest.rpartition(":")
         like = parameters[name]
         alike = facts.size == like.shape
-        value = torch.zeros_like(like) if alike else torch.zeros(facts.size)
+        value = torch.zeros_like(like) if alike else torch.zeros(facts.size, device=like.device)
         moments.setdefault(name, {})[part] = wanted[key] = value.detach()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -46,6 +46,7 @@ from newllm.train.optimizers import (
     Frozen,
     Muon,
     get_moments,
+    load_optimizer,
     make_optimizers,
     rates_at,
     set_moments,
@@ -803,7 +804,7 @@ class Trainer:
         else:
             self.model.load_state_dict(stored["model"])
             for optimizer, state in zip(self.optimizers, stored["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
+                load_optimizer(optimizer, state)
         self._forget_graphs()
         self._set_counts()  # parts have none, and of a finished run no step is left to set them
         if self.scaler.is_enabled() and stored["scaler"] is not None:

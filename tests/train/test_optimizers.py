@@ -15,6 +15,7 @@ from newllm.train.optimizers import (
     MUON_RATE,
     VECTOR_RATE,
     Muon,
+    load_optimizer,
     make_optimizers,
     orthogonalize,
     step_if_finite,
@@ -196,3 +197,19 @@ def test_muon_in_half_precision_where_it_is_fast(monkeypatch: pytest.MonkeyPatch
     )
     assert values.min() > 0.75
     assert values.max() < 1.25
+
+
+def test_an_update_stays_fused_whatever_the_run_went_on_before() -> None:
+    """`original` begun on a CPU: a GPU's scaled loss needs the fused update there."""
+    weight, gradient = torch.ones(3), torch.full((3,), 0.5)
+    stored, fused = (
+        torch.optim.Adam([nn.Parameter(weight.clone())], fused=fused) for fused in (False, True)
+    )
+    for optimizer in (stored, fused):
+        optimizer.param_groups[0]["params"][0].grad = gradient.clone()
+    stored.step()
+    load_optimizer(fused, stored.state_dict())
+    assert fused.param_groups[0]["fused"] is True
+    fused.grad_scale, fused.found_inf = None, torch.zeros(())  # type: ignore[attr-defined]
+    fused.step()
+    assert next(iter(fused.state.values()))["step"] == 2

@@ -287,3 +287,11 @@ def test_one_process_has_nothing_to_share(shared_dolly_folder: Path, tmp_path: P
     train("dolly", {**flags, "shard": True, "epochs": 1})
     assert checkpoint.load(tmp_path / f"{NAME}_resume.pt").get("parts") is None
     assert Processes().world == 1
+
+
+def test_the_number_of_steps_lies_where_its_weight_does() -> None:
+    """A fused update on a GPU reads it there; `meta` stands in for a GPU."""
+    weight = torch.nn.Parameter(torch.empty(4, device="meta"))
+    optimizer = torch.optim.AdamW([weight])
+    sharding.load_optimizer(optimizer, {"state": {0: {"step": torch.tensor(3.0)}}})
+    assert optimizer.state[weight]["step"].device == weight.device

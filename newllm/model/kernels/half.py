@@ -18,6 +18,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _torch: Any = torch
 """Its functions on many tensors at once, which are named as private."""
 
+_WRITES_WIDE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+"""Whether this torch writes the product of two halves in fp32."""
+
 _copies: Any = WeakTensorKeyDictionary()
 """fp32 matrix -> its copy."""
 
@@ -51,7 +54,7 @@ def half_copy(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def wide_product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b of matrices, in fp32 where a GPU can write it so, else in their type."""
-    if a.device.type == "cuda" and a.dtype in (torch.float16, torch.bfloat16):
+    if _WRITES_WIDE and a.device.type == "cuda" and a.dtype in (torch.float16, torch.bfloat16):
         return torch.mm(a, b, out_dtype=torch.float32)
     return a @ b
 
