@@ -129,16 +129,19 @@ def test_left_padded_equals_unpadded(architecture, padding, seed, tiny_model_set
     """Also when the padding comes between two turns, with the state carried across it."""
     model = make_model(architecture, tiny_model_settings)
     first, second = random_ids(3, 4, seed=seed), random_ids(3, 7, seed=seed + 1)
-    _, carried = read(model, first)
+    carried = {name: part.detach() for name, part in read(model, first)[1].items()}
     valid = torch.stack([torch.arange(7) >= pad for pad in padding])
     hidden, last = read(model, second, carried, None, valid)
     assert not hidden[~valid].any()
+    single = []
     for sequence, pad in enumerate(padding):
         own = {name: part[:, sequence : sequence + 1] for name, part in carried.items()}
         alone, alone_last = read(model, second[sequence : sequence + 1, pad:], own)
         assert_same([hidden[sequence : sequence + 1, pad:]], [alone])
+        single.append(alone)
         for name, part in alone_last.items():
             assert_same([last[name][:, sequence : sequence + 1]], [part])
+    assert_same(gradients(model, [hidden]), gradients(model, single))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
