@@ -81,7 +81,8 @@ class GraphedSlots(Slots):
         scores = self._scores[: max(slots, default=-1) + 1]
         scores.copy_(written[: len(scores)], non_blocking=True)
         if _on_gpu(self._device):
-            torch.cuda.current_stream(self._device).synchronize()  # others may capture
+            # Not for the whole device: that would end another model's capture.
+            torch.cuda.current_stream(self._device).synchronize()
         return scores.numpy()[list(slots)]
 
     def _look_up(self, slots: Sequence[int], tokens: Sequence[int]) -> dict[str, Tensor]:

@@ -282,7 +282,7 @@ def make_optimizers(
 def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
     """`load_state_dict`, of a run that may have gone on another device until here.
 
-    Whether the update is fused is this device's own: a loss that is scaled needs it so.
+    Whether the update is fused stays as this device has it: a scaled loss needs the fused one.
     """
     groups = [
         {**theirs, "fused": own["fused"]} if "fused" in own else theirs

@@ -26,7 +26,7 @@ from newllm.data.loader import Batch, EpochLoader, Mixture, read_ahead
 from newllm.data.prepare import Encoded
 from newllm.data.shards import Documents
 from newllm.data.tokenizers import answer_marks
-from newllm.device import autocast, get_generators, pick_precision, send, set_generators
+from newllm.device import TYPES, autocast, get_generators, pick_precision, send, set_generators
 from newllm.errors import UserError
 from newllm.evaluate.metrics import EVALUATION_BATCH_SIZE, evaluate
 from newllm.model import LanguageModel, OwnBlock, State, build_model
@@ -267,7 +267,7 @@ class Trainer:
         halves = self._on_gpu and self.precision != "fp32" and not self.sharded
         if halves and isinstance(self.model, ResidualLM):
             matrices = [matrix for matrix, _ in self.model.matrices()]
-            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+            dtype = TYPES[self.precision]
             self._halves = HalfCopies([*matrices, self.model.embedding.weight], dtype)
         why_not = self._cannot_be_whole()
         if not self._on_gpu:

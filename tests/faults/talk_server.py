@@ -101,8 +101,8 @@ class Servers:
         return json.loads(answer)
 
 
-class Waits:
-    """How long the threads of a process waited for a processor, by Linux's count of it.
+class RunDelay:
+    """How long the threads of a process waited for a processor: Linux's run delay (`schedstat`).
 
     A server that is given none writes nothing either: such moments are not counted in what is
     promised.
@@ -121,7 +121,7 @@ class Waits:
             time.sleep(min(left, 0.1))
             self._look()
 
-    def last(self, seconds: float) -> float:
+    def moment_before(self, seconds: float) -> float:
         """The moment since which the process had so many seconds, without those it waited.
 
         Those of the thread that waited longest, between one look and the next. If it had fewer

@@ -1,6 +1,6 @@
 """A server killed at random moments of talk: what was said two seconds before is on disk.
 
-Two seconds in which it has a processor: see `Waits`.
+Two seconds in which it has a processor: see `RunDelay`.
 
 Told to stop (SIGTERM, SIGHUP, Ctrl-C, also twice), it loses nothing that any client has heard. The
 next server goes on from the same folder. `--all-faults` kills a thousand times, else a few.
@@ -24,7 +24,7 @@ import pytest
 from newllm.datasets.conversations import Conversation, Message
 from newllm.trained import TrainedModel
 from tests.faults.talk import PROMISED, Client, Talk, Turn, transcript
-from tests.faults.talk_server import Servers, Waits
+from tests.faults.talk_server import RunDelay, Servers
 from tests.serve.serving import tiny_model
 from tests.untrained import save_model
 
@@ -91,14 +91,14 @@ def many_ends(
             break
         server = servers.start(folder / "sessions", folder / "output")
         talking = [client.talk(server.url) for client in clients]
-        waits = Waits(server.process)
-        waits.watch(chance.uniform(0, LIFE))
-        until = waits.last(PROMISED)
+        delay = RunDelay(server.process)
+        delay.watch(chance.uniform(0, LIFE))
+        until = delay.moment_before(PROMISED)
         os.kill(server.process, numbers[0])
         for number in numbers[1:]:
-            waits.watch(chance.uniform(0, 1))
+            delay.watch(chance.uniform(0, 1))
             if servers.ended(server) is None:
-                until = waits.last(PROMISED)
+                until = delay.moment_before(PROMISED)
                 os.kill(server.process, number)
         code = servers.wait(server)
         for thread in talking:
@@ -119,7 +119,7 @@ def many_ends(
         assert code in expected | ({-numbers[-1]} if numbers in STRUCK else set()), where
         assert "Traceback" not in where, where
         tried(f"ends by {name}")
-        if code < 0 and waits.looks[-1][0] - until > PROMISED + 0.5:
+        if code < 0 and delay.looks[-1][0] - until > PROMISED + 0.5:
             tried("ends of servers that had waited for a processor for half a second or more")
     return sum(client.turns for client in clients)
 
@@ -145,15 +145,15 @@ def test_what_counts_as_lost() -> None:
 
 
 def test_moments_without_a_processor_are_not_counted() -> None:
-    waits = Waits(os.getpid())
-    waits.looks = [(0.0, {"1": 5.0, "2": 0.0}), (4.0, {"1": 5.0, "2": 0.0})]
-    assert waits.last(2) == 2
-    waits.looks += [(6.0, {"1": 5.5, "2": 1.0, "3": 0.5})]  # it had one second of these two
-    assert waits.last(0.5) == 5
-    assert waits.last(2) == 3
-    assert waits.last(7) == -2
-    waits.looks += [(7.0, {"1": 6.5, "2": 1.0, "3": 0.5})]  # none of this one
-    assert waits.last(0.5) == 5
+    delay = RunDelay(os.getpid())
+    delay.looks = [(0.0, {"1": 5.0, "2": 0.0}), (4.0, {"1": 5.0, "2": 0.0})]
+    assert delay.moment_before(2) == 2
+    delay.looks += [(6.0, {"1": 5.5, "2": 1.0, "3": 0.5})]  # it had one second of these two
+    assert delay.moment_before(0.5) == 5
+    assert delay.moment_before(2) == 3
+    assert delay.moment_before(7) == -2
+    delay.looks += [(7.0, {"1": 6.5, "2": 1.0, "3": 0.5})]  # none of this one
+    assert delay.moment_before(0.5) == 5
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="a kernel without counts")
@@ -163,9 +163,9 @@ def test_the_seconds_a_process_waits_are_seen() -> None:
     try:
         for process in both:
             os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
-        waits = Waits(both[0].pid)
-        waits.watch(1)
-        assert waits.looks[-1][0] - waits.last(0.1) > 0.15
+        delay = RunDelay(both[0].pid)
+        delay.watch(1)
+        assert delay.looks[-1][0] - delay.moment_before(0.1) > 0.15
     finally:
         for process in both:
             process.kill()
