@@ -1,8 +1,8 @@
-"""What a table of counts costs in preparation, training, writing and starting; and its trust.
+"""What recall and a table of counts cost in training, writing and starting; and the table's trust.
 
     newllm bench counts --data-dir rows
 
-Steps and tokens of two models of one shape, with recall and with and without counts, in turns.
+Steps and tokens of three models of one shape, with neither, with recall and with both, in turns.
 `trust` is the mean over all known contexts of what the model gives them, on training rows (each
 scored by the table that has not counted it) and on validation rows.
 """
@@ -39,17 +39,19 @@ from newllm.train.counting import Counts, prepare_counts
 from newllm.train.optimizers import make_optimizers
 from newllm.trained import TrainedModel
 
+_BOTH = "recall and counts"
+
 _TOKENS = 200
 """Written in one round."""
 
 
-def stepper(decided: Settings, data: Encoded, counts: Counts | None) -> Callable[[], None]:
+def stepper(decided: Settings, data: Encoded, counts: Counts) -> Callable[[], None]:
     """Trains one step on the next rows."""
     torch.manual_seed(0)
     model = build_model(decided.model_settings(), data.tokenizer.vocab_size)
     assert isinstance(model, ResidualLM)
     tables = None
-    if model.counts is not None and counts is not None:
+    if model.counts is not None:
         model.counts.set_tables(counts.tables)
         tables = counts.table_of[0]
     optimizers = make_optimizers(model, decided)
@@ -123,11 +125,17 @@ def command(
 ) -> Report:
     keep_freed_memory()
     budget = parse_size(size)
-    trials = [
-        Run(dataset, "bpe", "context", RECALL_SLOTS, own, 0, steps, None, float(millions))
-        for own in (0, budget)
-    ]
-    decided = resolve(dataset, trials[1].settings(place(data_dir, dataset)))
+    trials = {
+        name: Run(dataset, "bpe", "context", slots, own, 0, steps, None, float(millions))
+        for name, slots, own in (
+            ("neither", 0, 0), ("recall", RECALL_SLOTS, 0), (_BOTH, RECALL_SLOTS, budget)
+        )
+    }  # fmt: skip
+    of_trial = {
+        name: resolve(dataset, trial.settings(place(data_dir, dataset)))
+        for name, trial in trials.items()
+    }
+    decided = of_trial[_BOTH]
     source = open_source(find_dataset(dataset), decided.data, decided.subset)
     data = prepare_training(source, Encoding.of(decided))
     for file in data.folder.glob("counts-*.npz"):
@@ -143,33 +151,25 @@ def command(
         "seconds": seconds,
         "memory_mb": memory.grown_mb,
     }
-    progress("counted; training both")
-    models = []
-    for trial in trials:
+    progress("counted; training three models")
+    models = {}
+    for name, trial in trials.items():
         run(trial, data_dir, out)
-        models.append(TrainedModel.load(out / f"best_{trial.name}.pt", "cpu"))
-    both = [model.model for model in models]
-    assert all(isinstance(model, ResidualLM) for model in both)
-    without, with_them = both
+        models[name] = TrainedModel.load(out / f"best_{trial.name}.pt", "cpu")
     split = data.splits["validation"]
     ids = split.tokens(0, 0, int(split.lengths[0])).tolist()
     ids = (ids * _TOKENS)[:_TOKENS]
-    step_times = rounds(
-        {
-            "without counts": stepper(decided.model_copy(update={"counts": 0}), data, None),
-            "with": stepper(decided, data, counts),
-        },
-        repeats,
-    )
+    step_times = rounds({name: stepper(of_trial[name], data, counts) for name in trials}, repeats)
     token_times = rounds(
-        {"without counts": writer(without, ids), "with": writer(with_them, ids)},  # type: ignore[arg-type]
+        {name: writer(trained.model, ids) for name, trained in models.items()},  # type: ignore[arg-type]
         repeats,
         work=_TOKENS,
     )
     start_times = [
         {"model": name, "seconds": float(np.median([start_seconds(m.path) for _ in range(starts)]))}
-        for name, m in zip(("without counts", "with"), models, strict=True)
+        for name, m in models.items()
     ]
+    with_them = models[_BOTH].model
     assert isinstance(with_them, ResidualLM)
     assert with_them.counts is not None
     on_validation = trust(with_them, EpochLoader(split, 256, 32), 40)

@@ -231,11 +231,12 @@ def equality(bench: Bench) -> Iterator[Row]:
     for make in (gpu_checks.step_check, gpu_checks.resume_check, gpu_checks.serving_check):
         yield checked(partial(make, device))
     if not dry:
+        yield checked(partial(gpu_checks.evaluation_check, device))
         yield checked(partial(gpu_checks.graph_check, device))
         yield checked(partial(gpu_checks.writing_check, device))
         yield checked(partial(gpu_checks.overflow_check, device))
     rows, width, vocab = (3, 24, 37) if dry else (256, 256, 4096)
-    times, channels = ((3,), (24,)) if dry else ((1, 7, 128, 256), (64, 256, 1024))
+    times, channels = ((3, 19), (24,)) if dry else ((1, 7, 77, 256), (64, 256, 1024))
     kernels = [
         gpu_checks.stream_checks(device, rows, width, vocab, dtypes),
         gpu_checks.context_checks(device, times, channels, dtypes, batch=2 if dry else 4),

@@ -23,6 +23,7 @@ from newllm.data.loader import IGNORED
 from newllm.data.prepare import Encoding, prepare_training
 from newllm.data.sources import open_source
 from newllm.datasets import find_dataset
+from newllm.evaluate.metrics import evaluate
 from newllm.inference.decoder import FusedDecoder, ModuleDecoder
 from newllm.inference.graphed import GraphedSlots
 from newllm.model import build_model, kernels
@@ -340,6 +341,13 @@ def weights_of(trainer: training.Trainer) -> Tensor:
     return torch.cat([p.detach().double().cpu().flatten() for p in trainer.model.parameters()])
 
 
+def perturb(model: torch.nn.Module) -> None:
+    """Weights that no longer are what they start as: some of those are zero."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
 def step_check(device: torch.device) -> Check:
     """Steps of a GPU are those of the definitions on a CPU, in fp32 and with dropout.
 
@@ -416,6 +424,25 @@ def overflow_check(device: torch.device) -> Check:
     return Check("an fp16 step that overflows", 0.0 if kept else math.inf, 0.0)
 
 
+def evaluation_check(device: torch.device) -> Check:
+    """Nats of the validation rows, CPU and GPU, which may round the factors of its products.
+
+    GPUs only: the interpreter takes too long for so many tokens.
+    """
+    here = torch.device("cpu")
+    trainer = make_trainer(here, {**compared(device), "precision": "fp32"})
+    split, tokenizer = trainer.data.splits["validation"], trainer.data.tokenizer
+    torch.manual_seed(0)
+    perturb(trainer.model)
+    plain = mock.patch.object(kernels, "active_kernel", return_value="reference")
+    found = []
+    for where in (here, device):
+        trainer.model.to(where)
+        with kernels_of(device) if found else plain:
+            found.append(evaluate(trainer.model, split, tokenizer, where)["nats"])
+    return Check("an evaluation, CPU and GPU", abs(found[1] / found[0] - 1), 1e-3)
+
+
 def serving_check(device: torch.device) -> Check:
     """A step of the server: scores of the next tokens of three texts, CPU and GPU."""
     settings = resolve("dolly", {**compared(device), "counts": 0, "device": "cpu"})
@@ -423,9 +450,7 @@ def serving_check(device: torch.device) -> Check:
     for where in (torch.device("cpu"), device):
         torch.manual_seed(0)
         model = build_model(settings.model_settings(), settings.vocab_size)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
+        perturb(model)
         model.eval().requires_grad_(False).to(where)
         plain = mock.patch.object(kernels, "active_kernel", return_value="reference")
         with kernels_of(device) if found else plain:
@@ -446,9 +471,7 @@ def writing_check(device: torch.device) -> Check:
     model = make_trainer(here, {**compared(device), "precision": "fp32"}).model.eval()
     assert isinstance(model, ResidualLM)
     torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    perturb(model)
     found, captured = [], False
     for where in (here, device):
         model.requires_grad_(False).to(where)

@@ -7,7 +7,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -81,6 +82,23 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """A context in which torch computes matrix products in `precision` (fp32: as they are)."""
     half = precision != "fp32"
     return torch.autocast(device.type, TYPES[precision] if half else None, enabled=half)
+
+
+@contextmanager
+def tf32(device: torch.device) -> Iterator[None]:
+    """A context in which a GPU that can rounds the factors of fp32 products to 10 bits of mantissa.
+
+    Sums stay in fp32. GPUs before the A100 and CPUs compute as they did.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:

@@ -94,6 +94,17 @@ def test_the_speed_of_products_is_that_of_the_best_of_some(monkeypatch: pytest.M
     assert speed == 2 * 4096 * 384 * 768 / 0.25
 
 
+def test_only_a_gpu_rounds_factors_and_only_inside() -> None:
+    def said() -> str:
+        return torch.get_float32_matmul_precision()
+
+    with device.tf32(torch.device("cpu")):
+        assert said() == "highest"
+    with device.tf32(torch.device("cuda")):
+        assert said() == "high"
+    assert said() == "highest"
+
+
 @pytest.mark.parametrize(("asked", "cuda", "where"), [
     (None, True, "cpu"), ("auto", True, "cpu"), ("auto", False, "cpu"), ("cuda", True, "cuda"),
 ])  # fmt: skip

@@ -40,6 +40,7 @@ DATASET = Dataset(
     protocol_length=256,
     settings={"num_layers": 8, "context_dim": 512, "max_seq_length": 256},
     epochs={"original": 200, "context": 8},
+    rehearsal_share=0.35,
     prompts=(
         "What is $3 + 4$?",
         "Solve $2x + 3 = 11$ for $x$.",

@@ -17,7 +17,7 @@ from torch import Tensor
 from newllm.data.loader import IGNORED, EpochLoader, read_ahead
 from newllm.data.shards import EncodedSplit
 from newllm.data.tokenizers import Tokenizer, Word1000
-from newllm.device import send
+from newllm.device import send, tf32
 from newllm.model import LanguageModel
 from newllm.model.loss import chunk_rows
 from newllm.model.residual import Hidden, ResidualLM, placed
@@ -63,7 +63,9 @@ def evaluate(
     batch_size: int = EVALUATION_BATCH_SIZE,
     processes: Sharing | None = None,
 ) -> Metrics:
-    """Score every document of a split, in fp32, on `device`; of several processes each a part.
+    """Score every document of a split, on `device`; of several processes each a part.
+
+    In fp32, but for products on a GPU from the A100 on (:func:`newllm.device.tf32`).
 
     Bits per byte divide by the bytes of the text itself, so they compare models with different
     tokenizers (the argument of nanochat's `evaluate_bpb`): role and end tokens cost nats but add no
@@ -71,7 +73,7 @@ def evaluate(
     """
     # What a sharded model gathers has to serve for training, too.
     sharded = isinstance(model, ResidualLM) and model.sharded
-    with torch.no_grad() if sharded else torch.inference_mode():
+    with tf32(device), torch.no_grad() if sharded else torch.inference_mode():
         return _evaluate(model, split, tokenizer, device, batch_size, processes)
 
 

@@ -19,7 +19,7 @@ from newllm import cuda_graph
 from tests.train.replay import replaying
 
 WITH_GPU = torch.cuda.is_available()
-TIMES, CHANNELS = ((1, 7, 128, 256), (64, 256)) if WITH_GPU else ((1, 3), (24,))
+TIMES, CHANNELS = ((1, 7, 77, 256), (64, 256)) if WITH_GPU else ((1, 3, 19), (24,))
 DTYPES = tuple(gpu_checks.TOLERANCES)
 
 
@@ -66,6 +66,11 @@ def _graph_check_without_one(device: torch.device, precision: str) -> Check:
     """With what stands in for a graph, soon: a step takes the interpreter a second."""
     with replaying(), mock.patch.object(cuda_graph, "WARM_UP", 1):
         return gpu_checks.graph_check(device, precision, steps=3)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_an_evaluation(run, device) -> None:
+    assert_equal([run(gpu_checks.evaluation_check, device)])
 
 
 def test_a_step_of_the_server(run, device) -> None:

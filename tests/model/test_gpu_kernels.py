@@ -9,12 +9,10 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
-import re
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +25,7 @@ from newllm.model import context, kernels
 from newllm.model.context import reference
 from newllm.model.context.lm import ContextLM
 from newllm.report.doctor import how_to_get_triton
+from tools import kernel_cycles
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton has no wheels for this system"
@@ -74,22 +73,25 @@ def test_short_texts(interpreter, time: int, resets: bool, cut: bool) -> None:
 
 @needs_triton
 @pytest.mark.parametrize("mixed", [False, True], ids=["plain", "resets and lengths"])
-def test_a_long_text(interpreter, mixed: bool) -> None:
-    assert_equals_reference(interpreter, context_inputs(2, 63, 16, mixed, mixed, seed=0))
+def test_texts_of_some_tiles(interpreter, mixed: bool) -> None:
+    for time in (15, 16, 17, 63, 80):  # around a tile, and some of them
+        assert_equals_reference(interpreter, context_inputs(2, time, 16, mixed, mixed, seed=time))
 
 
 @needs_triton
-def test_an_empty_a_short_and_a_whole_sequence(interpreter) -> None:
-    inputs = context_inputs(3, 5, 8, resets=True, cut=False, seed=0)
-    inputs[6] = torch.tensor([0, 2, 5])
+@pytest.mark.parametrize("time", [5, 37])
+def test_an_empty_a_short_and_a_whole_sequence(interpreter, time: int) -> None:
+    inputs = context_inputs(3, time, 8, resets=True, cut=False, seed=0)
+    inputs[6] = torch.tensor([0, 2, time])
     assert_equals_reference(interpreter, inputs)
 
 
 @needs_triton
 @pytest.mark.parametrize("channels", [24, 128], ids=["3 groups of 8", "2 groups of 64"])
+@pytest.mark.parametrize("time", [5, 37])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_groups_and_types(interpreter, channels: int, dtype: torch.dtype) -> None:
-    inputs = context_inputs(2, 5, channels, resets=True, cut=True, seed=0)
+def test_groups_and_types(interpreter, channels: int, time: int, dtype: torch.dtype) -> None:
+    inputs = context_inputs(2, time, channels, resets=True, cut=True, seed=0)
     inputs[0] = inputs[0].to(dtype)
     assert_equals_reference(interpreter, inputs, 1e-5 if dtype == torch.float32 else 0.02)
 
@@ -168,62 +170,17 @@ def test_model(interpreter, tiny_model_settings) -> None:
 MOST_REGISTERS = 128
 """Of a thread: with more, fewer than 512 threads of an SM's 65,536 registers run at once."""
 
-Compiled = Callable[..., "Resources"]
-
-
-class Resources(NamedTuple):
-    """What each thread of a compiled kernel takes."""
-
-    registers: int
-    spilled: int
-    """Bytes of memory that stand in for registers."""
-    shared: int
-    """Bytes that Triton asked for the exchange between warps."""
+Compiles = Callable[..., kernel_cycles.Compiled]
 
 
 @pytest.fixture
-def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiled:
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiles:
     """Compiles a kernel for a GPU, which takes none; says what it takes."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-
-    def compile_for(
-        capability: int,
-        kernel: Any,
-        types: dict[str, str],
-        constants: dict[str, Any],
-        **options: int,
-    ) -> Resources:
-        made = triton.compile(
-            ASTSource(kernel, types, constants),
-            target=GPUTarget("cuda", capability, 32),
-            options=options,
-        )
-        assert f".target sm_{capability}" in made.asm["ptx"]
-        binary = tmp_path / "kernel.cubin"
-        binary.write_bytes(made.asm["cubin"])
-        said = subprocess.check_output([tool, "-res-usage", binary], text=True)
-        used = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
-        return Resources(used["REG"], used["STACK"] + used["LOCAL"], made.metadata.shared)
-
-    return compile_for
+    return kernel_cycles.compile_for
 
 
-def _types(kernel: Any, dtype: str, constants: dict[str, Any]) -> dict[str, str]:
-    """Of the arguments of a kernel of `context_read`, where this is the type of the stream."""
-    types = dict.fromkeys(kernel.arg_names, "*fp32")
-    types |= {"time": "i32", "reset": "*i1", "lengths": "*i64"}
-    types |= dict.fromkeys({"projected", "read", "d_read", "d_projected"} & set(types), f"*{dtype}")
-    return types | dict.fromkeys(constants, "constexpr")
-
-
-CONSTANTS = {"EPSILON": 1e-5, "CHANNELS": 256, "GROUP": 64}
-GPUS = [(75, "fp16"), (80, "bf16"), (89, "bf16"), (90, "bf16")]
-"""T4, A100, L4, H100 and H200, and the type of their products."""
+GPUS = list(kernel_cycles.GPUS.values())
 
 
 @needs_triton
@@ -231,34 +188,60 @@ GPUS = [(75, "fp16"), (80, "bf16"), (89, "bf16"), (90, "bf16")]
     ("capability", "dtype", "all_given"),
     [*((*gpu, True) for gpu in GPUS), (75, "fp16", False), (90, "fp32", False)],
 )
-@pytest.mark.parametrize("name", ["_forward", "_backward"])
+@pytest.mark.parametrize(
+    ("name", "tile", "warps", "most_cycles"),
+    [("_forward", 16, 4, 400), ("_forward", 1, 1, 1100), ("_backward", 1, 1, 750)],
+    ids=["forward in tiles", "forward", "backward"],
+)
 def test_compiles_for_gpus(
-    compiled: Compiled, capability: int, dtype: str, all_given: bool, name: str
-) -> None:
+    compiled: Compiles, capability: int, dtype: str, all_given: bool, name: str, tile: int,
+    warps: int, most_cycles: int,
+) -> None:  # fmt: skip
     """The interpreter does not check types; the compiler, which needs no GPU, does."""
     from newllm.model.context import gpu as gpu_context
 
-    kernel, constants = getattr(gpu_context, name), dict(CONSTANTS)
+    kernel = getattr(gpu_context, name)
+    constants = kernel_cycles.constants_of(kernel, tile)
     if not all_given:
         constants |= {"reset": None, "lengths": None}
         unused = {"contexts"} if name == "_forward" else {"d_last_context", "d_last_tail"}
         constants |= dict.fromkeys(unused)
-    used = compiled(capability, kernel, _types(kernel, dtype, constants), constants, num_warps=1)
+    types = kernel_cycles.types_of(kernel, dtype, constants)
+    used = compiled(capability, kernel, types, constants, num_warps=warps)
     assert used.registers <= MOST_REGISTERS
     assert used.spilled == 0
-    assert used.shared == 0  # a single warp exchanges everything in registers
+    # A single warp exchanges everything in registers; several by what every GPU has.
+    assert used.shared <= (0 if warps == 1 else 16 * 1024)
+    assert kernel_cycles.cycles(used.loop()) / tile <= most_cycles
 
 
 @needs_triton
-def test_a_spill_is_seen(compiled: Compiled) -> None:
+def test_a_spill_is_seen(compiled: Compiles) -> None:
     """What the limits are for: a kernel that is given too few registers."""
     from newllm.model.context import gpu as gpu_context
 
     kernel = gpu_context._backward
-    types = _types(kernel, "bf16", CONSTANTS)
-    used = compiled(80, kernel, types, CONSTANTS, num_warps=1, maxnreg=40)
+    constants = kernel_cycles.constants_of(kernel, 1)
+    types = kernel_cycles.types_of(kernel, "bf16", constants)
+    used = compiled(80, kernel, types, constants, num_warps=1, maxnreg=40)
     assert used.registers <= 40
     assert used.spilled > 0
+
+
+def test_cycles_are_those_of_the_longest_chain() -> None:
+    """One load a cycle after the other, 250 cycles until it is there, 5 until the sum is, and two
+    more instructions."""
+    code = """
+.L_x_1:
+        /*0010*/                   LDG.E R2, [R8.64] ;
+        /*0020*/                   LDG.E R3, [R8.64+0x4] ;
+        /*0030*/                   FADD R8, R2, R3 ;
+        /*0040*/                   FADD R9, R8, 1 ;
+        /*0050*/              @P0  BRA `(.L_x_1) ;
+"""
+    made = kernel_cycles.Compiled(32, 0, 0, code)
+    assert len(made.loop()) == 5
+    assert kernel_cycles.cycles(made.loop()) == 1 + 250 + 5 + 2
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_gpu_kernels import GPUS, MOST_REGISTERS, Compiled, needs_triton
+from test_gpu_kernels import GPUS, MOST_REGISTERS, Compiles, needs_triton
 from test_gpu_kernels import compiled as compiled
 from test_gpu_kernels import interpreter as interpreter
 from test_kernels import assert_equal, outputs_and_gradients
@@ -300,7 +300,7 @@ KERNELS: list[tuple[str, int, set[str], dict[str, Any]]] = [
 @pytest.mark.parametrize(("capability", "half"), GPUS)
 @pytest.mark.parametrize(("name", "warps", "halves", "constants"), KERNELS)
 def test_compiles_for_gpus(
-    compiled: Compiled, capability: int, half: str, name: str, warps: int, halves: set[str],
+    compiled: Compiles, capability: int, half: str, name: str, warps: int, halves: set[str],
     constants: dict[str, Any],
 ) -> None:  # fmt: skip
     """The interpreter does not check types; the compiler, which needs no GPU, does."""

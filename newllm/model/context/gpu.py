@@ -1,17 +1,21 @@
 """`context_read` as two Triton kernels with a hand-written backward, for CUDA GPUs.
 
-One program, a single warp, reads one sequence and one channel group from the first token to the
-last. All that a step needs stays in registers, in fp32; sums over a group are shuffles within the
-warp, so nothing waits for shared memory or other warps. The next token's inputs are requested
-before the current token is worked on. By design, not yet by measurement: many sequences hide the
-rest of the latency, and memory is the limit; with few sequences and long texts the chain from token
-to token is the limit, and most of the GPU idles.
+One program has one sequence and one channel group. The forward reads a tile of 16 tokens at a time:
+the filter reads its writes anew, the recurrence is a scan over pairs (factor, term), since two
+updates c -> factor * c + term one after the other are one such update (Blelloch, "Prefix sums and
+their applications", 1990), and the context goes from tile to tile in registers, in fp32. A shorter
+text, a single token too, is read token by token.
 
-The backward needs no look back: it carries the gradient of the state (context and tail), as the
-forward carries the state, and takes the earlier contexts from the forward. Parameter gradients are
-summed in each program and reduced by torch afterwards, always in the same order: no atomics.
+The backward goes from the last token to the first, in a single warp: what a token needs stays in
+registers, sums over a group are shuffles within the warp, and the next token's inputs are requested
+before the current token is worked on. It needs no look back: it carries the gradient of the state
+(context and tail) and takes the earlier contexts from the forward. In tiles, too, it would take all
+registers of four warps, and gain only where a GPU has hardly anything to do (docs/LOG.md, by the
+machine code: nothing here was timed). Parameter gradients are summed in each program and reduced by
+torch afterwards, always in the same order: no atomics.
+
 Equal to `reference.py` in outputs and gradients (tested in Triton's interpreter, not on a GPU).
-`time` is not specialised: one compiled kernel serves every length, a single token too.
+`time` is not specialised: two compiled kernels serve every length, a single token too.
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ from torch import Tensor
 from newllm.model.context.reference import CHANNEL_PARAMETERS, group_size, split_parameters
 from newllm.model.kernels.reference import EPSILON
 
-_ONE_WARP = 1
+_TILE, _TILE_WARPS = 16, 4
+"""Tokens that the forward reads at a time, where a text has so many, and warps that share them."""
+
 _jit: Any = triton.jit
 
 
@@ -40,10 +46,41 @@ def _inputs(token, within, CHANNELS: tl.constexpr):
 
 
 @_jit
-def _normalise(context, EPSILON: tl.constexpr, GROUP: tl.constexpr):
-    """A context minus its mean over the group, and 1 / its standard deviation."""
-    centred = context - tl.sum(context, axis=0) / GROUP
-    variance = tl.sum(centred * centred, axis=0) / GROUP
+def _compose(factor, term, later_factor, later_term):
+    """The update c -> factor * c + term that two, one after the other, are together.
+
+    A document's start is a factor of zero; what is not finite before it is not forgotten in its
+    tile, as nothing is to be learnt from a row with such numbers.
+    """
+    return factor * later_factor, term * later_factor + later_term
+
+
+@_jit
+def _document_starts(reset, t, length, WITHIN: tl.constexpr):
+    """Whether a document starts at one of the WITHIN tokens up to t, which hides t - WITHIN."""
+    found = t != t
+    if reset is not None:
+        for back in tl.static_range(WITHIN):  # pyright: ignore[reportGeneralTypeIssues]
+            inside = (t - back >= 0) & (t - back < length)
+            found = found | (tl.load(reset + t - back, mask=inside, other=0) != 0)
+    return found
+
+
+@_jit
+def _writes(tokens, tail, t, seen, CHANNELS: tl.constexpr):
+    """Writes of tokens t, before the first those of the tail; zero where not `seen`."""
+    of_text = tl.load(
+        tokens + (t * 3 * CHANNELS)[:, None], mask=(seen & (t >= 0))[:, None], other=0.0
+    ).to(tl.float32)
+    in_tail = (seen & (t < 0))[:, None]
+    return of_text + tl.load(tail + ((-1 - t) * CHANNELS)[:, None], mask=in_tail, other=0.0)
+
+
+@_jit
+def _normalise(context, EPSILON: tl.constexpr, GROUP: tl.constexpr, AXIS: tl.constexpr):
+    """Contexts minus their mean over the group, which is this axis, and 1 / their deviation."""
+    centred = context - tl.sum(context, axis=AXIS, keep_dims=AXIS > 0) / GROUP
+    variance = tl.sum(centred * centred, axis=AXIS, keep_dims=AXIS > 0) / GROUP
     return centred, tl.rsqrt(variance + EPSILON)
 
 
@@ -51,7 +88,7 @@ def _normalise(context, EPSILON: tl.constexpr, GROUP: tl.constexpr):
 def _forward(
     projected, forget_bias, read_bias, conv, scale, reset, lengths, context, tail,
     read, contexts, last_context, last_tail, time,
-    EPSILON: tl.constexpr, CHANNELS: tl.constexpr, GROUP: tl.constexpr,
+    EPSILON: tl.constexpr, CHANNELS: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     sequence = (program // (CHANNELS // GROUP)).to(tl.int64)  # products with it pass 2^31
@@ -60,50 +97,61 @@ def _forward(
     if lengths is not None:
         length = tl.minimum(tl.load(lengths + sequence).to(tl.int32), time)
 
-    conv_0, conv_1 = tl.load(conv + at), tl.load(conv + CHANNELS + at)
-    conv_2, conv_3 = tl.load(conv + 2 * CHANNELS + at), tl.load(conv + 3 * CHANNELS + at)
-    b_f, b_g = tl.load(forget_bias + at), tl.load(read_bias + at)
-    s = tl.load(scale + at)
+    b_f, b_g = tl.load(forget_bias + at)[None, :], tl.load(read_bias + at)[None, :]
+    s = tl.load(scale + at)[None, :]
     c = tl.load(context + sequence * CHANNELS + at)
-    tail += sequence * 3 * CHANNELS + at
-    w1, w2, w3 = tl.load(tail), tl.load(tail + CHANNELS), tl.load(tail + 2 * CHANNELS)
-
-    token = projected + sequence * time * 3 * CHANNELS + at
-    read += sequence * time * CHANNELS + at
+    tail = (tail + sequence * 3 * CHANNELS + at)[None, :]
+    tokens = (projected + sequence * time * 3 * CHANNELS + at)[None, :]
+    read = (read + sequence * time * CHANNELS + at)[None, :]
     if reset is not None:
         reset += sequence * time
     if contexts is not None:
         contexts += sequence * (time + 1) * CHANNELS + at
         tl.store(contexts, c)
 
-    w0, forget, gate = _inputs(token, length > 0, CHANNELS)
-    for t in range(length):
-        token += 3 * CHANNELS
-        next_w0, next_forget, next_gate = _inputs(token, t + 1 < length, CHANNELS)
+    row = tl.arange(0, TILE)
+    for first in range(0, length, TILE):
+        t = first + row
+        within = t < length
+        token = tokens + (t * 3 * CHANNELS)[:, None]
+        v = tl.load(conv + at)[None, :] * _writes(tokens, tail, t, within, CHANNELS)
+        for back in tl.static_range(1, 4):  # pyright: ignore[reportGeneralTypeIssues]
+            seen = within & ~_document_starts(reset, t, length, back)
+            weight = tl.load(conv + back * CHANNELS + at)[None, :]
+            v += weight * _writes(tokens, tail, t - back, seen, CHANNELS)
 
-        if reset is not None:
-            keep = tl.load(reset + t) == 0
-            c, w1 = tl.where(keep, c, 0.0), tl.where(keep, w1, 0.0)
-            w2, w3 = tl.where(keep, w2, 0.0), tl.where(keep, w3, 0.0)
-        value = conv_0 * w0 + conv_1 * w1 + conv_2 * w2 + conv_3 * w3
-        c = value + tl.sigmoid(forget + b_f) * (c - value)
-        w1, w2, w3 = w0, w1, w2
+        inside = within[:, None]
+        f = tl.load(token + CHANNELS, mask=inside, other=0.0).to(tl.float32)
+        f = tl.sigmoid(f + b_f)
+        # Tokens after the last leave the context as it is.
+        factor = tl.where(
+            inside, tl.where(_document_starts(reset, t, length, 1)[:, None], 0.0, f), 1.0
+        )
+        term = tl.where(inside, (1.0 - f) * v, 0.0)
+        factor, term = tl.associative_scan((factor, term), 0, _compose)
+        after = factor * c[None, :] + term
+        c = tl.sum(tl.where((row == TILE - 1)[:, None], after, 0.0), axis=0)
 
-        centred, deviation = _normalise(c, EPSILON, GROUP)
-        opened = gate + b_g
+        centred, deviation = _normalise(after, EPSILON, GROUP, 1)
+        opened = tl.load(token + 2 * CHANNELS, mask=inside, other=0.0).to(tl.float32) + b_g
         y = centred * deviation * s * opened * tl.sigmoid(opened)
-        tl.store(read, y.to(read.dtype.element_ty))
-        read += CHANNELS
+        place = (t * CHANNELS)[:, None]
+        tl.store(read + place, y.to(read.dtype.element_ty), mask=inside)
         if contexts is not None:
-            contexts += CHANNELS
-            tl.store(contexts, c)
-        w0, forget, gate = next_w0, next_forget, next_gate
+            tl.store(contexts[None, :] + CHANNELS + place, after, mask=inside)
 
     tl.store(last_context + sequence * CHANNELS + at, c)
-    last_tail += sequence * 3 * CHANNELS + at
-    tl.store(last_tail, w1)
-    tl.store(last_tail + CHANNELS, w2)
-    tl.store(last_tail + 2 * CHANNELS, w3)
+    # The last three writes, those hidden by a document's start being zero.
+    back = tl.arange(0, 4)
+    seen = back < 3
+    if reset is not None:
+        for start in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
+            t = length - 1 - start
+            found = tl.load(reset + t, mask=t >= 0, other=0) != 0
+            seen = seen & ~(found & (back > start))
+    w = _writes(tokens, tail, length - 1 - back, seen, CHANNELS)
+    last_tail = (last_tail + sequence * 3 * CHANNELS + at)[None, :]
+    tl.store(last_tail + (back * CHANNELS)[:, None], w, mask=(back < 3)[:, None])
 
 
 @_jit(do_not_specialize=["time"])
@@ -162,7 +210,7 @@ def _backward(
         next_old = tl.load(contexts, mask=t > 0, other=0.0)
 
         # The read-out: y = n * scale * silu(opened), n the normalised context.
-        centred, deviation = _normalise(c, EPSILON, GROUP)
+        centred, deviation = _normalise(c, EPSILON, GROUP, 0)
         n = centred * deviation
         opened = gate + b_g
         opening = tl.sigmoid(opened)
@@ -234,9 +282,13 @@ def _launch(kernel: Any, channels: int, tensors: tuple[Tensor | None, ...], time
     projected, group = tensors[0], group_size(channels)
     assert projected is not None
     grid = (projected.shape[0] * channels // group,)
+    constants = {"num_warps": 1}
+    if kernel is _forward:
+        tile, warps = (_TILE, _TILE_WARPS) if time >= _TILE else (1, 1)
+        constants = {"TILE": tile, "num_warps": warps}
     with torch.cuda.device_of(projected):  # Triton launches on the current device
         kernel[grid](
-            *tensors, time, EPSILON=EPSILON, CHANNELS=channels, GROUP=group, num_warps=_ONE_WARP
+            *tensors, time, EPSILON=EPSILON, CHANNELS=channels, GROUP=group, **constants
         )  # fmt: skip
 
 
