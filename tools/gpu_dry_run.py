@@ -5,7 +5,7 @@ one.
 
 The real step of a trainer or decoder runs on tensors without content (torch's meta device) that say
 they are on a GPU: nothing is computed there, and every operation is seen. Tensors on the CPU are
-real. It needs neither a GPU nor a CUDA build of torch, and counts the same with one. Counted are
+real. It needs neither a GPU nor a CUDA build of torch; its limits hold with one, too. Counted are
 
 - launches: operations that write something, most of them one kernel; `KERNELS` says which take
   more. A Triton kernel is one, a copy too, and a whole GRU or LSTM of cuDNN, however many it takes.

@@ -9,13 +9,14 @@ text, a single token too, is read token by token.
 The backward goes from the last token to the first, in a single warp: what a token needs stays in
 registers, sums over a group are shuffles within the warp, and the next token's inputs are requested
 before the current token is worked on. It needs no look back: it carries the gradient of the state
-(context and tail) and takes the earlier contexts from the forward. In tiles, too, it would take all
-registers of four warps, and gain only where a GPU has hardly anything to do (docs/LOG.md, by the
-machine code: nothing here was timed). Parameter gradients are summed in each program and reduced by
-torch afterwards, always in the same order: no atomics.
+(context and tail) and takes the earlier contexts from the forward. Tiles would take all registers
+of four warps there, and be faster only with at most two programs on a multiprocessor (docs/LOG.md,
+by the machine code: nothing here was timed). Parameter gradients are summed in each program and
+reduced by torch afterwards, always in the same order: no atomics.
 
 Equal to `reference.py` in outputs and gradients (tested in Triton's interpreter, not on a GPU).
-`time` is not specialised: two compiled kernels serve every length, a single token too.
+`time` is not specialised: two compiled kernels of the forward, one of the backward, serve every
+length.
 """
 
 from __future__ import annotations
